@@ -1,0 +1,81 @@
+"""How every script talks to its user: one parser, one way to fail, one line that says why.
+
+An error that a user can cause is a `UserError`. It ends the program with status 2 and one line on standard
+error; `--debug` shows the traceback instead. What the system refuses (a full disk, no permission) ends alike.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """Something the user can put right. The message says what is wrong, where, and what to do."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return ` (did you mean X?)` for the choice closest to `name`, or nothing where none is close."""
+    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def one_of(what: str, name: str, choices: Iterable[str]) -> str:
+    """Return `name` when it is one of `choices`; raise a `UserError` that names the nearest one otherwise."""
+    choices = list(choices)
+    if name not in choices:
+        known = ", ".join(choices)
+        raise UserError(f"unknown {what} '{name}'{nearest(name, choices)}; known: {known}")
+    return name
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors are one line and name the nearest flag; no flag is abbreviated."""
+
+    def __init__(self, **kwargs) -> None:
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+    def parse_args(self, args=None, namespace=None):
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            raise UserError(
+                f"unknown argument {unknown[0]}{nearest(unknown[0].split('=')[0], flags)}; see --help"
+            )
+        return known
+
+
+def progress(total: int, what: str, *, initial: int = 0, show: bool = True) -> tqdm:
+    """Return a bar that counts images; a log file gets a line every half minute instead of a moving bar."""
+    every_s = 0.2 if sys.stderr.isatty() else 30
+    return tqdm(total=total, desc=what, unit="img", initial=initial, mininterval=every_s, disable=not show)
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Call `main` with the command line and leave with its status.
+
+    Statuses: 0 done; 1 done, but some images could not be read; 2 a user's error; 130 interrupted.
+    """
+    arguments = sys.argv[1:]
+    try:
+        status = main(arguments) or 0
+    except (UserError, OSError) as error:
+        if "--debug" in arguments:
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(
+            f"{Path(sys.argv[0]).name}: interrupted; run the same command again to continue", file=sys.stderr
+        )
+        status = 130
+    sys.exit(status)
