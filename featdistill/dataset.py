@@ -1,0 +1,285 @@
+"""Manifest rows to uint8 batches: decode once, distort, fit to the input of each backbone, stack.
+
+Pixels stay uint8 until they are on the device. What happens to a training image is a function of (seed,
+epoch, index), what happens to a scored image of (seed, name): neither the worker nor the number of processes
+matters.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, Dataset
+
+from featdistill.command_line import UserError
+from featdistill.distortion_policy import (
+    DistortionPolicy,
+    apply_plan,
+    evaluation_generator,
+    training_generator,
+)
+from featdistill.image_io import BrokenImage, read_image
+
+InputKey = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the square input of a backbone.
+
+    Attributes:
+        size: side S of the input in px.
+        resize: `shorter` (antialiased bicubic of the shorter side to S, then crop), `squash` (both sides to
+            S), or `crop` (no resizing; an image smaller than S is tiled).
+        mean, std: normalisation of pixels in [0, 1], done on the device.
+    """
+
+    size: int
+    resize: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def key(self) -> InputKey:
+        """Experts with the same key share one prepared image."""
+        return self.size, self.resize
+
+
+class Place(NamedTuple):
+    """Where the crop is taken, as fractions of the room there is, and whether it is mirrored."""
+
+    top: float = 0.5
+    left: float = 0.5
+    flip: bool = False
+
+
+CENTRE = Place()
+
+
+class Broken(NamedTuple):
+    """A row whose image could not be read."""
+
+    index: int
+    reason: str
+
+
+def prepare(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) -> Tensor:
+    """Fit an image to a backbone's input.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        size: side S of the result in px.
+        resize: see `Preprocessing`.
+
+    Returns:
+        (3, S, S) uint8.
+    """
+    height, width = image.shape[:2]
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    if resize == "squash":
+        target = (size, size)
+    elif resize == "shorter":
+        shorter = min(height, width)
+        target = (size * height // shorter, size * width // shorter)
+    else:
+        target = (height, width)
+        repeats = -(-size // height), -(-size // width)
+        if max(repeats) > 1:
+            pixels = pixels.repeat(1, 1, *repeats)
+    if target != (height, width):
+        pixels = interpolate(pixels, target, mode="bicubic", antialias=True)
+    top = int(place.top * (pixels.shape[2] - size))
+    left = int(place.left * (pixels.shape[3] - size))
+    pixels = pixels[0, :, top : top + size, left : left + size]
+    return (pixels.flip(2) if place.flip else pixels).contiguous()
+
+
+class TrainDataset(Dataset):
+    """Training rows: a distorted, cropped, perhaps mirrored image, and for stage 2 the teacher's view of it.
+
+    Items are addressed by (epoch, index), so that workers need no state. An item is a dict with `images` (3,
+    S, S) uint8, `label` float, `index` int and, with a `teacher_view`, `teacher_images` (3, S, S) uint8,
+    cropped and mirrored alike; or `Broken`.
+
+    Args:
+        rows: labelled rows of a manifest.
+        policy: what distortions are drawn.
+        seed: the run's seed.
+        teacher_view: `clean`, `same`, `other` or None (see `DistillRecipe`).
+        distort_at: `native` (before resizing) or `input` (after).
+    """
+
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        preprocessing: Preprocessing,
+        policy: DistortionPolicy,
+        seed: int,
+        *,
+        crop: str = "random",
+        flip: float = 0.5,
+        distort_at: str = "native",
+        teacher_view: str | None = None,
+    ) -> None:
+        self.images = rows["image"].tolist()
+        self.labels = rows["label"].astype("float32").tolist()
+        self.preprocessing, self.policy, self.seed = preprocessing, policy, seed
+        self.crop, self.flip, self.distort_at, self.teacher_view = crop, flip, distort_at, teacher_view
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any] | Broken:
+        epoch, index = item
+        try:
+            image = read_image(self.images[index])
+        except BrokenImage as error:
+            return Broken(index, str(error))
+        rng = training_generator(self.seed, epoch, index)
+        top, left, mirror = rng.random(3)
+        top, left = (top, left) if self.crop == "random" else (0.5, 0.5)
+        place = Place(top, left, bool(mirror < self.flip))
+        plan, other_plan = self.policy.draw(rng), self.policy.draw(rng)
+        example = {"images": self._view(image, plan, place), "label": self.labels[index], "index": index}
+        if self.teacher_view:
+            teacher_plan = {"clean": (), "same": plan, "other": other_plan}[self.teacher_view]
+            example["teacher_images"] = self._view(image, teacher_plan, place)
+        return example
+
+    def _view(self, image: np.ndarray, plan: tuple, place: Place) -> Tensor:
+        size, resize = self.preprocessing.key
+        if self.distort_at == "native":
+            return prepare(apply_plan(image, plan), size, resize, place)
+        pixels = prepare(image, size, resize, place)
+        if not plan:
+            return pixels
+        distorted = apply_plan(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), plan)
+        return torch.from_numpy(distorted).permute(2, 0, 1).contiguous()
+
+
+class ScoreDataset(Dataset):
+    """Rows to be scored: each image decoded once and fitted to every input that the experts need.
+
+    An item is a dict with `index` and `images`, a dict from `Preprocessing.key` to (3, S, S) uint8; or
+    `Broken`.
+
+    Args:
+        keys: the inputs wanted.
+        policy: with one given, each image is distorted as (seed, name) says before it is prepared.
+    """
+
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        keys: Sequence[InputKey],
+        policy: DistortionPolicy | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
+        self.keys, self.policy, self.seed = list(dict.fromkeys(keys)), policy, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | Broken:
+        try:
+            image = read_image(self.images[index])
+        except BrokenImage as error:
+            return Broken(index, str(error))
+        if self.policy:
+            image = apply_plan(image, self.policy.draw(evaluation_generator(self.seed, self.names[index])))
+        return {"index": index, "images": {key: prepare(image, *key) for key in self.keys}}
+
+
+class TrainBatches:
+    """The batches of all epochs as one stream, from any optimiser step on, for one of several processes.
+
+    Each epoch is a new permutation, a function of (seed, epoch). An optimiser step sees the same images
+    whatever the number of processes and accumulation steps; each forward pass takes its own slice of them.
+    The last, incomplete batch of an epoch is left out.
+
+    Args:
+        rows: number of training rows.
+        batch_size: images an optimiser step, over all processes and accumulation steps.
+        start: number of optimiser steps that are already done.
+
+    Raises:
+        UserError: the batch does not divide among the processes, or there are fewer rows than one batch.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        *,
+        accumulation: int = 1,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size % (accumulation * world):
+            raise UserError(
+                f"batch_size {batch_size} is no multiple of {world} processes x accumulation {accumulation}"
+            )
+        if rows < batch_size:
+            raise UserError(
+                f"{rows} training images are fewer than one batch of {batch_size}; lower --batch-size"
+            )
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.accumulation, self.rank, self.world = accumulation, rank, world
+        self.steps_per_epoch = rows // batch_size
+        self.start, self.end = start, self.steps_per_epoch * epochs
+
+    def __len__(self) -> int:
+        return (self.end - self.start) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch_size // (self.accumulation * self.world)
+        order, order_epoch = None, None
+        for step in range(self.start, self.end):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = np.random.default_rng((self.seed, epoch)).permutation(self.rows), epoch
+            for part in range(self.accumulation):
+                first = place * self.batch_size + (part * self.world + self.rank) * share
+                yield [(epoch, int(index)) for index in order[first : first + share]]
+
+
+def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
+    """Stack items to a batch; broken rows are listed under `broken` and left out of all else."""
+    good = [item for item in items if not isinstance(item, Broken)]
+    batch: dict[str, Any] = {"broken": [item for item in items if isinstance(item, Broken)]}
+    for key in good[0] if good else ():
+        values = [item[key] for item in good]
+        if isinstance(values[0], dict):
+            batch[key] = {name: torch.stack([value[name] for value in values]) for name in values[0]}
+        else:
+            batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values)
+    return batch
+
+
+def make_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
+    """Return a loader over lists of items. Its own generator keeps it from drawing from the global one."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=_one_thread,
+        generator=torch.Generator().manual_seed(0),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _one_thread(worker: int) -> None:
+    """Workers are the parallelism: threads of their own would only get in each other's way."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

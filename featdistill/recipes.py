@@ -1,0 +1,212 @@
+"""Recipes: every setting of a training run, typed, with one line of explanation each.
+
+A recipe file is a YAML of flat keys; what differs between the stages stands under `stage1:` and `stage2:`;
+`base:` names another recipe whose values are taken first. Precedence: defaults < recipe < `--config my.yaml`
+< flags.
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from featdistill.command_line import Parser, UserError, nearest, one_of
+
+RECIPE_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+# Keys that change how a run is carried out, not what comes out of it: a run may be resumed with other values.
+RUNTIME_KEYS = ("workers", "log_every", "checkpoint_every_s", "score_batch_size")
+_STAGES = ("stage1", "stage2")
+
+
+def option(default: Any, text: str) -> Any:
+    """Return a dataclass field with its default and its line of help."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stage 1: binary cross-entropy on distorted images (paper, section 4.3 and 4.7)."""
+
+    name: str = option("custom", "what the run is called")
+    seed: int = option(0, "seeds weights, order of images, crops and distortions")
+
+    backbone: str = option("clip_l14", "short name, timm:NAME or open_clip:NAME")
+    weights: str = option("hub", "where the backbone's weights come from: hub, random, or a local file")
+    input_size: int | None = option(None, "side of the network's input in px; none: the backbone's own")
+    resize: Literal["shorter", "squash", "crop"] = option(
+        "shorter", "shorter side to the input size and crop; squash to a square; or crop without resizing"
+    )
+    head_hidden: int = option(256, "width of the head's hidden layer; 0: a linear head")
+    head_dropout: float = option(0.3, "dropout before the last layer of the head")
+
+    distortions: str = option("released_featdistill", "preset of the distortion policy")
+    distort_probability: float | None = option(None, "share of images that are distorted; none: the preset's")
+    distort_max_operations: int | None = option(None, "most operations an image gets; none: the preset's")
+    distort_at: Literal["native", "input"] = option("native", "distort before or after resizing to the input")
+    crop: Literal["random", "center"] = option("random", "where training crops are taken")
+    flip: float = option(0.5, "probability of a horizontal flip in training")
+
+    epochs: int = option(2, "passes over the training rows")
+    batch_size: int = option(128, "images an optimiser step, over all processes and accumulation steps")
+    accumulation: int = option(1, "forward passes an optimiser step is made of, per process")
+    learning_rate: float = option(1e-5, "peak learning rate of the backbone (AdamW)")
+    head_learning_rate_factor: float = option(10.0, "learning rate of the head, relative to the backbone's")
+    weight_decay: float = option(0.05, "decoupled weight decay; none on norms, biases and embeddings")
+    warmup: float = option(0.05, "share of the steps over which the learning rate rises linearly")
+    final_learning_rate: float = option(0.01, "learning rate at the end of the cosine, relative to the peak")
+    clip_norm: float = option(1.0, "largest norm of the gradient; 0: not clipped")
+    precision: Literal["fp32", "bf16", "fp16"] = option("bf16", "arithmetic of the forward pass")
+
+    workers: int = option(8, "loader processes per training process; 0: load in the training process")
+    log_every: int = option(20, "optimiser steps between two lines of metrics.jsonl")
+    checkpoint_every_s: float = option(300.0, "seconds between two checkpoints")
+    score_batch_size: int = option(128, "images a batch when the hold-out is scored")
+
+
+@dataclass(frozen=True)
+class DistillRecipe(Recipe):
+    """Stage 2, reading A: dense alignment with a frozen teacher beside cross-entropy (paper, eq. 2)."""
+
+    objective: Literal["dense"] = option("dense", "what is distilled: dense token alignment")
+    metric: Literal["mse", "layernorm_mse", "cosine"] = option("layernorm_mse", "how tokens are compared")
+    dense_weight: float = option(1.0, "weight of the dense part")
+    bce_weight: float = option(1.0, "weight of binary cross-entropy")
+    teacher_view: Literal["clean", "same", "other"] = option(
+        "clean", "what the teacher sees: the undistorted image, the student's, or another distortion of it"
+    )
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that come with the project."""
+    return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
+
+
+def add_arguments(parser: Parser, recipe_class: type[Recipe]) -> None:
+    """Add `--recipe`, `--config` and a flag for every key of the recipe."""
+    parser.add_argument("--recipe", required=True, help=f"one of: {', '.join(list_recipes())}")
+    parser.add_argument("--config", help="a YAML of your own that overrides the recipe")
+    group = parser.add_argument_group("settings of the recipe (default: what the recipe says)")
+    for field, kind in _typed_fields(recipe_class):
+        if field.name == "name":
+            continue
+        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=f"recipe_{field.name}",
+            default=argparse.SUPPRESS,
+            metavar="{" + ",".join(choices) + "}" if choices else field.name.upper(),
+            help=field.metadata["help"],
+        )
+
+
+def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe:
+    """Merge defaults, recipe, `--config` and flags to one checked recipe.
+
+    Raises:
+        UserError: an unknown recipe or key (the nearest one is named), or a value of the wrong type or range.
+    """
+    stage = "stage2" if issubclass(recipe_class, DistillRecipe) else "stage1"
+    values = _read_recipe(arguments.recipe, stage) | {"name": arguments.recipe}
+    if arguments.config:
+        values |= _read_yaml(Path(arguments.config), stage)
+    values |= {
+        key.removeprefix("recipe_"): value
+        for key, value in vars(arguments).items()
+        if key.startswith("recipe_")
+    }
+    return from_values(recipe_class, values)
+
+
+def from_values(recipe_class: type[Recipe], values: dict[str, Any]) -> Recipe:
+    """Build a recipe from plain values, checking keys, types and ranges."""
+    kinds = {field.name: kind for field, kind in _typed_fields(recipe_class)}
+    for key in values:
+        if key not in kinds:
+            raise UserError(f"unknown recipe key '{key}'{nearest(key, kinds)}")
+    recipe = recipe_class(**{key: _convert(key, value, kinds[key]) for key, value in values.items()})
+    _check(recipe)
+    return recipe
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return `key: old -> new` for every key that decides the result and differs."""
+    keys = [key for key in {**old, **new} if key not in RUNTIME_KEYS]
+    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _typed_fields(recipe_class: type[Recipe]) -> list[tuple[dataclasses.Field, Any]]:
+    hints = typing.get_type_hints(recipe_class)
+    return [(field, hints[field.name]) for field in dataclasses.fields(recipe_class)]
+
+
+def _read_recipe(name: str, stage: str) -> dict[str, Any]:
+    one_of("recipe", name, list_recipes())
+    return _read_yaml(RECIPE_FOLDER / f"{name}.yaml", stage)
+
+
+def _read_yaml(path: Path, stage: str) -> dict[str, Any]:
+    """Return the flat keys of a file for one stage, its base recipe's values first."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values, not a {type(content).__name__}")
+    sections = {name: content.pop(name, None) or {} for name in _STAGES}
+    base = content.pop("base", None)
+    values = _read_recipe(base, stage) if base else {}
+    for mapping, kind in (
+        (content, Recipe),
+        (sections["stage1"], Recipe),
+        (sections["stage2"], DistillRecipe),
+    ):
+        known = [field.name for field, _ in _typed_fields(kind)]
+        for key in mapping:
+            if key not in known:
+                raise UserError(f"{path}: unknown recipe key '{key}'{nearest(str(key), known)}")
+    return values | content | sections[stage]
+
+
+def _convert(key: str, value: Any, kind: Any) -> Any:
+    """Turn a YAML value or a flag's text into the key's type."""
+    if isinstance(kind, types.UnionType):
+        if value is None or str(value).lower() in ("none", "null"):
+            return None
+        kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
+    if typing.get_origin(kind) is Literal:
+        return one_of(f"value of {key}", str(value), typing.get_args(kind))
+    try:
+        if kind is int and (isinstance(value, bool) or float(value) != int(float(value))):
+            raise ValueError
+        return kind(float(value)) if kind is int else kind(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"recipe key '{key}' must be of type {kind.__name__}, not {value!r}") from error
+
+
+def _check(recipe: Recipe) -> None:
+    at_least = {"epochs": 1, "batch_size": 1, "accumulation": 1, "workers": 0, "log_every": 1, "seed": 0}
+    at_least |= {
+        "learning_rate": 0,
+        "weight_decay": 0,
+        "clip_norm": 0,
+        "head_hidden": 0,
+        "score_batch_size": 1,
+    }
+    for key, least in at_least.items():
+        if getattr(recipe, key) < least:
+            raise UserError(f"recipe key '{key}' must be at least {least}, not {getattr(recipe, key)}")
+    for key in ("head_dropout", "flip", "warmup", "final_learning_rate", "distort_probability"):
+        value = getattr(recipe, key)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"recipe key '{key}' must lie between 0 and 1, not {value}")
+    if recipe.batch_size % recipe.accumulation:
+        raise UserError(
+            f"batch_size {recipe.batch_size} is no multiple of accumulation {recipe.accumulation}"
+        )

@@ -1,0 +1,120 @@
+"""What `train.py` and `distill.py` share: common flags, and the way from a recipe to a finished run."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from featdistill import atomic, engine, experts
+from featdistill.command_line import Parser, UserError, one_of
+from featdistill.dataset import Preprocessing, TrainDataset
+from featdistill.distortion_policy import PRESETS, DistortionPolicy
+from featdistill.manifest import read_manifests
+from featdistill.recipes import Recipe
+from featdistill.run_folder import RunFolder, git_commit
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the flags that say what is trained on and where it goes."""
+    parser.add_argument(
+        "--train", nargs="+", required=True, metavar="MANIFEST", help="labelled training manifests"
+    )
+    parser.add_argument(
+        "--val", nargs="+", required=True, metavar="MANIFEST", help="labelled hold-out manifests"
+    )
+    parser.add_argument("--out", required=True, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "off"),
+        default="auto",
+        help="continue the run in RUN if there is one, or refuse to",
+    )
+
+
+def run(
+    arguments: argparse.Namespace,
+    recipe: Recipe,
+    make_task: Callable[[], nn.Module],
+    *,
+    stage: int,
+    teacher: dict[str, Any] | None = None,
+    keeps_layout_only: bool = False,
+    teacher_view: str | None = None,
+) -> None:
+    """Train what `make_task` builds, as the recipe says.
+
+    Args:
+        make_task: called once, with torch seeded by the recipe.
+        teacher: description of the teacher for `run.json`.
+        keeps_layout_only: leave out distortions that move pixels.
+        teacher_view: second view that the data set adds.
+    """
+    policy = make_policy(recipe, keeps_layout_only)
+    train_rows, holdout = _labelled(arguments.train, "--train"), _labelled(arguments.val, "--val")
+    accelerator = engine.make_accelerator(recipe)
+    description = {
+        "stage": stage,
+        "recipe": dataclasses.asdict(recipe),
+        "data": {"train": _describe(arguments.train), "val": _describe(arguments.val)},
+        "teacher": teacher,
+        "versions": experts.versions(),
+        "git_commit": git_commit(),
+    }
+    folder = RunFolder(arguments.out)
+    folder.check(description, arguments.resume)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        folder.start(description)
+    torch.manual_seed(recipe.seed)
+    task = make_task()
+    preprocessing: Preprocessing = task.expert.preprocessing
+    dataset = TrainDataset(
+        train_rows,
+        preprocessing,
+        policy,
+        recipe.seed,
+        crop=recipe.crop,
+        flip=recipe.flip,
+        distort_at=recipe.distort_at,
+        teacher_view=teacher_view,
+    )
+    accelerator.print(
+        f"stage {stage}, {recipe.name}: {recipe.backbone} at {preprocessing.size} px, "
+        f"{len(train_rows)} training and {len(holdout)} hold-out images -> {folder.path}"
+    )
+    card = {key: description[key] for key in ("stage", "recipe", "data", "teacher", "git_commit")}
+    engine.Trainer(task, dataset, holdout, recipe, folder, accelerator, card).fit()
+    accelerator.end_training()
+
+
+def make_policy(recipe: Recipe, keeps_layout_only: bool) -> DistortionPolicy:
+    """Return the recipe's preset with what the recipe changes of it."""
+    preset = PRESETS[one_of("distortion preset", recipe.distortions, PRESETS)]
+    changes: dict[str, Any] = {"keeps_layout_only": keeps_layout_only or preset.keeps_layout_only}
+    if recipe.distort_probability is not None:
+        changes["probability"] = recipe.distort_probability
+    if recipe.distort_max_operations is not None:
+        changes["max_operations"] = recipe.distort_max_operations
+    return dataclasses.replace(preset, **changes)
+
+
+def _labelled(paths: list[str], flag: str) -> pd.DataFrame:
+    rows = read_manifests(paths)
+    unlabelled = rows["label"].isna()
+    if unlabelled.any():
+        raise UserError(
+            f"{flag}: {int(unlabelled.sum())} of {len(rows)} rows have no label in {', '.join(paths)}"
+        )
+    if rows["label"].nunique() < 2:
+        raise UserError(
+            f"{flag}: all {len(rows)} rows of {', '.join(paths)} have the same label; both are needed"
+        )
+    return rows
+
+
+def _describe(paths: list[str]) -> list[dict[str, str]]:
+    return [{"path": str(path), "sha256": atomic.sha256_of(path)} for path in paths]

@@ -1,0 +1,69 @@
+"""Small images and manifests that the tests make themselves, and the reference folder where it is at hand."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from featdistill.manifest import make_manifest, write_manifest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with reference outputs and real images beside the project; skips where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder shared/ with reference outputs is not beside the project")
+    return SHARED
+
+
+def smooth_picture(seed: int, height: int = 72, width: int = 88) -> np.ndarray:
+    """A smooth picture with some grain, (H, W, 3) uint8: compresses like a photograph."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 7, 3)).astype(np.float32)
+    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(picture + rng.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def make_set(tmp_path):
+    """`set_maker` in the test's own folder."""
+    return set_maker(tmp_path)
+
+
+def set_maker(root: Path):
+    """Return a function that writes a labelled set of JPEGs and its manifest, and gives the manifest's path.
+
+    AI images carry a checkerboard of period 2, so that an expert can learn something.
+    """
+
+    def make(name: str, count: int, *, distorted: bool = False, first: int = 0) -> Path:
+        folder = root / name
+        folder.mkdir()
+        rows = {"image": [], "name": [], "label": [], "is_distorted": []}
+        for place in range(count):
+            seed, label = first + place, place % 2
+            picture = smooth_picture(seed)
+            if label:
+                checks = np.indices(picture.shape[:2]).sum(0) % 2
+                picture = np.clip(picture.astype(int) + 24 * checks[..., None] - 12, 0, 255).astype(np.uint8)
+            path = folder / f"{seed:05d}.jpg"
+            Image.fromarray(picture).save(path, quality=95)
+            rows["image"].append(str(path))
+            rows["name"].append(path.name)
+            rows["label"].append(label)
+            rows["is_distorted"].append(int(distorted and place % 4 >= 2))
+        write_manifest(make_manifest(rows), folder / "manifest.csv")
+        return folder / "manifest.csv"
+
+    return make
+
+
+@pytest.fixture
+def read_rows():
+    """Return a function that reads a CSV as text columns."""
+    return lambda path: pd.read_csv(path, dtype=str, keep_default_na=False)

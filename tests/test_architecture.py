@@ -1,0 +1,103 @@
+"""Arrows go one way: the table of docs/architecture.md, held by a walk over all imports."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = ("distortions_official",)
+# A module may import its own row and the rows above it, and the third-party packages named up to it.
+ROWS: list[tuple[tuple[str, ...], set[str]]] = [
+    (("command_line", "atomic", "operations"), {"numpy", "tqdm"}),
+    (("manifest", "image_io"), {"pandas", "cv2", "PIL", "simplejpeg"}),
+    (("official_tables", "distortion_policy", "distortion_cli", *LIBRARIES), set()),
+    (("metrics", "predictions", "submission"), {"sklearn"}),
+    (("dataset",), {"torch"}),
+    (("backbones", "experts"), {"timm", "open_clip", "safetensors"}),
+    (("objectives", "teachers", "tasks"), set()),
+    (("recipes",), {"yaml"}),
+    (("run_folder", "ensemble", "engine", "training"), {"accelerate"}),
+]
+TORCH_FREE_ROWS = 4
+SCRIPTS = ("train", "distill", "predict", "make_submission", "evaluate")
+PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+PACKAGES |= {"open_clip": "open_clip_torch"}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules a file imports: `featdistill.x` as `x`, all else by its top package."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = whole if node.module in ("featdistill", "data_prep") else [node.module]
+        for name in names:
+            package, _, rest = name.partition(".")
+            found.add(rest.partition(".")[0] if package == "featdistill" and rest else package)
+    return found - set(sys.stdlib_module_names) - {"__version__", "featdistill"}
+
+
+def module_path(name: str) -> Path:
+    return ROOT / f"{name}.py" if name in LIBRARIES else ROOT / "featdistill" / f"{name}.py"
+
+
+def test_every_module_has_a_row():
+    listed = {name for names, _ in ROWS for name in names}
+    there = {path.stem for path in (ROOT / "featdistill").glob("*.py")} - {"__init__"} | set(LIBRARIES)
+    assert listed == there
+
+
+@pytest.mark.parametrize("row", range(len(ROWS)))
+def test_arrows_go_down_the_table_only(row):
+    allowed = {name for names, packages in ROWS[: row + 1] for name in {*names, *packages}}
+    for name in ROWS[row][0]:
+        extra = imports(module_path(name)) - allowed
+        assert not extra, f"{name} may not import {sorted(extra)}"
+
+
+def test_the_first_rows_and_what_needs_no_model_import_no_torch():
+    heavy = {"torch", "timm", "open_clip", "accelerate", "safetensors"}
+    heavy |= {name for names, _ in ROWS[TORCH_FREE_ROWS:] for name in names}
+    light = [module_path(name) for names, _ in ROWS[:TORCH_FREE_ROWS] for name in names]
+    light += [ROOT / "evaluate.py", ROOT / "make_submission.py", *(ROOT / "data_prep").glob("*.py")]
+    for path in light:
+        assert not imports(path) & heavy, path.name
+
+
+def test_nothing_imports_a_script():
+    for path in [*(ROOT / "featdistill").glob("*.py"), *(ROOT / "data_prep").glob("*.py")]:
+        assert not imports(path) & {*SCRIPTS}, path.name
+
+
+def test_every_package_that_is_imported_is_in_the_requirements():
+    text = (ROOT / "requirements.txt").read_text()
+    required = {re.split(r"[<>=~! ]", line)[0].lower() for line in text.splitlines() if line}
+    files = [*ROOT.glob("*.py"), *(ROOT / "featdistill").glob("*.py"), *(ROOT / "data_prep").glob("*.py")]
+    own = {path.stem for path in files} | {"data_prep"}
+    used = {name for path in files for name in imports(path)} - own
+    assert {PACKAGES.get(name, name).lower() for name in used} <= required
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_says_first_what_it_is(path):
+    text = path.read_text()
+    assert text.startswith("# ") and isinstance(yaml.safe_load(text), dict)
+
+
+def test_no_line_pickles_or_loads_more_than_weights():
+    for path in [
+        *ROOT.glob("*.py"),
+        *(ROOT / "featdistill").glob("*.py"),
+        *(ROOT / "data_prep").glob("*.py"),
+    ]:
+        text = path.read_text(encoding="utf-8")
+        assert "import pickle" not in text and "strict=False" not in text.replace("zip(", ""), path.name
+        for call in re.findall(r"torch\.load\((.*)\)", text):
+            assert "weights_only=True" in call, path.name

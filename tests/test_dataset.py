@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+from conftest import smooth_picture
+from PIL import Image
+
+from featdistill.command_line import UserError
+from featdistill.dataset import (
+    Broken,
+    Place,
+    Preprocessing,
+    ScoreDataset,
+    TrainBatches,
+    TrainDataset,
+    collate,
+    make_loader,
+    prepare,
+)
+from featdistill.distortion_policy import PRESETS, DistortionPolicy, apply_plan, evaluation_generator
+from featdistill.image_io import read_image
+from featdistill.manifest import read_manifest
+
+PREPROCESSING = Preprocessing(48, "shorter", (0.5,) * 3, (0.5,) * 3)
+
+
+def as_image(pixels: torch.Tensor) -> np.ndarray:
+    return pixels.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize(("height", "width"), [(72, 88), (200, 131), (48, 90), (30, 40), (301, 160)])
+def test_the_shorter_side_is_resized_as_pillows_antialiased_bicubic_does(height, width):
+    picture = smooth_picture(0, height, width)
+    shorter = min(height, width)
+    resized = Image.fromarray(picture).resize((48 * width // shorter, 48 * height // shorter), Image.BICUBIC)
+    top, left = (resized.height - 48) // 2, (resized.width - 48) // 2
+    expected = np.asarray(resized)[top : top + 48, left : left + 48].astype(int)
+    difference = np.abs(as_image(prepare(picture, 48, "shorter")).astype(int) - expected)
+    assert difference.max() <= 2 and (difference > 0).mean() <= 0.01
+
+
+def test_squash_takes_the_whole_image_and_crop_does_not_resize():
+    picture = smooth_picture(1, 60, 100)
+    expected = np.asarray(Image.fromarray(picture).resize((32, 32), Image.BICUBIC)).astype(int)
+    assert np.abs(as_image(prepare(picture, 32, "squash")).astype(int) - expected).max() <= 2
+    np.testing.assert_array_equal(as_image(prepare(picture, 40, "crop")), picture[10:50, 30:70])
+
+
+def test_an_image_smaller_than_the_crop_is_tiled():
+    picture = smooth_picture(2, 20, 30)
+    tiled = np.tile(picture, (3, 2, 1))
+    np.testing.assert_array_equal(as_image(prepare(picture, 48, "crop")), tiled[6:54, 6:54])
+
+
+def test_a_place_moves_the_crop_and_mirrors_it():
+    picture = smooth_picture(3, 50, 70)
+    np.testing.assert_array_equal(as_image(prepare(picture, 40, "crop", Place(0, 0))), picture[:40, :40])
+    found = as_image(prepare(picture, 40, "crop", Place(0.99, 0.99, True)))
+    np.testing.assert_array_equal(found, picture[9:49, 29:69][:, ::-1])
+
+
+def make_train(manifest, *, policy=PRESETS["heavy"], seed=3, **options) -> TrainDataset:
+    return TrainDataset(read_manifest(manifest), PREPROCESSING, policy, seed, **options)
+
+
+def test_what_happens_to_an_image_is_a_function_of_seed_epoch_and_index(make_set):
+    manifest = make_set("train", 6)
+    first, again = make_train(manifest), make_train(manifest)
+    _ = [again[0, index] for index in (5, 1)]
+    assert torch.equal(first[0, 2]["images"], again[0, 2]["images"])
+    assert not torch.equal(first[0, 2]["images"], first[1, 2]["images"])
+    assert not torch.equal(first[0, 2]["images"], make_train(manifest, seed=4)[0, 2]["images"])
+
+
+def test_the_teachers_view_shares_crop_and_flip_with_the_students(make_set):
+    manifest = make_set("train", 4)
+    none = DistortionPolicy(probability=0)
+    undistorted = make_train(manifest, policy=none, teacher_view="clean")
+    for epoch in range(4):
+        item = undistorted[epoch, 1]
+        assert torch.equal(item["images"], item["teacher_images"])
+        clean = make_train(manifest, teacher_view="clean")[epoch, 1]
+        assert torch.equal(clean["teacher_images"], item["images"])
+        same = make_train(manifest, teacher_view="same")[epoch, 1]
+        assert torch.equal(same["images"], same["teacher_images"])
+        assert torch.equal(same["images"], clean["images"])
+        other = make_train(manifest, teacher_view="other")[epoch, 1]
+        assert torch.equal(other["images"], clean["images"])
+        assert not torch.equal(other["teacher_images"], other["images"])
+        assert not torch.equal(other["teacher_images"], clean["teacher_images"])
+
+
+def test_distorting_at_the_input_distorts_the_prepared_pixels(make_set):
+    manifest = make_set("train", 4)
+    policy = DistortionPolicy(include=("quantization",), max_operations=1, level_mean=5, level_std=0.01)
+    plain = make_train(manifest, policy=DistortionPolicy(probability=0))[0, 0]["images"]
+    at_input = make_train(manifest, policy=policy, distort_at="input")[0, 0]["images"]
+    at_native = make_train(manifest, policy=policy, distort_at="native")[0, 0]["images"]
+    # Eight levels at the input (7 steps, and 0 for itself); resizing after the distortion blends them.
+    assert len(torch.unique(at_input)) <= 8 < len(torch.unique(at_native))
+    assert not torch.equal(plain, at_input)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_batches_do_not_depend_on_the_number_of_workers(make_set, workers):
+    dataset = make_train(make_set("train", 10), teacher_view="other")
+    batches = TrainBatches(10, 4, 2, seed=1)
+    expected = [collate([dataset[item] for item in items]) for items in batches]
+    state = torch.get_rng_state()
+    found = list(make_loader(dataset, batches, workers))
+    assert torch.equal(state, torch.get_rng_state())
+    assert len(found) == len(expected) == len(batches) == 4
+    for one, other in zip(found, expected, strict=True):
+        assert sorted(one) == ["broken", "images", "index", "label", "teacher_images"]
+        assert all(torch.equal(one[key], other[key]) for key in one if key != "broken")
+
+
+def indices(**options) -> list[list[tuple[int, int]]]:
+    return list(TrainBatches(26, 8, 2, seed=5, **options))
+
+
+def test_every_epoch_is_another_permutation_without_repeats():
+    flat = [item for batch in indices() for item in batch]
+    assert len(flat) == len(set(flat)) == 48
+    epochs = [[index for epoch, index in flat if epoch == wanted] for wanted in (0, 1)]
+    assert epochs[0] != epochs[1] and all(0 <= index < 26 for index in epochs[0])
+
+
+def test_a_step_sees_the_same_images_over_processes_and_accumulation():
+    whole = indices()
+    for world, accumulation in ((2, 1), (1, 4), (2, 2)):
+        ranks = [indices(world=world, accumulation=accumulation, rank=rank) for rank in range(world)]
+        for step, expected in enumerate(whole):
+            parts = [
+                item
+                for part in range(step * accumulation, (step + 1) * accumulation)
+                for rank in ranks
+                for item in rank[part]
+            ]
+            assert parts == expected
+
+
+def test_a_resumed_stream_is_the_rest_of_the_whole_one():
+    assert indices(start=3) == indices()[3:]
+    assert indices(start=2, accumulation=2) == indices(accumulation=2)[4:]
+
+
+def test_batches_that_cannot_be_made_are_an_error():
+    with pytest.raises(UserError, match="fewer than one batch of 8"):
+        TrainBatches(7, 8, 1, 0)
+    with pytest.raises(UserError, match="no multiple of 3 processes"):
+        TrainBatches(70, 8, 1, 0, world=3)
+
+
+def test_an_image_is_scored_in_every_size_that_is_asked_for_from_one_decode(make_set):
+    rows = read_manifest(make_set("val", 3))
+    item = ScoreDataset(rows, [(48, "shorter"), (32, "squash"), (48, "shorter")])[1]
+    picture = read_image(rows["image"][1])
+    assert list(item["images"]) == [(48, "shorter"), (32, "squash")]
+    assert torch.equal(item["images"][32, "squash"], prepare(picture, 32, "squash"))
+
+
+def test_evaluation_distortions_are_a_function_of_seed_and_name(make_set):
+    rows = read_manifest(make_set("val", 4))
+    policy = PRESETS["heavy"]
+    plan = policy.draw(evaluation_generator(0, rows["name"][2]))
+    expected = prepare(apply_plan(read_image(rows["image"][2]), plan), 48, "shorter")
+    reversed_rows = rows.iloc[::-1].reset_index(drop=True)
+    assert torch.equal(ScoreDataset(rows, [(48, "shorter")], policy)[2]["images"][48, "shorter"], expected)
+    assert torch.equal(
+        ScoreDataset(reversed_rows, [(48, "shorter")], policy)[1]["images"][48, "shorter"], expected
+    )
+
+
+def test_a_broken_image_is_named_and_leaves_its_batch(make_set):
+    manifest = make_set("train", 4)
+    rows = read_manifest(manifest)
+    path = manifest.parent / rows["name"][1]
+    path.write_bytes(path.read_bytes()[:300])
+    dataset = make_train(manifest)
+    assert isinstance(dataset[0, 1], Broken)
+    batch = collate([dataset[0, index] for index in (0, 1, 3)])
+    assert batch["index"].tolist() == [0, 3] and batch["images"].shape == (2, 3, 48, 48)
+    assert [row.index for row in batch["broken"]] == [1] and batch["broken"][0].reason
+    assert list(collate([dataset[0, 1]])) == ["broken"]

@@ -1,0 +1,91 @@
+import dataclasses
+
+import pytest
+
+from featdistill import recipes
+from featdistill.command_line import Parser, UserError
+from featdistill.recipes import DistillRecipe, Recipe
+
+
+def resolve(recipe_class, *argv):
+    parser = Parser()
+    recipes.add_arguments(parser, recipe_class)
+    return recipes.resolve(recipe_class, parser.parse_args(list(argv)))
+
+
+def test_flags_win_over_the_config_and_the_config_over_the_recipe(tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text("learning_rate: 0.5\nepochs: 9\nstage2: {epochs: 7}\n")
+    plain = resolve(Recipe, "--recipe", "demo_clip_a")
+    assert plain.learning_rate == 1e-3 and plain.backbone == "tiny_clip"
+    assert resolve(Recipe, "--recipe", "demo_clip_a", "--config", str(config)).learning_rate == 0.5
+    flagged = resolve(Recipe, "--recipe", "demo_clip_a", "--config", str(config), "--learning-rate", "2e-4")
+    assert flagged.learning_rate == 2e-4 and flagged.epochs == 9
+    assert resolve(DistillRecipe, "--recipe", "demo_clip_a", "--config", str(config)).epochs == 7
+
+
+@pytest.mark.parametrize("name", recipes.list_recipes())
+@pytest.mark.parametrize("recipe_class", [Recipe, DistillRecipe])
+def test_every_recipe_resolves_for_both_stages_and_survives_a_round_trip(name, recipe_class):
+    recipe = resolve(recipe_class, "--recipe", name)
+    assert recipe.name == name
+    assert recipes.from_values(recipe_class, dataclasses.asdict(recipe)) == recipe
+
+
+@pytest.mark.parametrize("pair", ["clip_l14", "siglip_so400m", "demo_clip", "demo_siglip"])
+def test_the_two_experts_of_a_kind_differ_in_seed_alone(pair):
+    first, second = (dataclasses.asdict(resolve(Recipe, "--recipe", f"{pair}_{part}")) for part in "ab")
+    assert sorted(key for key in first if first[key] != second[key]) == ["name", "seed"]
+
+
+def test_the_paper_recipes_hold_what_the_paper_states():
+    clip, siglip = resolve(Recipe, "--recipe", "clip_l14_a"), resolve(Recipe, "--recipe", "siglip_so400m_a")
+    for recipe in (clip, siglip):
+        assert (recipe.epochs, recipe.batch_size, recipe.precision) == (2, 128, "fp16")
+        assert (recipe.head_hidden, recipe.head_dropout, recipe.resize) == (256, 0.3, "shorter")
+    assert (clip.backbone, siglip.backbone) == ("clip_l14", "siglip_so400m")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "unknown recipe key 'learning_rat' (did you mean learning_rate?)"),
+        ("stage1: {metric: mse}", "unknown recipe key 'metric'"),
+        ("epochs: 1.5", "recipe key 'epochs' must be of type int"),
+        ("epochs: many", "recipe key 'epochs' must be of type int"),
+        ("flip: 2", "recipe key 'flip' must lie between 0 and 1"),
+        ("epochs: 0", "recipe key 'epochs' must be at least 1"),
+        ("resize: squish", "unknown value of resize 'squish' (did you mean squash?)"),
+        ("accumulation: 3", "no multiple of accumulation"),
+        ("base: demo_clip_x", "unknown recipe 'demo_clip_x' (did you mean demo_clip_"),
+        ("- a list", "must hold keys and values"),
+        ("a: [1", "no valid YAML"),
+    ],
+)
+def test_a_bad_value_is_one_clear_error(tmp_path, text, message):
+    config = tmp_path / "my.yaml"
+    config.write_text(text)
+    with pytest.raises(UserError) as error:
+        resolve(Recipe, "--recipe", "demo_clip_a", "--config", str(config))
+    assert message in str(error.value)
+
+
+def test_unknown_names_on_the_command_line_name_the_nearest():
+    with pytest.raises(UserError, match=r"unknown recipe 'clip_l14' \(did you mean clip_l14_[ab]\?\)"):
+        resolve(Recipe, "--recipe", "clip_l14")
+    with pytest.raises(
+        UserError, match=r"unknown argument --learning_rate \(did you mean --learning-rate\?\)"
+    ):
+        resolve(Recipe, "--recipe", "demo_clip_a", "--learning_rate", "1")
+
+
+def test_none_is_a_value_where_the_key_allows_it():
+    assert resolve(Recipe, "--recipe", "demo_clip_a", "--input-size", "none").input_size is None
+    with pytest.raises(UserError, match="must be of type int"):
+        resolve(Recipe, "--recipe", "demo_clip_a", "--epochs", "none")
+
+
+def test_only_what_decides_the_result_counts_as_a_difference():
+    old = dataclasses.asdict(Recipe())
+    assert recipes.differences(old, old | {"workers": 99, "log_every": 1}) == []
+    assert recipes.differences(old, old | {"seed": 5}) == ["seed: 0 -> 5"]
