@@ -1,8 +1,8 @@
 """What a distortion operation is, and how a library of them is registered.
 
 An operation is `op(image, level, rng) -> image`: (H, W, 3) uint8 RGB in, a new array of the same shape and
-type out (unless it says `keeps_size=False`), level 1 to 5, every random choice from the generator given, input
-never changed, any size from 16 px.
+type out (unless it says `keeps_size=False`), level 1 to 5, every random choice from the generator given,
+input never changed, any size from 16 px.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,243 @@
+"""Policies: what is drawn how often, that a plan is data and can be replayed, and what is refused."""
+
+import copy
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import smooth_picture
+
+from distortions_official import OFFICIAL
+from featdistill.command_line import UserError
+from featdistill.distortion_policy import (
+    LIBRARIES,
+    PRESETS,
+    DistortionPolicy,
+    Step,
+    apply_plan,
+    describe,
+    evaluation_generator,
+    training_generator,
+)
+from featdistill.operations import LEVELS, Operation, register
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def draw_many(policy: DistortionPolicy, count: int) -> list:
+    return [policy.draw(training_generator(0, 0, index)) for index in range(count)]
+
+
+def assert_frequencies(counted: Counter, expected: dict) -> None:
+    """Every share within 4.5 standard errors of the expected one."""
+    total = sum(counted.values())
+    assert set(counted) <= {key for key, share in expected.items() if share > 0}
+    for key, share in expected.items():
+        assert counted[key] / total == pytest.approx(
+            share, abs=4.5 * np.sqrt(share * (1 - share) / total) + 1e-9
+        )
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A second library: two operations of one group, and one of another group that moves patches."""
+    library: dict[str, Operation] = {}
+
+    @register(library, "tone", (1, 2, 3, 4, 5))
+    def invert(image, level, rng):
+        return 255 - image
+
+    @register(library, "tone", (1, 2, 3, 4, 5))
+    def halve(image, level, rng):
+        return image // 2
+
+    @register(library, "place", (10, 20, 30, 40, 50), keeps_layout=False)
+    def flip(image, level, rng):
+        return image[:, ::-1].copy()
+
+    monkeypatch.setitem(LIBRARIES, "toy", library)
+    return library
+
+
+@pytest.fixture(scope="module")
+def official_plans():
+    return draw_many(PRESETS["official"], 6000)
+
+
+def test_levels_of_the_official_policy_have_the_published_frequencies(official_plans):
+    levels = Counter(step.level for plan in official_plans for step in plan)
+    assert_frequencies(levels, {1: 0.2929, 2: 0.2704, 3: 0.2127, 4: 0.1426, 5: 0.0814})
+
+
+def test_the_number_of_operations_is_uniform_and_their_groups_are_distinct(official_plans):
+    assert_frequencies(Counter(map(len, official_plans)), {1: 1 / 3, 2: 1 / 3, 3: 1 / 3})
+    for plan in official_plans:
+        groups = [OFFICIAL[step.name].category for step in plan]
+        assert len(set(groups)) == len(groups)
+
+
+def test_groups_are_equally_likely_at_every_place_and_operations_within_a_group(official_plans):
+    sizes = Counter(operation.category for operation in OFFICIAL.values())
+    shares = {name: 1 / len(sizes) / sizes[operation.category] for name, operation in OFFICIAL.items()}
+    for place in range(3):
+        assert_frequencies(Counter(plan[place].name for plan in official_plans if len(plan) > place), shares)
+
+
+def test_steps_have_seeds_of_their_own(official_plans):
+    seeds = [step.seed for plan in official_plans for step in plan]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_probability_is_the_share_of_distorted_images():
+    counted = Counter(bool(plan) for plan in draw_many(PRESETS["released_featdistill"], 4000))
+    assert_frequencies(counted, {True: 0.8, False: 0.2})
+    assert not any(draw_many(PRESETS["none"], 200))
+    assert all(draw_many(PRESETS["official"], 200))
+
+
+def test_the_heavy_policy_draws_1_to_5_operations_around_level_3_5():
+    plans = draw_many(PRESETS["heavy"], 3000)
+    assert_frequencies(Counter(map(len, plans)), dict.fromkeys(range(1, 6), 0.2))
+    weights = np.exp(-((np.array(LEVELS) - 3.5) ** 2) / 2)
+    levels = Counter(step.level for plan in plans for step in plan)
+    assert_frequencies(levels, dict(zip(LEVELS, weights / weights.sum(), strict=True)))
+
+
+def test_levels_far_from_a_narrow_mean_fall_to_the_nearest():
+    plans = draw_many(DistortionPolicy(level_mean=40, level_std=0.1), 50)
+    assert {step.level for plan in plans for step in plan} == {5}
+
+
+def test_no_more_operations_are_drawn_than_there_are_groups():
+    policy = DistortionPolicy(min_operations=4, max_operations=6, include=("jpeg", "gausblur", "lensblur"))
+    plans = draw_many(policy, 200)
+    assert {len(plan) for plan in plans} == {2}
+    assert {step.name for plan in plans for step in plan} == {"jpeg", "gausblur", "lensblur"}
+
+
+def test_excluded_operations_are_not_drawn():
+    plans = draw_many(DistortionPolicy(exclude=("jpeg", "jitter")), 300)
+    assert {step.name for plan in plans for step in plan} == set(OFFICIAL) - {"jpeg", "jitter"}
+
+
+def test_one_library_serves_an_image_and_libraries_are_drawn_by_weight(toy):
+    plans = draw_many(DistortionPolicy(libraries={"official": 1, "toy": 3}), 3000)
+    assert all(len({step.library for step in plan}) == 1 for plan in plans)
+    assert_frequencies(Counter(plan[0].library for plan in plans), {"official": 0.25, "toy": 0.75})
+    assert all(step.name in LIBRARIES[step.library] for plan in plans for step in plan)
+    only = draw_many(DistortionPolicy(libraries={"official": 0, "toy": 1}), 50)
+    assert {step.library for plan in only for step in plan} == {"toy"}
+
+
+def test_keeps_layout_only_leaves_out_what_moves_patches(toy):
+    free = draw_many(DistortionPolicy(libraries={"toy": 1}), 100)
+    kept = draw_many(DistortionPolicy(libraries={"toy": 1}, keeps_layout_only=True), 100)
+    assert {step.name for plan in free for step in plan} == {"invert", "halve", "flip"}
+    assert {step.name for plan in kept for step in plan} == {"invert", "halve"}
+
+
+def test_a_plan_is_applied_in_its_order_with_its_seeds():
+    image = smooth_picture(1)
+    plan = (
+        Step("official", "whitenoise", 2, 11),
+        Step("official", "darken", 4, 12),
+        Step("official", "jitter", 1, 13),
+    )
+    expected = image
+    for step in plan:
+        expected = OFFICIAL[step.name](expected, step.level, np.random.default_rng(step.seed))
+    before = image.copy()
+    np.testing.assert_array_equal(apply_plan(image, plan), expected)
+    np.testing.assert_array_equal(image, before)
+    assert not np.array_equal(apply_plan(image, plan[::-1]), expected)
+    assert apply_plan(image, ()) is image
+
+
+def test_a_plan_survives_json_and_gives_the_same_image():
+    image = smooth_picture(2)
+    for index in range(20):
+        plan = PRESETS["heavy"].draw(training_generator(3, 1, index))
+        stored = json.loads(json.dumps([dataclasses.asdict(step) for step in plan]))
+        again = tuple(Step(**step) for step in stored)
+        assert again == plan
+        np.testing.assert_array_equal(apply_plan(image, again), apply_plan(image, plan))
+
+
+def test_a_plan_is_described_by_names_and_scales():
+    plan = (Step("official", "jpeg", 3, 0), Step("official", "colorsat", 5, 1))
+    assert describe(plan) == [["jpeg", 24], ["colorsat", -0.4]]
+    assert json.loads(json.dumps(describe(plan))) == describe(plan) and describe(()) == []
+
+
+def test_another_process_draws_the_same_plans():
+    program = (
+        "from featdistill.distortion_policy import *\n"
+        "for index in range(5):\n"
+        "    print(PRESETS['official'].draw(training_generator(7, 2, index)))\n"
+        "    print(PRESETS['heavy'].draw(evaluation_generator(7, f'bild {index}.jpg')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    expected = []
+    for index in range(5):
+        expected.append(repr(PRESETS["official"].draw(training_generator(7, 2, index))))
+        expected.append(repr(PRESETS["heavy"].draw(evaluation_generator(7, f"bild {index}.jpg"))))
+    assert done.stdout.splitlines() == expected
+
+
+def test_a_policy_that_was_pickled_or_copied_draws_the_same():
+    policy = PRESETS["heavy"]
+    expected = draw_many(policy, 5)
+    for other in (pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy), dataclasses.replace(policy)):
+        assert other == policy and draw_many(other, 5) == expected
+
+
+def test_generators_depend_on_each_of_their_arguments():
+    drawn = [training_generator(*key).integers(2**62) for key in np.ndindex(3, 3, 3)]
+    drawn += [
+        evaluation_generator(seed, name).integers(2**62) for seed in (0, 1) for name in ("", "a", "b", "ä")
+    ]
+    assert len(set(drawn)) == len(drawn)
+    assert training_generator(1, 2, 3).integers(2**62) == training_generator(1, 2, 3).integers(2**62)
+
+
+def test_presets_are_those_that_the_documents_name():
+    assert {"none", "official", "released_featdistill", "moderate", "heavy"} <= set(PRESETS)
+    assert PRESETS["official"] == DistortionPolicy()
+    assert dataclasses.astuple(DistortionPolicy())[:6] == (1.0, {"official": 1.0}, 1, 3, 1.0, 2.5)
+
+
+def test_lists_of_names_become_tuples():
+    policy = DistortionPolicy(include=["jpeg"], exclude=[])
+    assert policy.include == ("jpeg",) and policy.exclude == ()
+
+
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        ({"probability": 1.2}, "probability"),
+        ({"probability": float("nan")}, "probability"),
+        ({"min_operations": 0}, "min_operations"),
+        ({"min_operations": 4}, "max_operations"),
+        ({"level_std": 0}, "level_std"),
+        ({"level_mean": float("inf")}, "level_mean"),
+        ({"libraries": {"offical": 1}}, "did you mean official"),
+        ({"libraries": {"official": -1}}, "weight"),
+        ({"libraries": {"official": 0}}, "above 0"),
+        ({"libraries": {}}, "above 0"),
+        ({"include": ("jpg",)}, "did you mean jpeg"),
+        ({"exclude": ("gaussblur",)}, "did you mean gausblur"),
+        ({"include": "jpeg"}, "list of names"),
+        ({"include": ("jpeg",), "exclude": ("jpeg",)}, "no operation of library official"),
+    ],
+)
+def test_impossible_policies_are_refused_with_a_line_that_names_the_value(values, message):
+    with pytest.raises(UserError, match=message):
+        DistortionPolicy(**values)
