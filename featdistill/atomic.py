@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,20 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_zip(path: str | Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """Write a zip of uncompressed members with fixed times, so that the same members give the same bytes.
+
+    Args:
+        members: (name in the archive, content), in the order in which they are written.
+    """
+    with replace_file(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in members:
+            # 1980 is the earliest year that a zip can hold; 3 is unix, whatever the machine.
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr = 3, 0o644 << 16
+            archive.writestr(info, data)
 
 
 def sha256_of(path: str | Path) -> str:

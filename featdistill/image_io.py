@@ -5,6 +5,7 @@ camera's picture from a generated one. Alpha is dropped, palettes and grey becom
 8-bit.
 """
 
+import contextlib
 import io
 import os
 import zipfile
@@ -12,6 +13,7 @@ import zlib
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
@@ -78,7 +80,9 @@ def decode(data: bytes) -> np.ndarray:
                 )
             orientation = _orientation(image)
             if image.format == "JPEG" and image.mode in ("RGB", "L") and orientation not in _UPRIGHT:
-                return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+                # A warning of the decoder stops simplejpeg; whether the file is broken, Pillow decides below.
+                with contextlib.suppress(ValueError):
+                    return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
             # Pillow opens a 16-bit grey PNG as "I" or "I;16", depending on its version.
             is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
             image = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
@@ -96,6 +100,19 @@ def decode(data: bytes) -> np.ndarray:
 def read_image(location: str) -> np.ndarray:
     """Read and decode one image: `decode(read_bytes(location))`."""
     return decode(read_bytes(location))
+
+
+def encode_jpeg(image: np.ndarray, quality_0_100: int) -> bytes:
+    """Encode (H, W, 3) uint8 RGB as a JPEG with 4:2:0 chroma."""
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality_0_100]
+    settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)[1].tobytes()
+
+
+def without_extension(name: str) -> str:
+    """Return a name without its image extension: `0a1b.jpg` is `0a1b`; `scan.v2` stays as it is."""
+    front, extension = os.path.splitext(name)
+    return front if extension.lower() in IMAGE_SUFFIXES else name
 
 
 def list_images(folder: str | Path) -> list[Path]:

@@ -1,0 +1,230 @@
+"""What is inside a zip archive or a folder of images, and which of the images can be read.
+
+Archives are untrusted input. Their central directory is all that is looked at to list them, and a member
+whose name leads out of the archive, or that is a link, is refused although nothing is ever unpacked.
+"""
+
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+
+from featdistill import atomic, command_line, image_io, manifest
+from featdistill.command_line import UserError
+from featdistill.manifest import ARCHIVE_SEPARATOR
+
+_ENCRYPTED = 0x1  # bit 0 of a member's general purpose flags, as the zip format defines them
+_IMAGES_A_TASK = 32
+# Control characters, and what stands for bytes that are no UTF-8.
+_NO_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Container:
+    """A zip archive or a folder.
+
+    Attributes:
+        path: absolute path of the archive or folder.
+        is_archive: whether it is a zip archive.
+        files: the names of its files, relative to it, parts joined by `/`; no hidden files.
+    """
+
+    path: str
+    is_archive: bool
+    files: tuple[str, ...]
+
+    def location(self, file: str) -> str:
+        """Return what a manifest calls a file of this container."""
+        return f"{self.path}{ARCHIVE_SEPARATOR if self.is_archive else os.sep}{file}"
+
+    def images(self) -> list[str]:
+        """Return the files that are images, by their suffix."""
+        return [file for file in self.files if file.lower().endswith(image_io.IMAGE_SUFFIXES)]
+
+    def named(self, name: str) -> list[str]:
+        """Return the files of this name, in whatever folder inside."""
+        return [file for file in self.files if file.rpartition("/")[2] == name]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The archives, CSV files and folders below a root, as paths without repetition by links."""
+
+    root: str
+    files: list[str]
+    folders: list[str]
+
+    def relative(self, path: str) -> str:
+        return os.path.relpath(path, self.root)
+
+
+def search(root: str | Path, depth: int) -> Tree:
+    """Look for archives, CSV files and folders in `root` and `depth` levels of folders below it."""
+    root = os.path.abspath(root)
+    files, folders = {}, {}
+    for folder, inside, names in os.walk(root, followlinks=True):
+        relative = os.path.relpath(folder, root)
+        level = 0 if relative == os.curdir else relative.count(os.sep) + 1
+        inside[:] = sorted(name for name in inside if not name.startswith(".") and level < depth)
+        if level:
+            folders.setdefault(os.path.realpath(folder), folder)
+        for name in sorted(names):
+            if name.endswith((".zip", ".csv")):
+                path = os.path.join(folder, name)
+                files.setdefault(os.path.realpath(path), path)
+    return Tree(root, list(files.values()), list(folders.values()))
+
+
+def open_archive(path: str | Path) -> Container:
+    """List a zip archive.
+
+    Raises:
+        UserError: it is damaged, or has a member that is encrypted, is a link, leads out of the archive or
+            has control characters in its name.
+    """
+    path = _usable(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+        raise UserError(f"{path} is no whole zip archive ({error}); download it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    for member in members:
+        fault = _fault(member)
+        if fault:
+            raise UserError(f"{path}: member {member.filename!r} {fault}; do not use this archive")
+    files = [member.filename for member in members if not member.is_dir()]
+    return Container(path, True, tuple(file for file in files if not _is_hidden(file)))
+
+
+def open_folder(path: str | Path) -> Container:
+    """List a folder and all folders below it; links to folders are followed, hidden files are left out.
+
+    Raises:
+        UserError: a folder cannot be listed, or a file's name cannot stand in a manifest.
+    """
+    path = _usable(path)
+    try:
+        files = tuple(_files_below(path, "", (os.path.realpath(path),)))
+    except OSError as error:
+        raise UserError(f"cannot list {error.filename or path}: {error.strerror or error}") from error
+    for file in files:
+        if ARCHIVE_SEPARATOR in file or _NO_TEXT.search(file):
+            raise UserError(f"{path}: the name {file!r} cannot stand in a manifest; rename it")
+    return Container(path, False, files)
+
+
+def unreadable_images(locations: list[str], workers: int) -> dict[str, str]:
+    """Decode every image.
+
+    Args:
+        locations: what a manifest calls the images.
+        workers: number of processes; with 1, or for a few images, the work is done in this one.
+
+    Returns:
+        Why it could not be read, for each location that could not.
+
+    Raises:
+        UserError: a process died.
+    """
+    if workers < 1:
+        raise UserError(f"--workers must be 1 or more, not {workers}")
+    faults = {}
+    with command_line.progress(len(locations), "verify") as bar:
+
+        def note(location: str, fault: str) -> None:
+            bar.update()
+            if fault:
+                faults[location] = fault
+
+        if workers == 1 or len(locations) <= _IMAGES_A_TASK:
+            for location in locations:
+                note(location, _why_unreadable(location))
+            return faults
+        # Forking a process that has threads, the bar's among them, may lock up.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            try:
+                found = pool.map(_why_unreadable, locations, chunksize=_IMAGES_A_TASK)
+                for location, fault in zip(locations, found, strict=True):
+                    note(location, fault)
+            except BrokenProcessPool as error:
+                raise UserError("a process died while it read images; try fewer --workers") from error
+    return faults
+
+
+def write_readable(frame: pd.DataFrame, path: str | Path, *, verify: bool, workers: int) -> int:
+    """Write a manifest; where asked to, without the images that cannot be read.
+
+    Those are listed in `<manifest>.errors.csv` (columns name, image, error); a list of before is removed.
+
+    Returns:
+        The number of images that could not be read; 0 without `verify`.
+    """
+    path = Path(path)
+    faults = unreadable_images(frame["image"].tolist(), workers) if verify else {}
+    broken = frame["image"].isin(list(faults))
+    manifest.write_manifest(frame[~broken], path)
+    errors_path = path.with_suffix(".errors.csv")
+    if not faults:
+        errors_path.unlink(missing_ok=True)
+        return 0
+    errors = frame.loc[broken, ["name", "image"]]
+    errors["error"] = [faults[location] for location in errors["image"]]
+    with atomic.replace_file(errors_path) as beside:
+        errors.to_csv(beside, index=False, lineterminator="\n")
+    print(f"{len(errors)} unreadable images are left out of {path}; see {errors_path}")
+    return len(errors)
+
+
+def _why_unreadable(location: str) -> str:
+    try:
+        image_io.read_image(location)
+    except image_io.BrokenImage as error:
+        return str(error)
+    return ""
+
+
+def _usable(path: str | Path) -> str:
+    path = os.path.abspath(path)
+    if ARCHIVE_SEPARATOR in path:
+        raise UserError(f"{path}: a path must not hold '{ARCHIVE_SEPARATOR}'; rename it")
+    return path
+
+
+def _is_hidden(file: str) -> bool:
+    """Tell what a desktop leaves in an archive (`.DS_Store`, `__MACOSX/..`) from what belongs to the data."""
+    return file.startswith((".", "__MACOSX/")) or "/." in file
+
+
+def _fault(member: zipfile.ZipInfo) -> str:
+    name = member.filename.replace("\\", "/")
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
+        return "leads out of the archive"
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "is a symbolic link"
+    if member.flag_bits & _ENCRYPTED:
+        return "is encrypted"
+    return "has a name that is no text" if _NO_TEXT.search(name) else ""
+
+
+def _files_below(folder: str, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        entries = sorted(entries, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield prefix + entry.name
+            continue
+        real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(ancestors[-1], entry.name)
+        if real not in ancestors:
+            yield from _files_below(entry.path, f"{prefix}{entry.name}/", (*ancestors, real))

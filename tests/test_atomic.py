@@ -1,0 +1,127 @@
+"""Files and folders are there whole or not at all, whatever happens while they are written."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from featdistill import atomic
+
+
+class Stopped(Exception):
+    """What ends the writing in these tests."""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "deep" / "a.txt"
+    with atomic.replace_file(path) as beside:
+        beside.write_text("whole")
+        assert beside.parent == path.parent and beside != path
+        assert not path.exists()
+    assert path.read_text() == "whole" and names(path.parent) == ["a.txt"]
+
+
+def test_a_file_that_fails_leaves_the_old_one_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(Stopped), atomic.replace_file(path) as beside:
+        beside.write_text("half")
+        assert path.read_text() == "old"
+        raise Stopped
+    assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+def test_a_file_is_replaced_not_written_into(tmp_path):
+    path, link = tmp_path / "a.txt", tmp_path / "same.txt"
+    path.write_text("old")
+    os.link(path, link)
+    atomic.write_text(path, "new")
+    assert (path.read_text(), link.read_text()) == ("new", "old")
+
+
+def test_a_body_that_writes_nothing_is_an_error_and_leaves_the_old_file(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(FileNotFoundError), atomic.replace_file(tmp_path / "a.txt"):
+        pass
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    path = tmp_path / "run" / "expert"
+    for generation in ("old", "new"):
+        with atomic.replace_folder(path) as beside:
+            (beside / generation).mkdir()
+            (beside / generation / "file").write_text(generation)
+        assert names(path) == [generation] and names(path.parent) == ["expert"]
+
+
+def test_a_folder_that_fails_leaves_the_old_one_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "expert"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(Stopped), atomic.replace_folder(path) as beside:
+        (beside / "half").touch()
+        assert names(path) == ["old"]
+        raise Stopped
+    assert names(path) == ["old"] and names(tmp_path) == ["expert"]
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path = tmp_path / "expert"
+    path.mkdir()
+    (path / "old").touch()
+    rename = os.replace
+
+    def refuse_the_new_one(source, target):
+        if str(source).endswith(".part"):
+            raise OSError("no space left")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_the_new_one)
+    with pytest.raises(OSError, match="no space left"), atomic.replace_folder(path) as beside:
+        (beside / "new").touch()
+    assert names(path) == ["old"] and names(tmp_path) == ["expert"]
+
+
+def test_what_a_killed_run_left_of_a_folder_does_not_get_into_the_next(tmp_path):
+    with atomic.replace_folder(tmp_path / "expert") as beside:
+        (beside / "left").touch()
+        left = beside.name
+        os.rename(beside, tmp_path / "kept")
+        beside.mkdir()
+    (tmp_path / "kept").rename(tmp_path / left)
+    with atomic.replace_folder(tmp_path / "expert") as beside:
+        (beside / "new").touch()
+    assert names(tmp_path / "expert") == ["new"]
+
+
+def test_text_is_utf_8_with_unix_line_ends(tmp_path):
+    atomic.write_text(tmp_path / "a.txt", "größe\n日本\n")
+    assert (tmp_path / "a.txt").read_bytes() == "größe\n日本\n".encode()
+
+
+def test_json_is_read_back_as_it_was(tmp_path):
+    value = {"a": [1, 2.5, None, True], "größe": "日本", "deep": {"x": []}}
+    atomic.write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert "größe" in text and text.endswith("}\n")
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    atomic.write_json(tmp_path / "a.json", 1)
+    with pytest.raises(TypeError):
+        atomic.write_json(tmp_path / "a.json", {"a": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == 1 and names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("data", [b"", b"abc", b"\0" * 300_000])
+def test_the_hash_is_that_of_the_bytes(tmp_path, data):
+    (tmp_path / "a").write_bytes(data)
+    assert atomic.sha256_of(tmp_path / "a") == hashlib.sha256(data).hexdigest()

@@ -1,0 +1,142 @@
+"""A user's error is one line and status 2; names and flags that are almost right are named."""
+
+import argparse
+
+import pytest
+
+from featdistill import command_line
+from featdistill.command_line import Parser, UserError
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="x")
+    parser.add_argument("--train", nargs="+", default=[])
+    parser.add_argument("--steps", type=int, default=7, help="number of steps")
+    return parser
+
+
+def ending_of(main, arguments, monkeypatch) -> int:
+    monkeypatch.setattr("sys.argv", ["/somewhere/train.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(main)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (1, 1)])
+def test_the_status_is_what_main_returns(result, status, monkeypatch, capsys):
+    assert ending_of(lambda arguments: result, [], monkeypatch) == status
+    assert capsys.readouterr().err == ""
+
+
+def test_main_is_called_with_the_arguments(monkeypatch):
+    seen = []
+    ending_of(seen.extend, ["--a", "b"], monkeypatch)
+    assert seen == ["--a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("no file\n  x.csv; make it"), "train.py: error: no file x.csv; make it\n"),
+        (
+            PermissionError(13, "Permission denied", "/out"),
+            "train.py: error: [Errno 13] Permission denied: '/out'\n",
+        ),
+    ],
+)
+def test_a_users_error_and_what_the_system_refuses_are_one_line_and_status_2(
+    error, line, monkeypatch, capsys
+):
+    def main(arguments):
+        raise error
+
+    assert ending_of(main, ["--x"], monkeypatch) == 2
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", line)
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    def main(arguments):
+        raise UserError("wrong")
+
+    monkeypatch.setattr("sys.argv", ["train.py", "--debug"])
+    with pytest.raises(UserError, match="wrong"):
+        command_line.run(main)
+
+
+def test_a_programmers_error_keeps_its_traceback(monkeypatch):
+    def main(arguments):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    with pytest.raises(ValueError, match="a defect"):
+        command_line.run(main)
+
+
+def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
+    def main(arguments):
+        raise KeyboardInterrupt
+
+    assert ending_of(main, [], monkeypatch) == 130
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trian", "a"], r"unknown argument --trian \(did you mean --train\?\); see --help"),
+        (["--trian=a"], r"unknown argument --trian=a \(did you mean --train\?\)"),
+        (["--tra", "a"], r"unknown argument --tra \(did you mean --train\?\)"),
+        (["12345"], "unknown argument 12345; see --help"),
+        (["--steps", "many"], "argument --steps: invalid int value: 'many'; see --help"),
+        (["--steps"], "argument --steps: expected one argument"),
+    ],
+)
+def test_a_wrong_flag_is_an_error_that_names_it_and_the_nearest_one(arguments, message):
+    with pytest.raises(UserError, match=message):
+        make_parser().parse_args(arguments)
+
+
+def test_a_missing_flag_is_named():
+    parser = make_parser()
+    parser.add_argument("--out", required=True)
+    with pytest.raises(UserError, match="the following arguments are required: --out; see --help"):
+        parser.parse_args([])
+
+
+def test_right_flags_are_parsed_with_their_defaults():
+    args = make_parser().parse_args(["--train", "a", "b"])
+    assert args == argparse.Namespace(train=["a", "b"], steps=7, debug=False)
+
+
+def test_help_names_the_defaults(capsys):
+    with pytest.raises(SystemExit) as ended:
+        make_parser().parse_args(["--help"])
+    assert ended.value.code == 0
+    assert "number of steps (default: 7)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_one_of_returns_a_known_name_and_names_the_nearest_of_an_unknown_one():
+    known = {"val": 1, "val_hard": 2, "toy": 3}
+    assert command_line.one_of("split", "toy", known) == "toy"
+    with pytest.raises(UserError) as error:
+        command_line.one_of("split", "val_hrad", known)
+    assert str(error.value) == "unknown split 'val_hrad' (did you mean val_hard?); known: val, val_hard, toy"
+    with pytest.raises(UserError) as error:
+        command_line.one_of("split", "x", iter(known))
+    assert str(error.value) == "unknown split 'x'; known: val, val_hard, toy"
+
+
+def test_the_nearest_name_is_given_only_where_one_is_near():
+    assert command_line.nearest("siglp", ["clip", "siglip"]) == " (did you mean siglip?)"
+    assert command_line.nearest("zzz", ["clip", "siglip"]) == command_line.nearest("a", []) == ""
+
+
+def test_a_bar_counts_images_and_may_be_silent(capsys):
+    with command_line.progress(10, "verify", initial=4) as bar:
+        bar.update(6)
+    assert bar.n == bar.total == 10
+    assert "img" in capsys.readouterr().err
+    with command_line.progress(10, "verify", show=False) as bar:
+        bar.update(10)
+    assert capsys.readouterr().err == ""
