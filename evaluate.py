@@ -8,14 +8,13 @@ is called what its predictions file is called; with `hard` in the name it gives 
 `metrics.json` and `metrics.md` are written into `--out`.
 """
 
-import ast
 import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from featdistill import atomic, command_line, metrics
+from featdistill import atomic, command_line, label_files, metrics
 from featdistill.command_line import UserError
 from featdistill.manifest import parse_distortions, read_manifest
 from featdistill.predictions import (
@@ -26,9 +25,6 @@ from featdistill.predictions import (
     read_errors,
     read_predictions,
 )
-
-# What label files hold for 0 and 1; pandas writes a column with gaps as 0.0 and 1.0.
-_STATES = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1, "": -1}
 
 
 def build_parser() -> command_line.Parser:
@@ -57,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def evaluate(predictions: list[str], labels: list[str] | None = None) -> dict[str, dict]:
-    """Return the metrics of each predictions file, by the name of its split; those without labels are left out.
+    """Return the metrics of each predictions file, by the name of its split, but for those without labels.
 
     Args:
         labels: one file for each of `predictions`, one for all, or None: the manifests in the sidecars.
@@ -127,12 +123,19 @@ def split_metrics(frame: pd.DataFrame, truth: pd.DataFrame) -> dict:
 
 
 def official_metrics(splits: dict[str, dict]) -> dict[str, float | None]:
-    """Return the challenge's metrics by its names, where exactly one split of each kind gives them."""
+    """Return the challenge's metrics by its names.
+
+    They come from the splits called val and val_hard; without them, from the only other split of its
+    kind, if there is just one.
+    """
     result = {}
     for suffix, is_hard in (("auc", False), ("hard_auc", True)):
-        of_kind = [split for name, split in splits.items() if ("hard" in name) == is_hard]
-        if len(of_kind) == 1:
-            result.update({f"{kind}_{suffix}": of_kind[0][f"{kind}_auc"] for kind in ("clean", "robust")})
+        of_kind = {name: split for name, split in splits.items() if ("hard" in name) == is_hard}
+        chosen = of_kind.get("val_hard" if is_hard else "val")
+        if chosen is None and len(of_kind) == 1:
+            chosen = next(iter(of_kind.values()))
+        if chosen is not None:
+            result.update({f"{kind}_{suffix}": chosen[f"{kind}_auc"] for kind in ("clean", "robust")})
     return result
 
 
@@ -149,58 +152,28 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"labels {path} do not exist")
-    header, rows = parse_csv(path.read_bytes(), str(path))
+    header, _ = parse_csv(path.read_bytes(), str(path))
     if "image" in header and "name" in header:
         frame = read_manifest(path)
-        chains = [_manifest_chain(cell, path) for cell in frame["distortions"]]
-        states = {column: frame[column].fillna(-1).astype(int) for column in ("label", "is_distorted")}
-        names, generators = frame["name"], frame["generator"]
     elif "image_name" in header and "label" in header:
-        cells = {column: [row[place] for row in rows] for place, column in enumerate(header)}
-        names, generators = pd.Series(cells["image_name"], dtype=object), ""
-        repeated = names[names.duplicated()]
-        if len(repeated):
-            raise UserError(f"{path}: repeated names ({len(repeated)}): {name_list(repeated)}")
-        blank = [""] * len(rows)
-        chains = [_chain(cell, path) for cell in cells.get("distortions", blank)]
-        states = {
-            column: _states(cells.get(column, blank), column, path) for column in ("label", "is_distorted")
-        }
-        if "distortions" in cells and "is_distorted" not in cells:
-            states["is_distorted"] = [int(bool(chain)) for chain in chains]
+        frame = label_files.read_labels(str(path)).rename(columns={"image_name": "name"}).assign(generator="")
     else:
         raise UserError(
             f"{path} is neither a manifest (image,name,label,...) nor an official label file "
             f"(image_name,label,...); its columns are {','.join(header)}"
         )
-    frame = pd.DataFrame({"name": names, **states})
-    frame["generator"] = generators
-    frame["chain"] = pd.Series(chains, dtype=object)
-    return frame
-
-
-def _manifest_chain(cell: str, path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(name for name, _ in parse_distortions(cell))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: distortions {cell!r} are no JSON list of [name, scale]") from error
+    labels = frame[["name", "generator"]].reset_index(drop=True)
+    for column in ("label", "is_distorted"):
+        labels[column] = [-1 if pd.isna(state) else int(state) for state in frame[column]]
+    labels["chain"] = pd.Series([_chain(cell, path) for cell in frame["distortions"]], dtype=object)
+    return labels
 
 
 def _chain(cell: str, path: Path) -> tuple[str, ...]:
     try:
-        chain = ast.literal_eval(cell.strip() or "[]")
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        chain = None
-    if not isinstance(chain, list) or not all(isinstance(name, str) for name in chain):
-        raise UserError(f"{path}: distortions {cell!r} are no list of names such as ['jpeg', 'downscale']")
-    return tuple(chain)
-
-
-def _states(cells: list[str], column: str, path: Path) -> list[int]:
-    for cell in cells:
-        if cell.strip().lower() not in _STATES:
-            raise UserError(f"{path}: {column} is {cell!r}; it must be 0, 1 or empty")
-    return [_STATES[cell.strip().lower()] for cell in cells]
+        return tuple(name for name, _ in parse_distortions(cell))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: distortions {cell!r} are no JSON list of [name, scale]") from error
 
 
 def _positions(path: str, source: str | Path, frame: pd.DataFrame, truth: pd.DataFrame) -> np.ndarray:
@@ -243,6 +216,10 @@ def tables(splits: dict[str, dict]) -> list[str]:
         ("Chain length", "chain_lengths"),
     ):
         lines += ["", f"## {title}", "", *_group_table(splits, key, title)]
+    official = official_metrics(splits)
+    if official:
+        row = [_number(value) for value in official.values()]
+        lines += ["", "## Metrics of the challenge", "", *_table(list(official), [row])]
     return [*lines, ""]
 
 
@@ -256,11 +233,13 @@ def _notes(splits: dict[str, dict]) -> list[str]:
         for state in ("unreadable", "unlabelled"):
             if split[state]:
                 notes.append(f"{name}: {state} images, left out: {split[state]:,}")
-    for kind, title in ((False, "clean_auc and robust_auc"), (True, "clean_hard_auc and robust_hard_auc")):
+    named = official_metrics(splits)
+    for kind, title in ((False, "clean_auc"), (True, "clean_hard_auc")):
         rivals = [name for name in splits if ("hard" in name) == kind]
-        if len(rivals) > 1:
+        if rivals and title not in named:
             notes.append(
-                f"{title} are not at the top of metrics.json: {', '.join(rivals)} could all give them"
+                f"{title} and its robust twin are not at the top of metrics.json: "
+                f"{', '.join(rivals)} could all give them"
             )
     return notes
 

@@ -171,7 +171,7 @@ class Trainer:
             batch = self._next_batch(stream, log)
             # What dropout draws is a function of the step, so that a continued run draws the same.
             place = (self.step * recipe.accumulation + part) * self.batches.world + self.batches.rank
-            torch.manual_seed(recipe.seed * 2**32 + place)
+            torch.manual_seed(int(np.random.SeedSequence((recipe.seed, place)).generate_state(1)[0]))
             last = part == recipe.accumulation - 1
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 output = self.wrapped(batch)

@@ -26,7 +26,7 @@ import pandas as pd
 
 from featdistill import atomic
 from featdistill.command_line import UserError
-from featdistill.image_io import IMAGE_SUFFIXES
+from featdistill.image_io import without_extension
 
 NAME_COLUMNS = ("name", "image_name")
 # The second is the column of the data set card's snippet.
@@ -220,12 +220,6 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     shown = [f"{key} was {_short(former, key)}, is {_short(current, key)}" for key in keys[:_SHOWN_KEYS]]
     more = f"; and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
     return "; ".join(shown) + more
-
-
-def without_extension(name: str) -> str:
-    """Return a name without its image extension: `0a1b.jpg` -> `0a1b`; `scan.v2` stays."""
-    stem, dot, extension = name.rpartition(".")
-    return stem if dot and stem and f".{extension.lower()}" in IMAGE_SUFFIXES else name
 
 
 def match_names(names: Sequence[str], known: Sequence[str]) -> np.ndarray:

@@ -188,13 +188,8 @@ def write_submission(path: str | Path, parts: dict[str, Part], profile: Profile)
         str(path), "images in more than one file", pd.Series(names)[pd.Series(names).duplicated()].tolist()
     )
     with atomic.replace_file(path) as beside:
-        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
-            for slot, name in profile.files.items():
-                if slot in parts:
-                    # 1980 is the earliest year that a zip can hold; 3 is unix, whatever the machine.
-                    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-                    member.create_system, member.external_attr = 3, 0o644 << 16
-                    archive.writestr(member, _csv_bytes(parts[slot], profile))
+        files = [(name, parts[slot]) for slot, name in profile.files.items() if slot in parts]
+        atomic.write_zip(beside, [(name, _csv_bytes(part, profile)) for name, part in files])
         written = {slot: part.names for slot, part in parts.items()}
         return check_submission(beside, profile, written, where=str(path))
 

@@ -13,7 +13,7 @@ LIBRARIES = ("distortions_official",)
 # A module may import its own row and the rows above it, and the third-party packages named up to it.
 ROWS: list[tuple[tuple[str, ...], set[str]]] = [
     (("command_line", "atomic", "operations"), {"numpy", "tqdm"}),
-    (("manifest", "image_io"), {"pandas", "cv2", "PIL", "simplejpeg"}),
+    (("manifest", "image_io", "label_files"), {"pandas", "cv2", "PIL", "simplejpeg"}),
     (("official_tables", "distortion_policy", "distortion_cli", *LIBRARIES), set()),
     (("metrics", "predictions", "submission"), {"sklearn"}),
     (("dataset",), {"torch"}),

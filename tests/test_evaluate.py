@@ -132,14 +132,21 @@ def test_what_is_printed_is_what_is_written(tmp_path, val, capsys):
     assert lines[2].split("|")[1].strip() == "split"
     assert f"{val.auc(val.is_distorted == 1):.4f}" in lines[4]
     titles = [line for line in lines if line.startswith("## ")]
-    assert titles == ["## Splits", "## Experts", "## Generators", "## Distortions", "## Chain length"]
+    assert titles == [
+        "## Splits",
+        "## Experts",
+        "## Generators",
+        "## Distortions",
+        "## Chain length",
+        "## Metrics of the challenge",
+    ]
 
 
 def test_every_table_is_a_markdown_table_of_one_width(tmp_path, val, val_hard):
     run(tmp_path / "out", val, val_hard)
     blocks = (tmp_path / "out" / "metrics.md").read_text().split("\n\n")
     found = [block.splitlines() for block in blocks if block.startswith("|")]
-    assert len(found) == 5
+    assert len(found) == 6
     for lines in found:
         assert len({(len(line), line.count("|")) for line in lines}) == 1
 
@@ -263,13 +270,13 @@ def test_distorted_images_without_a_chain_have_no_chain_length(tmp_path, val):
 
 
 def test_two_splits_of_one_kind_leave_the_official_names_out(tmp_path, val, val_hard, capsys):
-    other = Split(tmp_path, "public_test", seed=2)
-    found = run(tmp_path / "out", val, val_hard, other)
+    others = [Split(tmp_path, name, seed) for seed, name in ((2, "public_test"), (3, "private_test"))]
+    found = run(tmp_path / "out", val_hard, *others)
     assert list(found) == ["clean_hard_auc", "robust_hard_auc", "splits"]
-    assert (
-        "- clean_auc and robust_auc are not at the top of metrics.json: val, public_test"
-        in capsys.readouterr().out
-    )
+    assert "not at the top of metrics.json: public_test, private_test" in capsys.readouterr().out
+    found = run(tmp_path / "with_val", val, val_hard, *others)
+    assert found["clean_auc"] == found["splits"]["val"]["clean_auc"]
+    assert found["robust_hard_auc"] == found["splits"]["val_hard"]["robust_auc"]
 
 
 def test_saturated_scores_keep_their_ranks(tmp_path, val):
@@ -294,10 +301,10 @@ def test_wrong_numbers_of_files_and_equal_names_are_users_errors(tmp_path, val, 
     [
         ("image_name,score\na,1\n", "neither a manifest"),
         ("image_name,label\na,2\n", "label is '2'"),
-        ("image_name,label\na,1\na,0\n", r"repeated names \(1\): a"),
-        ("image_name,label,distortions\na,1,jpeg\n", "no list of names"),
-        ("image_name,label,distortions\na,1,__import__('os')\n", "no list of names"),
-        ("image_name,label,distortions\na,1,[3]\n", "no list of names"),
+        ("image_name,label\na,1\na,0\n", "names image a more than once"),
+        ("image_name,label,distortions,distortion_scales\na,1,jpeg,[]\n", "'jpeg' is no list"),
+        ("image_name,label,distortions,distortion_scales\na,1,__import__('os'),[]\n", "is no list"),
+        ("image_name,label,distortions,distortion_scales\na,1,[3],[1]\n", "are not all names"),
         ("image_name,label,is_distorted\na,1,maybe\n", "is_distorted is 'maybe'"),
         ("image,name,label,distortions\na,a,1,jpeg\n", "no JSON list"),
         ("image,name,label\na,a,real\n", "label of a is 'real'"),

@@ -99,9 +99,7 @@ def test_a_broken_image_is_named_and_the_rest_goes_on(make_set, tmp_path, expert
     assert run("--manifest", str(manifest), "--experts", *experts, "--out", str(out)) == 1
 
 
-def test_the_last_runs_experts_and_manifest_are_the_default(
-    make_set, ensemble_folder, tmp_path, monkeypatch
-):
+def test_the_last_runs_experts_and_manifest_are_the_default(make_set, ensemble_folder, tmp_path, monkeypatch):
     project = tmp_path / "project"
     shutil.copytree(ensemble_folder.parent.parent, project)
     manifest = make_set("data", 5)
@@ -148,9 +146,11 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, experts):
     out = tmp_path / "killed.csv"
     command = [sys.executable, str(ROOT / "predict.py"), *arguments, "--out", str(out), "--workers", "0"]
     process = subprocess.Popen(
-        [*command, "--batch-size", "4", "--device", "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [*command, "--batch-size", "4", "--device", "cpu"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     partial, deadline = tmp_path / ".killed.csv.partial", time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         if partial.is_file() and partial.read_bytes().count(b"\n") >= 5:

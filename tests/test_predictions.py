@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from featdistill import predictions
 from featdistill.command_line import UserError
+from featdistill.image_io import without_extension
 
 NAMES = ["0a.jpg", "NA", 'b,"c".png', "d d.v2"]
 SIDECAR = {"experts": {"clip": "a" * 64}, "preprocessing": {"size": 224}, "fusion": "logit mean"}
@@ -198,7 +199,7 @@ def test_names_match_with_and_without_extension():
 
 
 def test_only_image_extensions_are_taken_off():
-    assert [predictions.without_extension(name) for name in ("a.b.jpg", "a.v2", ".jpg", "a", "A.PNG")] == [
+    assert [without_extension(name) for name in ("a.b.jpg", "a.v2", ".jpg", "a", "A.PNG")] == [
         "a.b",
         "a.v2",
         ".jpg",

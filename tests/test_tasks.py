@@ -43,7 +43,7 @@ def test_stage_2_adds_the_weighted_distance_to_the_teachers_tokens(expert, batch
 
 
 def test_a_student_that_equals_its_teacher_has_no_distance(expert, batch):
-    task = DistillTask(expert, FrozenTeacher(copy.deepcopy(expert)))
+    task = DistillTask(expert, FrozenTeacher(copy.deepcopy(expert))).eval()
     output = task(batch | {"teacher_images": batch["images"]})
     assert output["dense"].item() == pytest.approx(0, abs=1e-9)
     assert output["token_cosine"].item() == pytest.approx(1, abs=1e-6)
