@@ -164,7 +164,7 @@ def unreadable_images(locations: list[str], workers: int) -> dict[str, str]:
 def write_readable(frame: pd.DataFrame, path: str | Path, *, verify: bool, workers: int) -> int:
     """Write a manifest; where asked to, without the images that cannot be read.
 
-    Those are listed in `<manifest>.errors.csv` (columns name, image, error); a list of before is removed.
+    Those are listed in `<manifest>.errors.csv` (columns name, reason); a list of before is removed.
 
     Returns:
         The number of images that could not be read; 0 without `verify`.
@@ -177,10 +177,12 @@ def write_readable(frame: pd.DataFrame, path: str | Path, *, verify: bool, worke
     if not faults:
         errors_path.unlink(missing_ok=True)
         return 0
-    errors = frame.loc[broken, ["name", "image"]]
-    errors["error"] = [faults[location] for location in errors["image"]]
-    with atomic.replace_file(errors_path) as beside:
-        errors.to_csv(beside, index=False, lineterminator="\n")
+    errors = [
+        (name, faults[image])
+        for name, image in zip(frame["name"], frame["image"], strict=True)
+        if image in faults
+    ]
+    atomic.write_text(errors_path, atomic.csv_text(("name", "reason"), errors))
     print(f"{len(errors)} unreadable images are left out of {path}; see {errors_path}")
     return len(errors)
 

@@ -10,15 +10,12 @@ Every image is a function of (seed, split, index) alone: neither the number of w
 changes a byte.
 """
 
-import csv
 import functools
 import hashlib
-import io
 import json
 import multiprocessing
 import os
 import signal
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +36,7 @@ from featdistill.distortion_policy import (
     describe,
     evaluation_generator,
 )
+from featdistill.label_files import format_labels
 
 # Raised whenever the bytes of the data change, so that an old folder is not taken for a new one.
 VERSION = 1
@@ -219,7 +217,7 @@ def build(folder: Path, seed: int, size: str, workers: int) -> dict[str, int]:
         (folder / "organisers/generators.csv", kept_back),
     ):
         rows = [(image.name, image.generator, image.scene) for image in images]
-        atomic.write_text(path, _csv(("image_name", "generator", "scene"), rows))
+        atomic.write_text(path, atomic.csv_text(("image_name", "generator", "scene"), rows))
     atomic.write_text(folder / "README.txt", README.format(seed=seed, size=size, version=VERSION))
     counts = {name: len(images) for name, images in made.items()}
     atomic.write_json(folder / MARK, {**_settings(seed, size), "counts": counts})
@@ -330,41 +328,20 @@ def _write_split(folder: Path, split: Split, images: list[DemoImage]) -> None:
             ]
             dealt.sort(key=lambda image: image.name)
             rows = [(row, image.name, image.label) for row, image in enumerate(dealt)]
-            labels = {f"shard_{shard}/labels.csv": _csv(("", "image_name", "label"), rows).encode()}
+            labels = {
+                f"shard_{shard}/labels.csv": atomic.csv_text(("", "image_name", "label"), rows).encode()
+            }
             _write_zip(folder / split.archive.format(shard), split.folder.format(shard), dealt, labels)
         return
     _write_zip(folder / split.archive, split.folder, images, {})
     if split.labels:
-        header = ("image_name", "label", "distortions", "distortion_scales", "is_distorted")
-        rows = [
-            (
-                image.name,
-                image.label,
-                [name for name, _ in image.distortions],
-                [scale for _, scale in image.distortions],
-                image.is_distorted,
-            )
-            for image in images
-        ]
-        atomic.write_text(folder / split.labels, _csv(header, rows))
+        rows = [(image.name, image.label, image.distortions, image.is_distorted) for image in images]
+        atomic.write_text(folder / split.labels, format_labels(rows))
 
 
 def _write_zip(path: Path, folder: str, images: list[DemoImage], more: dict[str, bytes]) -> None:
-    """Write a zip of stored members with a fixed time, so that equal images give equal bytes."""
     members = {f"{folder}/{image.name}": image.data for image in images} | more
-    with atomic.replace_file(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in members.items():
-            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-            info.create_system, info.external_attr = 3, 0o644 << 16
-            archive.writestr(info, data)
-
-
-def _csv(header: tuple[str, ...], rows: Iterable[tuple]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+    atomic.write_zip(path, members.items())
 
 
 def _settings(seed: int, size: str) -> dict:

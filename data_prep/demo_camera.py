@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from featdistill import image_io
+
 _SENSOR_WHITE = 65535
 
 
@@ -119,6 +121,4 @@ def encode_jpeg(picture: np.ndarray, quality_0_100: int) -> bytes:
     """Encode (H, W, 3) RGB, uint8 or float in [0, 1] (clipped, rounded), as a 4:2:0 JPEG."""
     if picture.dtype != np.uint8:
         picture = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
-    settings = [cv2.IMWRITE_JPEG_QUALITY, quality_0_100]
-    settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
-    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), settings)[1].tobytes()
+    return image_io.encode_jpeg(picture, quality_0_100)

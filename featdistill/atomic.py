@@ -1,11 +1,13 @@
 """Files and folders that are either there whole or not at all: written beside, then renamed into place."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,15 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """Return a CSV with unix line ends; a float is written with as many digits as give it back."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def write_zip(path: str | Path, members: Iterable[tuple[str, bytes]]) -> None:

@@ -1,14 +1,13 @@
 """The challenge's label files: a row an image, by the names of their columns."""
 
 import ast
-import csv
 import io
 import json
 from collections.abc import Iterable
 
 import pandas as pd
 
-from featdistill import image_io
+from featdistill import atomic, image_io
 from featdistill.command_line import UserError
 from featdistill.image_io import without_extension
 
@@ -87,14 +86,12 @@ def format_labels(rows: Iterable[tuple[str, int | str, list[list], int | str]]) 
     Args:
         rows: (image name, label, [[distortion, scale], ...], is_distorted) of each image.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image_name", "label", "distortions", "distortion_scales", "is_distorted"))
-    for name, label, chain, is_distorted in rows:
-        writer.writerow(
-            (name, label, [step for step, _ in chain], [scale for _, scale in chain], is_distorted)
-        )
-    return text.getvalue()
+    header = ("image_name", "label", "distortions", "distortion_scales", "is_distorted")
+    lines = (
+        (name, label, [step for step, _ in chain], [scale for _, scale in chain], is_distorted)
+        for name, label, chain, is_distorted in rows
+    )
+    return atomic.csv_text(header, lines)
 
 
 def _distortions(table: pd.DataFrame, location: str) -> list[str]:

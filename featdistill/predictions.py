@@ -89,12 +89,11 @@ def write_predictions(
     if read_sidecar(path) != _as_json(sidecar):
         sidecar_path(path).unlink(missing_ok=True)
     if errors:
-        _write_csv(errors_path(path), ["name", "reason"], errors)
+        atomic.write_text(errors_path(path), atomic.csv_text(["name", "reason"], errors))
     else:
         errors_path(path).unlink(missing_ok=True)
-    # Python's own float repr is the shortest text that reads back as the same float64.
-    texts = [map(repr, values.tolist()) for values in arrays.values()]
-    _write_csv(Path(path), ["name", *arrays], zip(names, *texts, strict=True))
+    rows = zip(names, *(values.tolist() for values in arrays.values()), strict=True)
+    atomic.write_text(path, atomic.csv_text(["name", *arrays], rows))
     atomic.write_json(sidecar_path(path), sidecar)
 
 
@@ -290,14 +289,6 @@ def _the_one(known: tuple[str, ...], header: list[str], what: str, path: Path) -
             f"{path} is no predictions file: it needs one {what} column, {wanted}; its columns are {columns}"
         )
     return found[0]
-
-
-def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[str]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    atomic.write_text(path, text.getvalue())
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:

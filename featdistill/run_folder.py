@@ -9,6 +9,7 @@
 | `unreadable.csv` | training images that could not be read, where there are any |
 """
 
+import csv
 import json
 import os
 import subprocess
@@ -97,9 +98,11 @@ class RunFolder:
     def add_unreadable(self, lines: list[tuple[str, str]]) -> None:
         """Add (image, reason) pairs to `unreadable.csv`, each image once."""
         path = self.path / "unreadable.csv"
-        known = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
-        rows = [f'"{image}","{reason}"'.replace("\n", " ") for image, reason in lines]
-        atomic.write_text(path, "\n".join(["image,reason", *dict.fromkeys(known + rows)]) + "\n")
+        known = {}
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                known = dict(list(csv.reader(file))[1:])
+        atomic.write_text(path, atomic.csv_text(("image", "reason"), (known | dict(lines)).items()))
 
 
 def latest_experts(root: str | Path = "runs") -> list[Path]:

@@ -4,7 +4,6 @@ A bad upload costs one of five a day, so everything is checked before the zip ge
 they are written, and the written bytes by the function that checks other people's files.
 """
 
-import csv
 import hashlib
 import io
 import zipfile
@@ -330,12 +329,9 @@ def _as_written(names: list[str], profile: Profile) -> list[str]:
 
 
 def _csv_bytes(part: Part, profile: Profile) -> bytes:
-    rows = zip(_as_written(part.names, profile), map(repr, part.score.tolist()), strict=True)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(profile.header)
-    writer.writerows([number, *row] if profile.index_column else row for number, row in enumerate(rows))
-    return text.getvalue().encode("utf-8")
+    rows = zip(_as_written(part.names, profile), part.score.tolist(), strict=True)
+    rows = ([number, *row] if profile.index_column else row for number, row in enumerate(rows))
+    return atomic.csv_text(profile.header, rows).encode("utf-8")
 
 
 def _flag(slot: str) -> str:

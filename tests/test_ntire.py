@@ -327,9 +327,9 @@ def test_verify_leaves_unreadable_images_out_and_lists_them(root, tmp_path, caps
     flags = ("--splits", "val", "toy", "--verify", "--workers", "1")
     assert prepare(root, tmp_path / "out", *flags) == 1
     errors = pd.read_csv(tmp_path / "out" / "val.errors.csv")
-    assert errors.columns.tolist() == ["name", "image", "error"]
+    assert errors.columns.tolist() == ["name", "reason"]
     assert sorted(errors["name"]) == sorted(Path(member).name for member in (cut, empty))
-    assert errors["error"].str.len().gt(5).all()
+    assert errors["reason"].str.len().gt(5).all()
     names = set(read_manifest(tmp_path / "out" / "val.csv")["name"])
     assert len(names) == IMAGES["val"] - 2 and not names & set(errors["name"])
     assert not (tmp_path / "out" / "toy.errors.csv").exists()
