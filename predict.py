@@ -105,7 +105,10 @@ def _predict(experts: dict[str, Expert], manifest: Path, out: Path, sidecar: dic
         broken = read_errors(out)
         print(f"{out} is finished; nothing to do")
         return _report_broken(broken, out)
-    partial = ensemble.PartialScores(out.with_name(f".{out.name}.partial"), sidecar)
+    partial_path = out.with_name(f".{out.name}.partial")
+    if out.is_file() and former is None and not partial_path.is_file():
+        raise UserError(f"{out} exists and was not made by this command; give another --out, or remove it")
+    partial = ensemble.PartialScores(partial_path, sidecar)
     logits, broken_rows = ensemble.score_resumably(
         list(experts.values()), rows, partial, manifest.stem, **settings
     )

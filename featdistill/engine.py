@@ -98,6 +98,7 @@ class Trainer:
         self.recipe, self.run, self.accelerator, self.card = recipe, run, accelerator, card
         self.step, self.scored_epochs, self.best = 0, 0, -1.0
         self.broken: list[tuple[str, str]] = []
+        self.log = TrainingLog(run, accelerator)
         self.batches = TrainBatches(
             len(dataset),
             recipe.batch_size,
@@ -117,14 +118,13 @@ class Trainer:
         self._prepare(state)
         self.batches.start = self.step
         stream = iter(make_loader(self.dataset, self.batches, self.recipe.workers))
-        log = TrainingLog(self.run, self.accelerator)
         saved_at = time.monotonic()
         while self.scored_epochs < self.recipe.epochs:
             # A run killed between the last step of an epoch and its scores still owes the scores.
             if self.step < (self.scored_epochs + 1) * self.batches.steps_per_epoch:
-                self._train_epoch(stream, log, saved_at)
-            log.write(self.step, self.scored_epochs)
-            self._score_epoch(log)
+                self._train_epoch(stream, saved_at)
+            self.log.write(self.step, self.scored_epochs)
+            self._score_epoch()
             saved_at = time.monotonic()
         self.accelerator.wait_for_everyone()
 
@@ -142,8 +142,10 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.accelerator.is_main_process:
             self.run.cut_log(state["log_bytes"] if state else 0)
+        if state:
+            self.log.restore(state["log"])
 
-    def _train_epoch(self, stream: Iterator[dict], log: "TrainingLog", saved_at: float) -> None:
+    def _train_epoch(self, stream: Iterator[dict], saved_at: float) -> None:
         """Take the steps that are left of the current epoch."""
         recipe, epoch = self.recipe, self.scored_epochs
         end = (epoch + 1) * self.batches.steps_per_epoch
@@ -152,15 +154,15 @@ class Trainer:
         title = f"epoch {epoch + 1}/{recipe.epochs}"
         with progress(images, title, initial=done, show=self.accelerator.is_main_process) as bar:
             while self.step < end:
-                self._step(stream, log)
+                self._step(stream)
                 bar.update(recipe.batch_size)
                 if self.step % recipe.log_every == 0:
-                    bar.set_postfix(log.write(self.step, epoch), refresh=False)
+                    bar.set_postfix(self.log.write(self.step, epoch), refresh=False)
                 if time.monotonic() - saved_at >= recipe.checkpoint_every_s:
                     self._save()
                     saved_at = time.monotonic()
 
-    def _step(self, stream: Iterator[dict], log: "TrainingLog") -> None:
+    def _step(self, stream: Iterator[dict]) -> None:
         """Take one optimiser step."""
         recipe, accelerator = self.recipe, self.accelerator
         factor = learning_rate_factor(self.step, self.batches.end, recipe.warmup, recipe.final_learning_rate)
@@ -168,7 +170,7 @@ class Trainer:
             group["lr"] = group["peak_learning_rate"] * factor
         self.wrapped.train()
         for part in range(recipe.accumulation):
-            batch = self._next_batch(stream, log)
+            batch = self._next_batch(stream)
             # What dropout draws is a function of the step, so that a continued run draws the same.
             place = (self.step * recipe.accumulation + part) * self.batches.world + self.batches.rank
             torch.manual_seed(int(np.random.SeedSequence((recipe.seed, place)).generate_state(1)[0]))
@@ -176,18 +178,18 @@ class Trainer:
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 output = self.wrapped(batch)
                 accelerator.backward(output["loss"] / recipe.accumulation)
-            log.add(output, recipe.batch_size / recipe.accumulation)
+            self.log.add(output, recipe.batch_size / recipe.accumulation)
         if recipe.clip_norm:
             accelerator.clip_grad_norm_(self.expert.parameters(), recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        log.learning_rate = recipe.learning_rate * factor
+        self.log.learning_rate = recipe.learning_rate * factor
 
-    def _next_batch(self, stream: Iterator[dict], log: "TrainingLog") -> dict[str, Tensor]:
+    def _next_batch(self, stream: Iterator[dict]) -> dict[str, Tensor]:
         started = time.monotonic()
         batch = next(stream)
-        log.waited_s += time.monotonic() - started
+        self.log.waited_s += time.monotonic() - started
         self.broken += [(self.dataset.images[row.index], row.reason) for row in batch.pop("broken")]
         if "images" not in batch:
             raise UserError(
@@ -195,7 +197,7 @@ class Trainer:
             )
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
 
-    def _score_epoch(self, log: "TrainingLog") -> None:
+    def _score_epoch(self) -> None:
         """Score the hold-out, keep the expert if it is the best so far, and write a checkpoint."""
         found = score_holdout(self.expert, self.holdout, self.recipe, self.accelerator)
         value = found["clean_auc"] if found["robust_auc"] is None else found["robust_auc"]
@@ -205,7 +207,7 @@ class Trainer:
         self.scored_epochs += 1
         unreadable = gather_object(self.broken)
         if self.accelerator.is_main_process:
-            log.epoch(self.step, self.scored_epochs, self.recipe.epochs, found, is_best)
+            self.log.epoch(self.step, self.scored_epochs, self.recipe.epochs, found, is_best)
             card = self.card | {"epoch": self.scored_epochs, "metrics": {"holdout": found}}
             for folder in (self.run.expert_last, self.run.expert) if is_best else (self.run.expert_last,):
                 save_expert(self.expert, folder, card)
@@ -227,6 +229,7 @@ class Trainer:
                 "step": self.step,
                 "scored_epochs": self.scored_epochs,
                 "best": self.best,
+                "log": self.log.state(),
             }
         )
 
@@ -238,11 +241,17 @@ class TrainingLog:
         self.run, self.accelerator = run, accelerator
         self.learning_rate, self.waited_s = 0.0, 0.0
         self.board = None
-        if accelerator.is_main_process and importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(run.path / "tensorboard"))
         self._clear()
+
+    def state(self) -> dict[str, Any]:
+        """Return what has been added since the last line."""
+        return {"sums": {key: float(value) for key, value in self.sums.items()}, "parts": self.parts}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` returned, so that the next line is that of an undisturbed run."""
+        device = self.accelerator.device
+        self.sums = {key: torch.tensor(value, device=device) for key, value in state["sums"].items()}
+        self.parts = state["parts"]
 
     def _clear(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -290,6 +299,10 @@ class TrainingLog:
 
     def _emit(self, line: dict[str, Any]) -> None:
         self.run.log(line)
+        if self.board is None and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.run.path / "tensorboard"))
         if self.board:
             for key, value in line.items():
                 if isinstance(value, float):

@@ -66,9 +66,6 @@ def run(
     }
     folder = RunFolder(arguments.out)
     folder.check(description, arguments.resume)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        folder.start(description)
     torch.manual_seed(recipe.seed)
     task = make_task()
     preprocessing: Preprocessing = task.expert.preprocessing
@@ -87,7 +84,12 @@ def run(
         f"{len(train_rows)} training and {len(holdout)} hold-out images -> {folder.path}"
     )
     card = {key: description[key] for key in ("stage", "recipe", "data", "teacher", "git_commit")}
-    engine.Trainer(task, dataset, holdout, recipe, folder, accelerator, card).fit()
+    trainer = engine.Trainer(task, dataset, holdout, recipe, folder, accelerator, card)
+    # All processes have looked at the folder, and nothing has been refused, before it becomes a run's.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        folder.start(description)
+    trainer.fit()
     accelerator.end_training()
 
 

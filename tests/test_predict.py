@@ -81,6 +81,13 @@ def test_a_second_run_does_nothing_and_another_ensemble_is_refused(make_set, tmp
         run(*arguments, *experts)
 
 
+def test_a_file_of_someone_else_is_not_written_over(make_set, tmp_path, experts):
+    (tmp_path / "val.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"val\.csv exists and was not made by this command"):
+        run("--manifest", str(make_set("val", 2)), "--experts", *experts, "--out", str(tmp_path / "val.csv"))
+    assert (tmp_path / "val.csv").read_text() == "mine"
+
+
 def test_a_broken_image_is_named_and_the_rest_goes_on(make_set, tmp_path, experts, capsys):
     manifest, out = make_set("val", 9), tmp_path / "val.csv"
     whole = tmp_path / "whole.csv"
