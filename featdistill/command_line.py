@@ -33,11 +33,19 @@ def one_of(what: str, name: str, choices: Iterable[str]) -> str:
     return name
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default is False or action.default == []
+        return action.help if says_nothing else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose errors are one line and name the nearest flag; no flag is abbreviated."""
 
     def __init__(self, **kwargs) -> None:
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -45,12 +53,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
     def parse_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        # Looked for first: a mistyped flag is the reason why one that is required seems to be missing.
+        for argument in args:
+            flag = argument.split("=")[0]
+            if flag.startswith("--") and flag not in (*flags, "--"):
+                raise UserError(f"unknown argument {flag}{nearest(flag, flags)}; see --help")
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            raise UserError(
-                f"unknown argument {unknown[0]}{nearest(unknown[0].split('=')[0], flags)}; see --help"
-            )
+            raise UserError(f"unexpected argument {unknown[0]}; see --help")
         return known
 
 

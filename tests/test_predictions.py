@@ -64,7 +64,7 @@ def test_a_run_killed_while_writing_leaves_no_sidecar_of_other_scores(tmp_path, 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predictions, "_write_csv", killed)
+    monkeypatch.setattr(predictions.atomic, "csv_text", killed)
     with pytest.raises(KeyboardInterrupt):
         write(path, sidecar={**SIDECAR, "fusion": "mean"})
     assert predictions.read_sidecar(path) is None
