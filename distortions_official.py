@@ -253,7 +253,11 @@ def _edge_mask(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarr
     cv2.Sobel(grey, cv2.CV_32F, 1, 0, dst=across, ksize=1, scale=0.5, borderType=_EDGE)
     cv2.Sobel(grey, cv2.CV_32F, 0, 1, dst=down, ksize=1, scale=0.5, borderType=_EDGE)
     taps = gaussian_taps(4.0, 8)
-    mask = cv2.sepFilter2D(cv2.magnitude(across, down, across), -1, taps, taps, dst=down, borderType=_EDGE)
+    # In NumPy: what cv2.magnitude gives depends, in its last bit, on where in memory the result lies.
+    np.multiply(across, across, out=across)
+    np.add(across, np.multiply(down, down, out=down), out=across)
+    gradient = np.sqrt(across, out=across)
+    mask = cv2.sepFilter2D(gradient, -1, taps, taps, dst=down, borderType=_EDGE)
     cv2.normalize(mask, mask, 0, 1, cv2.NORM_MINMAX)
     # The released clip of the mask at 1 % and 99 % goes wrong: it sets one pixel a row to 0 and one to 1.
     column_0 = mask[:, :1].copy()
