@@ -296,6 +296,7 @@ def _expert_table(splits: dict[str, dict]) -> list[str]:
 
 def _group_table(splits: dict[str, dict], key: str, title: str) -> list[str]:
     """Return a table of AUC and number of images in each split: the hardest first, chain lengths in order."""
+    splits = {name: split for name, split in splits.items() if split[key]}
     names = list(dict.fromkeys(name for split in splits.values() for name in split[key]))
     if not names:
         return ["The labels do not name any."]
@@ -321,7 +322,8 @@ def _number(value: float | None) -> str:
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     """Return a Markdown table, the first column to the left, the others to the right."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    width = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    # Markdown wants two characters at least, to say how a column is aligned.
+    width = [max(2, *map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: list[str]) -> str:
         padded = [cell.rjust(size) for cell, size in zip(cells, width, strict=True)]

@@ -546,7 +546,7 @@ def at_offset(array: np.ndarray, offset: int) -> np.ndarray:
 
 @pytest.fixture
 def kept_at(monkeypatch):
-    """Return a function that makes the memory that operations keep begin at an offset from a multiple of 64."""
+    """Return a function that sets where kept memory begins, in bytes behind a multiple of 64."""
 
     def place(offset: int) -> None:
         def kept(_, shape, dtype):

@@ -151,6 +151,15 @@ def test_every_table_is_a_markdown_table_of_one_width(tmp_path, val, val_hard):
         assert len({(len(line), line.count("|")) for line in lines}) == 1
 
 
+def test_a_split_without_generators_has_no_column_in_their_table(tmp_path, val, val_hard):
+    val_hard.write_manifest(generator=[""] * ROWS)
+    val_hard.write_predictions()
+    run(tmp_path / "out", val, val_hard)
+    text = (tmp_path / "out" / "metrics.md").read_text()
+    table = text.split("## Generators\n\n")[1].split("\n\n")[0]
+    assert "val AUC" in table and "val_hard AUC" not in table
+
+
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("index", [False, True])
 @pytest.mark.parametrize("extension", [False, True])
