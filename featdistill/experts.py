@@ -6,6 +6,7 @@ classes equals the sigmoid of their difference, so that its last layer folds int
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def save_expert(expert: Expert, folder: str | Path, card: dict[str, Any] | None 
             "weights_sha256": atomic.sha256_of(beside / WEIGHTS_FILE),
         }
         atomic.write_json(beside / CARD_FILE, content)
+        # safetensors writes files that only their owner can read, whatever the umask.
+        shutil.copymode(beside / CARD_FILE, beside / WEIGHTS_FILE)
 
 
 def load_expert(folder: str | Path) -> Expert:

@@ -95,3 +95,9 @@ def test_a_damaged_expert_is_one_clear_error(expert, tmp_path, damage, message):
 def edit(folder, **changes):
     card = json.loads((folder / CARD_FILE).read_text())
     (folder / CARD_FILE).write_text(json.dumps(card | changes))
+
+
+def test_the_weights_can_be_read_by_those_who_can_read_the_card(expert, tmp_path):
+    save_expert(expert, tmp_path / "expert")
+    modes = {path.stat().st_mode for path in (tmp_path / "expert").iterdir()}
+    assert len(modes) == 1
