@@ -57,7 +57,7 @@ def test_the_score_is_the_mean_of_the_experts_probabilities(make_set, tmp_path, 
             expected = expert(torch.stack(images)).double().sigmoid().numpy()
         np.testing.assert_allclose(found[name], expected, atol=2e-5)
     np.testing.assert_allclose(found["score"], (found["alpha"] + found["beta"]) / 2, atol=1e-15)
-    assert found["score"].std() > 1e-4
+    assert found["score"].nunique() == 6
 
 
 def test_probabilities_of_large_logits_do_not_tie():
