@@ -8,6 +8,7 @@ and is held to the teacher's tokens of the clean one, beside binary cross-entrop
 pixels are left out, since token i must keep its place. It writes the same files as `train.py`.
 """
 
+import copy
 import dataclasses
 
 from featdistill import command_line, recipes, training
@@ -37,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     recipe = dataclasses.replace(recipe, **architecture)
 
     def make_task() -> DistillTask:
-        student, teacher = load_expert(arguments.teacher), load_expert(arguments.teacher)
+        student = load_expert(arguments.teacher)
         return DistillTask(
             student,
-            FrozenTeacher(teacher),
+            FrozenTeacher(copy.deepcopy(student)),
             metric=recipe.metric,
             dense_weight=recipe.dense_weight,
             bce_weight=recipe.bce_weight,

@@ -22,6 +22,7 @@ from featdistill.experts import Expert, load_expert, read_card
 from featdistill.manifest import make_manifest, read_manifest, write_manifest
 from featdistill.predictions import (
     difference,
+    errors_path,
     manifest_entry,
     read_errors,
     read_sidecar,
@@ -75,12 +76,13 @@ def main(argv: list[str] | None = None) -> int:
     precision = arguments.precision or ("bf16" if device.type == "cuda" else "fp32")
     if precision == "fp16" and device.type == "cpu":
         raise UserError("precision fp16 needs a GPU; give --precision bf16 or fp32")
-    experts = {name: load_expert(folder).to(device) for name, folder in _names(folders).items()}
+    named = _names(folders)
+    experts = {name: load_expert(folder).to(device) for name, folder in named.items()}
     print(f"{len(experts)} experts on {device} in {precision}: {', '.join(experts)}")
     settings = {"batch_size": arguments.batch_size, "workers": arguments.workers, "precision": precision}
     settings["device"] = device
     sidecar = {
-        "experts": {name: read_card(folder)["weights_sha256"] for name, folder in _names(folders).items()},
+        "experts": {name: read_card(folder)["weights_sha256"] for name, folder in named.items()},
         "preprocessing": {name: dataclasses.asdict(expert.preprocessing) for name, expert in experts.items()},
         "fusion": "probability_mean",
         "precision": precision,
@@ -116,16 +118,17 @@ def _predict(experts: dict[str, Expert], manifest: Path, out: Path, sidecar: dic
     broken = [(names[row.index], row.reason) for row in broken_rows]
     good = ~pd.Series(range(len(rows))).isin([row.index for row in broken_rows]).to_numpy()
     single = ensemble.probabilities(logits[:, good])
+    fused = ensemble.fuse(single)
     write_predictions(
         out,
         rows["name"][good].tolist(),
-        ensemble.fuse(single),
+        fused,
         dict(zip(experts, single, strict=True)),
         sidecar,
         broken,
     )
     partial.remove()
-    print(f"{out}: {int(good.sum())} images scored, mean P(AI) {ensemble.fuse(single).mean():.3f}")
+    print(f"{out}: {int(good.sum())} images scored, mean P(AI) {fused.mean():.3f}")
     return _report_broken(broken, out)
 
 
@@ -133,7 +136,7 @@ def _report_broken(broken: list[tuple[str, str]], out: Path) -> int:
     for name, reason in broken[:10]:
         print(f"could not be read: {name}: {reason}")
     if broken:
-        print(f"{len(broken)} images could not be read; all of them are in {out.with_suffix('.errors.csv')}")
+        print(f"{len(broken)} images could not be read; all of them are in {errors_path(out)}")
     return 1 if broken else 0
 
 

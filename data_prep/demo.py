@@ -22,7 +22,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.demo_camera import develop, draw_look, encode_jpeg, expose, photograph
 from data_prep.demo_generators import Codebooks, fit_codebooks, generate
@@ -202,7 +201,7 @@ def build(folder: Path, seed: int, size: str, workers: int) -> dict[str, int]:
     tasks = [(split, index) for split in SPLITS for index in range(SPLITS[split].counts[size])]
     made: dict[str, list[DemoImage]] = {split: [] for split in SPLITS}
     make = functools.partial(_make_task, seed=seed, codebooks=codebooks)
-    with tqdm(total=len(tasks), unit="image", desc="making images") as bar:
+    with command_line.progress(len(tasks), "making images") as bar:
         for (split, _), image in zip(tasks, _in_order(make, tasks, workers), strict=True):
             made[split].append(image)
             bar.update()

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from featdistill import atomic
 from featdistill.command_line import progress
 from featdistill.dataset import Broken, ScoreDataset, make_loader
 from featdistill.distortion_policy import DistortionPolicy
@@ -110,8 +111,9 @@ class PartialScores:
             self.batches = [_parse_batch(line) for line in whole[1:]]
         else:
             whole = [f"{header}\n".encode()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(whole))
+        # Beside and renamed: a second kill must not cost what the first one left.
+        with atomic.replace_file(path) as beside:
+            beside.write_bytes(b"".join(whole))
 
     def append(self, batch: ScoredBatch) -> None:
         """Add a batch and bring it to the disk."""
