@@ -11,15 +11,13 @@ floats.
 """
 
 import math
-import threading
-from collections.abc import Callable
 from functools import cache
 
 import cv2
 import numpy as np
-import simplejpeg
 
-from featdistill import command_line, distortion_cli
+from featdistill import codecs, command_line, distortion_cli
+from featdistill.noise_tables import add_noise, gaussian_table, normal_quantiles, random_bytes
 from featdistill.official_tables import (
     ColourTable,
     brighten_colours,
@@ -29,18 +27,13 @@ from featdistill.official_tables import (
     disk_parts,
     gaussian_taps,
     middle_curve,
-    normal_quantiles,
 )
 from featdistill.operations import Operation, register
+from featdistill.working_memory import in_strips, kept
 
 OFFICIAL: dict[str, Operation] = {}
 
 _EDGE = cv2.BORDER_REPLICATE
-# New memory for large intermediate results can cost more time than the work done in it. So they are made for
-# strips of the image of about this many samples, or, where the whole image is needed, in memory that is kept.
-_STRIP_SAMPLES = 1 << 18
-_KEPT_BYTES = 1 << 23
-_memory = threading.local()
 
 
 @register(OFFICIAL, "blur", (0.1, 0.5, 1.0, 2.0, 5.0))
@@ -56,7 +49,7 @@ def lensblur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
     radius_px = lensblur.scales[level - 1]
     if radius_px < 4:
         return cv2.filter2D(image, -1, _disk(radius_px), borderType=_EDGE)
-    return _in_strips(lambda strip: _large_disk_blur(strip, radius_px), image, radius_px)
+    return in_strips(lambda strip: _large_disk_blur(strip, radius_px), image, radius_px)
 
 
 @register(OFFICIAL, "color_distortion", (1, 3, 6, 8, 12), random=True)
@@ -76,28 +69,19 @@ def colorsat(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
         value = cv2.max(cv2.max(red, green), blue)
         return cv2.addWeighted(strip, factor, cv2.merge([value, value, value]), 1 - factor, 0)
 
-    return _in_strips(saturate, image)
+    return in_strips(saturate, image)
 
 
 @register(OFFICIAL, "jpeg", (43, 36, 24, 7, 4))
 def jpeg(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """JPEG of a quality from 0 to 100, 4:2:0."""
-    # OpenCV writes the same bytes as Pillow; simplejpeg reads the same pixels, faster and as RGB.
-    options = [cv2.IMWRITE_JPEG_QUALITY, jpeg.scales[level - 1]]
-    data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1]
-    return simplejpeg.decode_jpeg(data)
+    return codecs.jpeg(image, jpeg.scales[level - 1])
 
 
 @register(OFFICIAL, "noise", (0.001, 0.002, 0.003, 0.005, 0.01), random=True)
 def whitenoise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Gaussian noise of a variance, on values in [0, 1], added to every sample."""
-    table = _noise(whitenoise.scales[level - 1])
-
-    def add_noise(strip: np.ndarray) -> np.ndarray:
-        draws = _random_bytes(rng, 2 * strip.size).view(np.uint16)
-        return cv2.add(strip, np.take(table, draws).reshape(strip.shape), dtype=cv2.CV_8U)
-
-    return _in_strips(add_noise, image)
+    return add_noise(image, gaussian_table(255 * whitenoise.scales[level - 1] ** 0.5), rng)
 
 
 @register(OFFICIAL, "noise", (0.001, 0.005, 0.01, 0.02, 0.03), random=True)
@@ -126,7 +110,7 @@ def brighten(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
         colours = cv2.remap(table.image, position, fraction, cv2.INTER_LINEAR, borderMode=_EDGE)
         return cv2.convertScaleAbs(colours)
 
-    return _in_strips(look_up, image)
+    return in_strips(look_up, image)
 
 
 @register(OFFICIAL, "brightness_change", (0.05, 0.1, 0.2, 0.4, 0.8))
@@ -144,19 +128,19 @@ def jitter(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarra
     # that far, so what happens to a pixel and its neighbours is independent from pass to pass.
     passes, apart = 5, 16
     shape = (height + (passes - 1) * apart, width)
-    across, down = _random_bytes(rng, 2 * math.prod(shape)).reshape(2, *shape)
-    fraction = cv2.LUT(across, fraction_x, _kept("fraction", shape, np.uint16))
-    cv2.add(fraction, cv2.LUT(down, fraction_y, _kept("fraction y", shape, np.uint16)), dst=fraction)
-    whole_x = cv2.LUT(across, whole_px, _kept("whole x", shape, np.int16))
-    whole_y = cv2.LUT(down, whole_px, _kept("whole y", shape, np.int16))
-    whole = cv2.merge([whole_x, whole_y], _kept("whole", (*shape, 2), np.int16))
-    columns, rows = (_kept(name, (height, width), np.int16) for name in ("columns", "rows"))
+    across, down = random_bytes(rng, 2 * math.prod(shape)).reshape(2, *shape)
+    fraction = cv2.LUT(across, fraction_x, kept("fraction", shape, np.uint16))
+    cv2.add(fraction, cv2.LUT(down, fraction_y, kept("fraction y", shape, np.uint16)), dst=fraction)
+    whole_x = cv2.LUT(across, whole_px, kept("whole x", shape, np.int16))
+    whole_y = cv2.LUT(down, whole_px, kept("whole y", shape, np.int16))
+    whole = cv2.merge([whole_x, whole_y], kept("whole", (*shape, 2), np.int16))
+    columns, rows = (kept(name, (height, width), np.int16) for name in ("columns", "rows"))
     columns[:] = np.arange(width)
     rows[:] = np.arange(height)[:, None]
-    here = cv2.merge([columns, rows], _kept("here", (height, width, 2), np.int16))
-    position = _kept("position", here.shape, np.int16)
+    here = cv2.merge([columns, rows], kept("here", (height, width, 2), np.int16))
+    position = kept("position", here.shape, np.int16)
     # OpenCV samples four channels faster than three.
-    warped, other = (_kept(name, (height, width, 4), np.uint8) for name in ("warped", "other"))
+    warped, other = (kept(name, (height, width, 4), np.uint8) for name in ("warped", "other"))
     cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=warped)
     for top in range(0, passes * apart, apart):
         cv2.add(whole[top : top + height], here, dst=position)
@@ -205,7 +189,7 @@ def shift_green(image: np.ndarray, amount_px: float, direction: np.ndarray) -> n
     columns = _wrapped(width, first - second, first)
     mask = _edge_mask(red, green, blue)
     shifted = np.take(green[rows], columns, axis=1)
-    change = cv2.subtract(shifted, green, dst=_kept("change", mask.shape, np.float32), dtype=cv2.CV_32F)
+    change = cv2.subtract(shifted, green, dst=kept("change", mask.shape, np.float32), dtype=cv2.CV_32F)
     cv2.multiply(change, mask, dst=change)
     return cv2.merge([red, cv2.add(green, change, dtype=cv2.CV_8U), blue])
 
@@ -223,20 +207,6 @@ def _large_disk_blur(image: np.ndarray, radius_px: int) -> np.ndarray:
     return cv2.add(total, 0, dtype=cv2.CV_8U)
 
 
-def _in_strips(
-    function: Callable[[np.ndarray], np.ndarray], image: np.ndarray, reach_px: int = 0
-) -> np.ndarray:
-    """Apply a function to strips of the image, with as many rows more on both sides as it reaches."""
-    height, width = image.shape[:2]
-    rows = max(1, 4 * reach_px, _STRIP_SAMPLES // (3 * width))
-    result = np.empty_like(image, order="C")
-    for top in range(0, height, rows):
-        first = max(0, top - reach_px)
-        strip = function(image[first : top + rows + reach_px])
-        result[top : top + rows] = strip[top - first :][:rows]
-    return result
-
-
 def _wrapped(length: int, shift: int, margin: int) -> np.ndarray:
     """Where each of `length` places reads from, on a circle with an edge-replicated margin on both sides."""
     return np.clip((np.arange(length) + shift) % (length + 2 * margin) - margin, 0, length - 1)
@@ -247,7 +217,7 @@ def _edge_mask(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarr
 
     The array is in memory that is kept, so the next call overwrites it.
     """
-    grey, across, down = (_kept(name, red.shape, np.float32) for name in ("grey", "across", "down"))
+    grey, across, down = (kept(name, red.shape, np.float32) for name in ("grey", "across", "down"))
     cv2.addWeighted(red, 0.299, green, 0.587, 0, dst=grey, dtype=cv2.CV_32F)
     cv2.addWeighted(blue, 0.114, grey, 1, 0, dst=grey, dtype=cv2.CV_32F)
     cv2.Sobel(grey, cv2.CV_32F, 1, 0, dst=across, ksize=1, scale=0.5, borderType=_EDGE)
@@ -268,25 +238,6 @@ def _edge_mask(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarr
     return mask
 
 
-def _random_bytes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Return `count` uniform uint8, the fastest way a generator has."""
-    return rng.integers(0, 2**64, -(-count // 8), dtype=np.uint64).view(np.uint8)[:count]
-
-
-def _kept(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Return an array of any content, in the memory that the thread's last call of that name got.
-
-    Never to be returned by an operation. Beyond `_KEPT_BYTES` the memory is new and is not kept.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = _memory.__dict__.get(name)
-    if memory is None or len(memory) < size:
-        memory = np.empty(size, np.uint8)
-        if size <= _KEPT_BYTES:
-            setattr(_memory, name, memory)
-    return memory[:size].view(dtype).reshape(shape)
-
-
 @cache
 def _gaussian(sigma_px: float) -> np.ndarray:
     return gaussian_taps(sigma_px, int(np.ceil(2 * sigma_px)))
@@ -294,12 +245,6 @@ def _gaussian(sigma_px: float) -> np.ndarray:
 
 _disk = cache(disk_kernel)
 _disk_parts = cache(disk_parts)
-
-
-@cache
-def _noise(variance: float) -> np.ndarray:
-    """The noise, in steps of 255, by 16 uniform bits: exact after rounding but for tails beyond 4.3 sigma."""
-    return np.rint(255 * variance**0.5 * normal_quantiles(1 << 16)).astype(np.int8)
 
 
 @cache

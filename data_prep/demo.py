@@ -28,13 +28,8 @@ from data_prep.demo_generators import Codebooks, fit_codebooks, generate
 from data_prep.demo_scenes import KINDS, draw_scene
 from featdistill import atomic, command_line, image_io
 from featdistill.command_line import UserError
-from featdistill.distortion_policy import (
-    PRESETS,
-    DistortionPolicy,
-    apply_plan,
-    describe,
-    evaluation_generator,
-)
+from featdistill.distortion_policy import DistortionPolicy, apply_plan, describe, evaluation_generator
+from featdistill.distortion_presets import PRESETS
 from featdistill.label_files import format_labels
 
 # Raised whenever the bytes of the data change, so that an old folder is not taken for a new one.

@@ -29,9 +29,10 @@ import cv2
 import pandas as pd
 
 from featdistill import atomic, command_line
-from featdistill.command_line import Parser, UserError, one_of, progress
-from featdistill.distortion_policy import PRESETS, Plan, apply_plan, describe, evaluation_generator
-from featdistill.image_io import BrokenImage, encode_jpeg, read_image, without_extension
+from featdistill.command_line import Parser, UserError, progress
+from featdistill.distortion_policy import Plan, apply_plan, describe, evaluation_generator
+from featdistill.distortion_presets import PRESETS, parse_policy
+from featdistill.image_io import BrokenImage, encode_jpeg, limit_side, read_image, without_extension
 from featdistill.label_files import format_labels
 from featdistill.manifest import ARCHIVE_SEPARATOR, read_manifest, write_manifest
 
@@ -54,7 +55,12 @@ def build_parser() -> Parser:
         description="Make a half-distorted copy of a manifest's images, as zip, label file and manifest.",
     )
     parser.add_argument("manifest", metavar="MANIFEST")
-    parser.add_argument("--preset", default="official", help=f"what is drawn: {', '.join(PRESETS)}")
+    parser.add_argument(
+        "--preset",
+        default="official",
+        metavar="NAME[,KEY=VALUE...]",
+        help=f"what is drawn: {', '.join(PRESETS)}",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the copy")
     parser.add_argument("--share", type=float, default=0.5, help="share of distorted images")
     parser.add_argument("--seed", type=int, default=0, help="another seed distorts other images otherwise")
@@ -66,7 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if not 0 <= arguments.share <= 1 or arguments.seed < 0 or arguments.workers < 1:
         raise UserError("--share must lie between 0 and 1, --seed be 0 or more and --workers 1 or more")
-    policy = PRESETS[one_of("preset", arguments.preset, PRESETS)]
+    policy = parse_policy(arguments.preset)
+    if policy.distort_at != "native":
+        raise UserError("--preset: a copy has no network input to distort at; leave distort_at native")
     frame, out = read_manifest(arguments.manifest), Path(arguments.out)
     made_with = {
         "manifest_sha256": atomic.sha256_of(arguments.manifest),
@@ -88,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     work = out / f".work-{hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:16]}"
     work.mkdir(parents=True, exist_ok=True)
-    errors = _make(frame["image"].tolist(), plans, work, arguments.workers)
+    errors = _make(frame["image"].tolist(), plans, work, policy.max_side_px, arguments.workers)
     good = [row for row in range(len(frame)) if row not in errors]
     atomic.write_zip(
         out / "images.zip", ((f"images/{files[row]}", (work / f"{row}.jpg").read_bytes()) for row in good)
@@ -132,13 +140,15 @@ def _is_finished(out: Path, made_with: dict) -> bool:
     return True
 
 
-def _make(images: list[str], plans: list[Plan], work: Path, workers: int) -> dict[int, str]:
+def _make(
+    images: list[str], plans: list[Plan], work: Path, max_side_px: int | None, workers: int
+) -> dict[int, str]:
     """Write each row's image to `work/ROW.jpg` where it is not yet; return the rows that cannot be read."""
     tasks = [
         (row, image, plans[row]) for row, image in enumerate(images) if not (work / f"{row}.jpg").is_file()
     ]
     errors: dict[int, str] = {}
-    make = partial(_make_one, work=work)
+    make = partial(_make_one, work=work, max_side_px=max_side_px)
     # Fresh processes: a fork would inherit OpenCV's threads in an unknown state.
     pool = multiprocessing.get_context("spawn").Pool(workers, partial(cv2.setNumThreads, 0))
     with pool, progress(len(images), "distorting", initial=len(images) - len(tasks)) as bar:
@@ -149,14 +159,14 @@ def _make(images: list[str], plans: list[Plan], work: Path, workers: int) -> dic
     return errors
 
 
-def _make_one(task: tuple[int, str, Plan], work: Path) -> tuple[int, str | None]:
+def _make_one(task: tuple[int, str, Plan], work: Path, max_side_px: int | None) -> tuple[int, str | None]:
     row, location, plan = task
     try:
-        image = read_image(location)
+        image = apply_plan(limit_side(read_image(location), max_side_px), plan)
     except BrokenImage as error:
         return row, str(error)
     with atomic.replace_file(work / f"{row}.jpg") as beside:
-        beside.write_bytes(encode_jpeg(apply_plan(image, plan), STORAGE_QUALITY))
+        beside.write_bytes(encode_jpeg(image, STORAGE_QUALITY))
     return row, None
 
 

@@ -24,7 +24,7 @@ from featdistill.distortion_policy import (
     evaluation_generator,
     training_generator,
 )
-from featdistill.image_io import BrokenImage, read_image
+from featdistill.image_io import BrokenImage, limit_side, read_image
 
 InputKey = tuple[int, str]
 
@@ -109,10 +109,9 @@ class TrainDataset(Dataset):
 
     Args:
         rows: labelled rows of a manifest.
-        policy: what distortions are drawn.
+        policy: what distortions are drawn, and whether they come before or after the resizing.
         seed: the run's seed.
         teacher_view: `clean`, `same`, `other` or None (see `DistillRecipe`).
-        distort_at: `native` (before resizing) or `input` (after).
     """
 
     def __init__(
@@ -124,42 +123,43 @@ class TrainDataset(Dataset):
         *,
         crop: str = "random",
         flip: float = 0.5,
-        distort_at: str = "native",
         teacher_view: str | None = None,
     ) -> None:
         self.images = rows["image"].tolist()
         self.labels = rows["label"].astype("float32").tolist()
         self.preprocessing, self.policy, self.seed = preprocessing, policy, seed
-        self.crop, self.flip, self.distort_at, self.teacher_view = crop, flip, distort_at, teacher_view
+        self.crop, self.flip, self.teacher_view = crop, flip, teacher_view
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any] | Broken:
         epoch, index = item
-        try:
-            image = read_image(self.images[index])
-        except BrokenImage as error:
-            return Broken(index, str(error))
         rng = training_generator(self.seed, epoch, index)
         top, left, mirror = rng.random(3)
         top, left = (top, left) if self.crop == "random" else (0.5, 0.5)
         place = Place(top, left, bool(mirror < self.flip))
         plan, other_plan = self.policy.draw(rng), self.policy.draw(rng)
-        example = {"images": self._view(image, plan, place), "label": self.labels[index], "index": index}
-        if self.teacher_view:
-            teacher_plan = {"clean": (), "same": plan, "other": other_plan}[self.teacher_view]
-            example["teacher_images"] = self._view(image, teacher_plan, place)
+        try:
+            image = limit_side(read_image(self.images[index]), self.policy.max_side_px)
+            example = {"images": self._view(image, plan, place), "label": self.labels[index], "index": index}
+            if self.teacher_view:
+                teacher_plan = {"clean": (), "same": plan, "other": other_plan}[self.teacher_view]
+                example["teacher_images"] = self._view(image, teacher_plan, place)
+        except BrokenImage as error:
+            return Broken(index, str(error))
         return example
 
     def _view(self, image: np.ndarray, plan: tuple, place: Place) -> Tensor:
         size, resize = self.preprocessing.key
-        if self.distort_at == "native":
+        if self.policy.distort_at == "native":
             return prepare(apply_plan(image, plan), size, resize, place)
         pixels = prepare(image, size, resize, place)
         if not plan:
             return pixels
         distorted = apply_plan(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), plan)
+        if distorted.shape[:2] != (size, size):
+            return prepare(distorted, size, "squash")
         return torch.from_numpy(distorted).permute(2, 0, 1).contiguous()
 
 
@@ -190,10 +190,11 @@ class ScoreDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any] | Broken:
         try:
             image = read_image(self.images[index])
+            if self.policy:
+                rng = evaluation_generator(self.seed, self.names[index])
+                image = apply_plan(image, self.policy.draw(rng))
         except BrokenImage as error:
             return Broken(index, str(error))
-        if self.policy:
-            image = apply_plan(image, self.policy.draw(evaluation_generator(self.seed, self.names[index])))
         return {"index": index, "images": {key: prepare(image, *key) for key in self.keys}}
 
 

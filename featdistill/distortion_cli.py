@@ -70,6 +70,7 @@ def listing(library: dict[str, Operation]) -> str:
             "moves patches": not operation.keeps_layout,
             "changes size": not operation.keeps_size,
             "levels not ordered": not operation.monotone,
+            f"needs {operation.missing()}": bool(operation.missing()),
         }
         scales = ", ".join(f"{scale:g}" for scale in operation.scales)
         shown = ", ".join(trait for trait, holds in traits.items() if holds)
@@ -84,6 +85,7 @@ def draw_sheet(library: dict[str, Operation], image: np.ndarray, seed: int) -> n
     """Draw every operation at every level, a row an operation, the undistorted image first.
 
     The operations see the middle square of the image at `CELL_PX`; a resize afterwards would hide noise.
+    Those that need something that is not installed are left out.
 
     Args:
         library: name -> operation.
@@ -96,10 +98,11 @@ def draw_sheet(library: dict[str, Operation], image: np.ndarray, seed: int) -> n
     font = ImageFont.load_default(_TEXT_PX)
     cell = np.asarray(ImageOps.fit(Image.fromarray(image), (CELL_PX, CELL_PX), Image.Resampling.BICUBIC))
     across, down = CELL_PX + _MARGIN_PX, CELL_PX + _TEXT_PX + 2 * _MARGIN_PX
-    size = (_MARGIN_PX + across * (1 + len(LEVELS)), _MARGIN_PX + down * len(library))
+    operations = [operation for operation in library.values() if not operation.missing()]
+    size = (_MARGIN_PX + across * (1 + len(LEVELS)), _MARGIN_PX + down * len(operations))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    for row, operation in enumerate(library.values()):
+    for row, operation in enumerate(operations):
         cells = [(operation.name, cell)]
         for level in LEVELS:
             result = operation(cell, level, np.random.default_rng((seed, level)))

@@ -6,17 +6,20 @@ So a plan can be logged, kept in a manifest, sent to another process, and applie
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from distortions_evaluation import EVALUATION
 from distortions_official import OFFICIAL
+from featdistill.chain_sampling import SubsetSampler
 from featdistill.command_line import UserError, one_of
-from featdistill.operations import LEVELS, Operation
+from featdistill.image_io import BrokenImage
+from featdistill.operations import LEVELS, MIN_SIDE_PX, Operation
 
-LIBRARIES: dict[str, dict[str, Operation]] = {"official": OFFICIAL}
+LIBRARIES: dict[str, dict[str, Operation]] = {"official": OFFICIAL, "evaluation": EVALUATION}
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,29 @@ Plan = tuple[Step, ...]
 class DistortionPolicy:
     """A distribution over plans. The defaults are those of the organisers' training pipeline.
 
+    A chain is drawn in one of two ways. Without `counts`: a library, then a number of its groups, then an
+    operation of each. With `counts`: a number of operations, then as many different ones, so that every one
+    is in as many chains as its count says.
+
     Attributes:
         probability: that an image is distorted at all.
         libraries: name -> weight; one library is drawn for each image, in proportion to the weights.
         min_operations: fewest operations of a distorted image.
         max_operations: most operations; every number from the fewest to the most is equally likely.
+        lengths: weights of 1, 2, .. operations, instead of equally likely numbers.
         level_mean: level L has the weight exp(-(L - level_mean)^2 / (2 level_std^2)).
-        level_std: see `level_mean`.
+        level_std: see `level_mean`; `inf` makes all levels equally likely.
+        uniform_levels: names of libraries whose levels are equally likely all the same.
+        weights: group or operation -> weight within its library or group, where it is not 1; an operation of
+            weight 0 is not drawn.
         include: names of the only operations that may be drawn; empty means all.
         exclude: names of operations that are not drawn.
         keeps_layout_only: draw only operations under which every patch keeps its place.
+        counts: library -> operation -> how many chains have it, to a common factor; `libraries` and `weights`
+            then do not count.
+        distort_at: `native` (the image as it was stored) or `input` (resized to the network's input).
+        max_side_px: images whose longer side exceeds this are reduced to it before all else, distorted or
+            not; None leaves them as they are.
 
     Raises:
         UserError: a value is out of range, a name is unknown, or nothing is left to draw from.
@@ -62,24 +78,32 @@ class DistortionPolicy:
     libraries: Mapping[str, float] = field(default_factory=lambda: {"official": 1.0})
     min_operations: int = 1
     max_operations: int = 3
+    lengths: tuple[float, ...] = ()
     level_mean: float = 1.0
     level_std: float = 2.5
+    uniform_levels: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     keeps_layout_only: bool = False
+    counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    distort_at: str = "native"
+    max_side_px: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "libraries", dict(self.libraries))
-        for name in ("include", "exclude"):
+        for name in ("libraries", "weights"):
+            object.__setattr__(self, name, dict(getattr(self, name)))
+        object.__setattr__(self, "counts", {library: dict(of) for library, of in self.counts.items()})
+        for name in ("include", "exclude", "uniform_levels", "lengths"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise UserError(f"distortion policy: {name} must be a list of names, not '{value}'")
+                raise UserError(f"distortion policy: {name} must be a list, not '{value}'")
             object.__setattr__(self, name, tuple(value))
         self._check_numbers()
         self._check_names()
 
     def draw(self, rng: np.random.Generator) -> Plan:
-        """Draw a plan: the operations of one library, each of another group, in random order.
+        """Draw a plan.
 
         Args:
             rng: the image's generator, see `training_generator` and `evaluation_generator`.
@@ -89,42 +113,93 @@ class DistortionPolicy:
         """
         if rng.random() >= self.probability:
             return ()
-        libraries = list(self._groups)
-        library = libraries[_weighted(rng, self._library_bounds)]
-        groups = self._groups[library]
-        count = min(int(rng.integers(self.min_operations, self.max_operations + 1)), len(groups))
+        chain = self._draw_by_counts(rng) if self.counts else self._draw_by_groups(rng)
         steps = []
-        for group in rng.permutation(len(groups))[:count]:
-            name = groups[group][rng.integers(len(groups[group]))]
-            level = LEVELS[_weighted(rng, self._level_bounds)]
+        for library, name in chain:
+            level = LEVELS[_weighted(rng, self._level_bounds[library in self.uniform_levels])]
             steps.append(Step(library, name, level, int(rng.integers(2**63))))
         return tuple(steps)
 
+    def _draw_by_groups(self, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+        """Yield operations of one library, each of another group, in random order."""
+        libraries = list(self._groups)
+        library = libraries[_weighted(rng, self._library_bounds)]
+        groups = self._groups[library]
+        count = min(self._draw_length(rng), len(groups))
+        if self.weights:
+            shares = np.array([self.weights.get(group, 1.0) for group in groups])
+            chosen = rng.choice(list(groups), count, replace=False, p=shares / shares.sum())
+        else:
+            chosen = [list(groups)[place] for place in rng.permutation(len(groups))[:count]]
+        for group in chosen:
+            names = groups[group]
+            if self.weights:
+                bounds = _cumulative([self.weights.get(name, 1.0) for name in names])
+                yield library, names[_weighted(rng, bounds)]
+            else:
+                yield library, names[rng.integers(len(names))]
+
+    def _draw_by_counts(self, rng: np.random.Generator) -> list[tuple[str, str]]:
+        operations, sampler = self._counted
+        return [operations[place] for place in rng.permutation(sampler.draw(rng))]
+
+    def _draw_length(self, rng: np.random.Generator) -> int:
+        if self.lengths:
+            return 1 + _weighted(rng, _cumulative(self.lengths))
+        return int(rng.integers(self.min_operations, self.max_operations + 1))
+
     @cached_property
-    def _groups(self) -> dict[str, list[list[str]]]:
+    def _groups(self) -> dict[str, dict[str, list[str]]]:
         """The operation names that may be drawn, by library and group."""
         allowed = {}
         for library in (name for name, weight in self.libraries.items() if weight > 0):
             groups: dict[str, list[str]] = {}
             for operation in LIBRARIES[library].values():
-                if self._allows(operation):
+                if self._allows(operation) and self.weights.get(operation.category, 1.0) > 0:
                     groups.setdefault(operation.category, []).append(operation.name)
-            allowed[library] = list(groups.values())
+            allowed[library] = groups
         return allowed
+
+    @cached_property
+    def _counted(self) -> tuple[list[tuple[str, str]], SubsetSampler]:
+        """The (library, operation) pairs that may be drawn, and what draws their places."""
+        counts = {
+            (library, name): count
+            for library, operations in self.counts.items()
+            for name, count in operations.items()
+            if count > 0 and self._allows(LIBRARIES[library][name])
+        }
+        if len(counts) < 2:
+            raise UserError("distortion policy: include and exclude must leave two operations with counts")
+        lengths = self.lengths or [0] * (self.min_operations - 1) + [1] * (
+            self.max_operations - self.min_operations + 1
+        )
+        lengths = np.array(lengths[: len(counts) - 1], float)
+        mean = lengths @ np.arange(1, len(lengths) + 1) / max(lengths.sum(), 1e-9)
+        shares = np.array(list(counts.values()), float)
+        try:
+            return list(counts), SubsetSampler(shares * mean / max(shares.sum(), 1e-9), lengths)
+        except ValueError as error:
+            raise UserError(f"distortion policy: counts and chain lengths do not agree: {error}") from error
 
     @cached_property
     def _library_bounds(self) -> np.ndarray:
         return _cumulative([self.libraries[name] for name in self._groups])
 
     @cached_property
-    def _level_bounds(self) -> np.ndarray:
+    def _level_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds by the policy's mean and standard deviation, and of equally likely levels."""
         exponents = [(level - self.level_mean) ** 2 / (2 * self.level_std**2) for level in LEVELS]
-        return _cumulative([math.exp(min(exponents) - exponent) for exponent in exponents])
+        by_mean = _cumulative([math.exp(min(exponents) - exponent) for exponent in exponents])
+        return by_mean, _cumulative([1.0] * len(LEVELS))
 
     def _allows(self, operation: Operation) -> bool:
+        if operation.name not in self.include and operation.missing():
+            return False
         return (
             (not self.include or operation.name in self.include)
             and operation.name not in self.exclude
+            and self.weights.get(operation.name, 1.0) > 0
             and (operation.keeps_layout or not self.keeps_layout_only)
         )
 
@@ -136,43 +211,50 @@ class DistortionPolicy:
                 "distortion policy: 1 <= min_operations <= max_operations must hold, "
                 f"not min_operations {self.min_operations} and max_operations {self.max_operations}"
             )
+        if self.lengths and not _are_weights(self.lengths):
+            raise UserError(f"distortion policy: lengths must be weights, not all 0, not {self.lengths}")
         if not math.isfinite(self.level_mean):
             raise UserError(f"distortion policy: level_mean must be a number, not {self.level_mean}")
-        if not (self.level_std > 0 and math.isfinite(self.level_std)):
+        if not self.level_std > 0:
             raise UserError(f"distortion policy: level_std must be above 0, not {self.level_std}")
+        if self.distort_at not in ("native", "input"):
+            raise UserError(f"distortion policy: distort_at must be native or input, not {self.distort_at}")
+        if self.max_side_px is not None and self.max_side_px < MIN_SIDE_PX:
+            raise UserError(
+                f"distortion policy: max_side_px must be {MIN_SIDE_PX} or more, not {self.max_side_px}"
+            )
 
     def _check_names(self) -> None:
-        for library, weight in self.libraries.items():
+        used = self.counts or self.libraries
+        for library in (*self.libraries, *self.counts, *self.uniform_levels):
             one_of("distortion library", library, LIBRARIES)
-            if not (weight >= 0 and math.isfinite(weight)):
+        for library, weight in self.libraries.items():
+            if not _are_weights([weight, 1.0]):
                 raise UserError(
                     f"distortion policy: the weight of library {library} must be 0 or more, not {weight}"
                 )
         if not any(self.libraries.values()):
             raise UserError("distortion policy: at least one library needs a weight above 0")
-        known = {name for library in self.libraries for name in LIBRARIES[library]}
+        for library, counts in self.counts.items():
+            for name in counts:
+                one_of(f"operation of library {library}", name, LIBRARIES[library])
+        operations = {name: operation for library in used for name, operation in LIBRARIES[library].items()}
         for name in self.include + self.exclude:
-            one_of("distortion operation", name, sorted(known))
-        for library, groups in self._groups.items():
-            if not groups:
+            one_of("distortion operation", name, sorted(operations))
+        groups = {operation.category for operation in operations.values()}
+        for name, weight in self.weights.items():
+            one_of("distortion operation or group", name, sorted({*operations, *groups}))
+            if not _are_weights([weight, 1.0]):
+                raise UserError(f"distortion policy: the weight of {name} must be 0 or more, not {weight}")
+        if self.counts:
+            self._counted[1].odds  # noqa: B018 (fitted now, so that impossible counts are refused now)
+            return
+        for library, of_library in self._groups.items():
+            if not of_library:
                 raise UserError(
-                    f"distortion policy: no operation of library {library} is left by include, exclude and "
-                    "keeps_layout_only; drop one of them or give the library the weight 0"
+                    f"distortion policy: no operation of library {library} is left by include, exclude, "
+                    "weights and keeps_layout_only; drop one of them or give the library the weight 0"
                 )
-
-
-# "official": the organisers' training pipeline as it was released (1 to 3 operations, levels N(1, 2.5)).
-# "released_featdistill": the same, but FeatDistill's released code distorts an image with probability 0.8.
-# "moderate": that share, with levels centred on 3 as by team TeleAI-TeleGuard (NTIRE 2026, arXiv 2604.11487).
-# "heavy": levels from N(3.5, 1), as team Ant International reports there, in chains of 1 to 5 operations, the
-# lengths that the evaluation splits have.
-PRESETS: dict[str, DistortionPolicy] = {
-    "none": DistortionPolicy(probability=0.0),
-    "official": DistortionPolicy(),
-    "released_featdistill": DistortionPolicy(probability=0.8),
-    "moderate": DistortionPolicy(probability=0.8, level_mean=3.0),
-    "heavy": DistortionPolicy(max_operations=5, level_mean=3.5, level_std=1.0),
-}
 
 
 def training_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -207,7 +289,13 @@ def apply_plan(image: np.ndarray, plan: Plan) -> np.ndarray:
 
     Returns:
         A new array, or `image` itself for an empty plan.
+
+    Raises:
+        BrokenImage: the image is smaller than the operations take.
     """
+    if plan and min(image.shape[:2]) < MIN_SIDE_PX:
+        height, width = image.shape[:2]
+        raise BrokenImage(f"{width} x {height} px are too small to be distorted (at least {MIN_SIDE_PX})")
     for step in plan:
         image = LIBRARIES[step.library][step.name](image, step.level, np.random.default_rng(step.seed))
     return image
@@ -216,12 +304,22 @@ def apply_plan(image: np.ndarray, plan: Plan) -> np.ndarray:
 def describe(plan: Plan) -> list[list]:
     """Return `[[name, scale], ...]` for the `distortions` column of a manifest.
 
-    The scale is the operation's parameter at the step's level, as in the challenge's label files.
+    The scale is the operation's parameter in this step, as in the challenge's label files.
     """
-    return [[step.name, LIBRARIES[step.library][step.name].scales[step.level - 1]] for step in plan]
+    return [
+        [
+            step.name,
+            LIBRARIES[step.library][step.name].scale(step.level, np.random.default_rng(step.seed)),
+        ]
+        for step in plan
+    ]
 
 
-def _cumulative(weights: list[float]) -> np.ndarray:
+def _are_weights(values: Sequence[float]) -> bool:
+    return all(value >= 0 and math.isfinite(value) for value in values) and any(values)
+
+
+def _cumulative(weights: Sequence[float]) -> np.ndarray:
     total = np.cumsum(weights)
     return total / total[-1]
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from featdistill import metrics
 from featdistill.command_line import UserError, progress
 from featdistill.dataset import TrainBatches, TrainDataset, make_loader
-from featdistill.distortion_policy import PRESETS
+from featdistill.distortion_presets import PRESETS
 from featdistill.ensemble import score
 from featdistill.experts import Expert, save_expert
 from featdistill.recipes import Recipe

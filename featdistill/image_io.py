@@ -102,6 +102,25 @@ def read_image(location: str) -> np.ndarray:
     return decode(read_bytes(location))
 
 
+def limit_side(image: np.ndarray, max_side_px: int | None) -> np.ndarray:
+    """Reduce an image whose longer side exceeds a limit to that limit, by area averaging.
+
+    Args:
+        image: (H, W, 3) uint8.
+        max_side_px: the limit, or None for none.
+
+    Returns:
+        (h, w, 3) uint8; `image` itself where it is within the limit. A side may stay at up to 16 px to keep
+        what is left of a narrow strip.
+    """
+    height, width = image.shape[:2]
+    if max_side_px is None or max(height, width) <= max_side_px:
+        return image
+    factor = max_side_px / max(height, width)
+    size = [max(round(side * factor), min(side, 16)) for side in (width, height)]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
 def encode_jpeg(image: np.ndarray, quality_0_100: int) -> bytes:
     """Encode (H, W, 3) uint8 RGB as a JPEG with 4:2:0 chroma."""
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality_0_100]

@@ -4,8 +4,6 @@ Everything here is a function of the operation's parameter alone; what is costly
 """
 
 from collections.abc import Callable
-from functools import cache
-from statistics import NormalDist
 
 import numpy as np
 
@@ -186,11 +184,3 @@ class ColourTable:
         row = 1 << 16
         self.whole = (knot, size * (value % 16) + row * size * (value // 16), row * knot)
         self.fraction_red, self.fraction_blue = fraction, 32 * fraction
-
-
-@cache
-def normal_quantiles(count: int) -> np.ndarray:
-    """Return (count,) float64 quantiles of N(0, 1), at the middles of equal shares, scaled to variance 1."""
-    normal = NormalDist()
-    quantiles = np.array([normal.inv_cdf((i + 0.5) / count) for i in range(count)])
-    return quantiles / quantiles.std()

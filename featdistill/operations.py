@@ -27,7 +27,9 @@ class Operation:
         keeps_layout: every patch keeps its place (needed where tokens of two views are compared).
         keeps_size: height and width stay.
         random: the result depends on the generator.
-        monotone: a higher level changes the image more.
+        monotone: a higher level changes the image more (where the size changes: leaves less of it).
+        spread: the parameter is drawn uniformly within this distance of the level's scale.
+        missing: returns what must be installed before it can be applied, or an empty text.
     """
 
     name: str
@@ -38,6 +40,17 @@ class Operation:
     keeps_size: bool = True
     random: bool = False
     monotone: bool = True
+    spread: float = 0.0
+    missing: Callable[[], str] = field(default=str, repr=False)
+
+    def scale(self, level: int, rng: np.random.Generator) -> float:
+        """Return the parameter at a level: of the table, or, with a `spread`, drawn first of all from `rng`.
+
+        An operation calls this before it draws anything else, so that a plan can tell the parameter from the
+        seed of a step alone.
+        """
+        nominal = self.scales[level - 1]
+        return round(nominal + self.spread * rng.uniform(-1, 1), 3) if self.spread else nominal
 
     def __call__(self, image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
         """Apply the operation.

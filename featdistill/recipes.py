@@ -44,10 +44,9 @@ class Recipe:
     head_hidden: int = option(256, "width of the head's hidden layer; 0: a linear head")
     head_dropout: float = option(0.3, "dropout before the last layer of the head")
 
-    distortions: str = option("released_featdistill", "preset of the distortion policy")
-    distort_probability: float | None = option(None, "share of images that are distorted; none: the preset's")
-    distort_max_operations: int | None = option(None, "most operations an image gets; none: the preset's")
-    distort_at: Literal["native", "input"] = option("native", "distort before or after resizing to the input")
+    distortions: str = option(
+        "released_featdistill", "preset of the distortion policy, with changes: official,probability=0.5"
+    )
     crop: Literal["random", "center"] = option("random", "where training crops are taken")
     flip: float = option(0.5, "probability of a horizontal flip in training")
 
@@ -202,9 +201,9 @@ def _check(recipe: Recipe) -> None:
     for key, least in at_least.items():
         if getattr(recipe, key) < least:
             raise UserError(f"recipe key '{key}' must be at least {least}, not {getattr(recipe, key)}")
-    for key in ("head_dropout", "flip", "warmup", "final_learning_rate", "distort_probability"):
+    for key in ("head_dropout", "flip", "warmup", "final_learning_rate"):
         value = getattr(recipe, key)
-        if value is not None and not 0 <= value <= 1:
+        if not 0 <= value <= 1:
             raise UserError(f"recipe key '{key}' must lie between 0 and 1, not {value}")
     if recipe.batch_size % recipe.accumulation:
         raise UserError(

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from featdistill import atomic, engine, experts
-from featdistill.command_line import Parser, UserError, one_of
+from featdistill.command_line import Parser, UserError
 from featdistill.dataset import Preprocessing, TrainDataset
-from featdistill.distortion_policy import PRESETS, DistortionPolicy
+from featdistill.distortion_presets import parse_policy
 from featdistill.manifest import read_manifests
 from featdistill.recipes import Recipe
 from featdistill.run_folder import RunFolder, git_commit
@@ -53,7 +53,8 @@ def run(
         keeps_layout_only: leave out distortions that move pixels.
         teacher_view: second view that the data set adds.
     """
-    policy = make_policy(recipe, keeps_layout_only)
+    policy = parse_policy(recipe.distortions)
+    policy = dataclasses.replace(policy, keeps_layout_only=keeps_layout_only or policy.keeps_layout_only)
     train_rows, holdout = _labelled(arguments.train, "--train"), _labelled(arguments.val, "--val")
     accelerator = engine.make_accelerator(recipe)
     description = {
@@ -76,7 +77,6 @@ def run(
         recipe.seed,
         crop=recipe.crop,
         flip=recipe.flip,
-        distort_at=recipe.distort_at,
         teacher_view=teacher_view,
     )
     accelerator.print(
@@ -91,17 +91,6 @@ def run(
         folder.start(description)
     trainer.fit()
     accelerator.end_training()
-
-
-def make_policy(recipe: Recipe, keeps_layout_only: bool) -> DistortionPolicy:
-    """Return the recipe's preset with what the recipe changes of it."""
-    preset = PRESETS[one_of("distortion preset", recipe.distortions, PRESETS)]
-    changes: dict[str, Any] = {"keeps_layout_only": keeps_layout_only or preset.keeps_layout_only}
-    if recipe.distort_probability is not None:
-        changes["probability"] = recipe.distort_probability
-    if recipe.distort_max_operations is not None:
-        changes["max_operations"] = recipe.distort_max_operations
-    return dataclasses.replace(preset, **changes)
 
 
 def _labelled(paths: list[str], flag: str) -> pd.DataFrame:

@@ -9,12 +9,14 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARIES = ("distortions_official",)
+LIBRARIES = ("distortions_official", "distortions_evaluation")
 # A module may import its own row and the rows above it, and the third-party packages named up to it.
 ROWS: list[tuple[tuple[str, ...], set[str]]] = [
     (("command_line", "atomic", "operations"), {"numpy", "tqdm"}),
     (("manifest", "image_io", "label_files"), {"pandas", "cv2", "PIL", "simplejpeg"}),
-    (("official_tables", "distortion_policy", "distortion_cli", *LIBRARIES), set()),
+    (("working_memory", "noise_tables", "official_tables", "filters", "warps", "watermarks"), set()),
+    (("codecs", "distortion_adapters", "distortion_cli", *LIBRARIES), set()),
+    (("chain_sampling", "distortion_policy", "distortion_presets"), set()),
     (("metrics", "predictions", "submission"), {"sklearn"}),
     (("dataset",), {"torch"}),
     (("backbones", "experts"), {"timm", "open_clip", "safetensors"}),
@@ -22,7 +24,7 @@ ROWS: list[tuple[tuple[str, ...], set[str]]] = [
     (("recipes",), {"yaml"}),
     (("run_folder", "ensemble", "engine", "training"), {"accelerate"}),
 ]
-TORCH_FREE_ROWS = 4
+TORCH_FREE_ROWS = 6
 SCRIPTS = ("train", "distill", "predict", "make_submission", "evaluate")
 PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 PACKAGES |= {"open_clip": "open_clip_torch"}

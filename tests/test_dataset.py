@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,8 @@ from featdistill.dataset import (
     make_loader,
     prepare,
 )
-from featdistill.distortion_policy import PRESETS, DistortionPolicy, apply_plan, evaluation_generator
+from featdistill.distortion_policy import DistortionPolicy, apply_plan, evaluation_generator
+from featdistill.distortion_presets import PRESETS
 from featdistill.image_io import read_image
 from featdistill.manifest import read_manifest
 
@@ -93,8 +96,8 @@ def test_distorting_at_the_input_distorts_the_prepared_pixels(make_set):
     manifest = make_set("train", 4)
     policy = DistortionPolicy(include=("quantization",), max_operations=1, level_mean=5, level_std=0.01)
     plain = make_train(manifest, policy=DistortionPolicy(probability=0))[0, 0]["images"]
-    at_input = make_train(manifest, policy=policy, distort_at="input")[0, 0]["images"]
-    at_native = make_train(manifest, policy=policy, distort_at="native")[0, 0]["images"]
+    at_input = make_train(manifest, policy=dataclasses.replace(policy, distort_at="input"))[0, 0]["images"]
+    at_native = make_train(manifest, policy=policy)[0, 0]["images"]
     # Eight levels at the input (7 steps, and 0 for itself); resizing after the distortion blends them.
     assert len(torch.unique(at_input)) <= 8 < len(torch.unique(at_native))
     assert not torch.equal(plain, at_input)

@@ -6,7 +6,8 @@ import pytest
 from data_prep import distort_split
 from featdistill import label_files
 from featdistill.command_line import UserError
-from featdistill.distortion_policy import PRESETS, apply_plan, describe, evaluation_generator
+from featdistill.distortion_policy import apply_plan, describe, evaluation_generator
+from featdistill.distortion_presets import PRESETS
 from featdistill.image_io import decode, encode_jpeg, read_image
 from featdistill.manifest import parse_distortions, read_manifest
 
@@ -70,7 +71,7 @@ def test_a_finished_copy_is_left_alone_and_other_settings_are_refused(make_set, 
     assert copy(manifest, out) == 0 and "nothing to do" in capsys.readouterr().out
     with pytest.raises(UserError, match="made otherwise: seed was 0, is 5"):
         copy(manifest, out, "--seed", "5")
-    with pytest.raises(UserError, match=r"unknown preset 'havy' \(did you mean heavy\?\)"):
+    with pytest.raises(UserError, match=r"unknown distortion preset 'havy' \(did you mean heavy\?\)"):
         copy(manifest, tmp_path / "other", "--preset", "havy")
 
 

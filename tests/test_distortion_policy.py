@@ -17,7 +17,6 @@ from distortions_official import OFFICIAL
 from featdistill.command_line import UserError
 from featdistill.distortion_policy import (
     LIBRARIES,
-    PRESETS,
     DistortionPolicy,
     Step,
     apply_plan,
@@ -25,6 +24,8 @@ from featdistill.distortion_policy import (
     evaluation_generator,
     training_generator,
 )
+from featdistill.distortion_presets import PRESETS, parse_policy
+from featdistill.image_io import BrokenImage
 from featdistill.operations import LEVELS, Operation, register
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,6 +179,7 @@ def test_a_plan_is_described_by_names_and_scales():
 def test_another_process_draws_the_same_plans():
     program = (
         "from featdistill.distortion_policy import *\n"
+        "from featdistill.distortion_presets import PRESETS\n"
         "for index in range(5):\n"
         "    print(PRESETS['official'].draw(training_generator(7, 2, index)))\n"
         "    print(PRESETS['heavy'].draw(evaluation_generator(7, f'bild {index}.jpg')))\n"
@@ -209,9 +211,194 @@ def test_generators_depend_on_each_of_their_arguments():
 
 
 def test_presets_are_those_that_the_documents_name():
-    assert {"none", "official", "released_featdistill", "moderate", "heavy"} <= set(PRESETS)
+    named = "none official released_featdistill moderate strong heavy val val_hard test_public test_private"
+    assert set(PRESETS) == set(named.split())
     assert PRESETS["official"] == DistortionPolicy()
-    assert dataclasses.astuple(DistortionPolicy())[:6] == (1.0, {"official": 1.0}, 1, 3, 1.0, 2.5)
+    default = DistortionPolicy()
+    assert (default.probability, default.libraries) == (1.0, {"official": 1.0})
+    assert (default.min_operations, default.max_operations) == (1, 3)
+    assert (default.level_mean, default.level_std) == (1.0, 2.5)
+
+
+# Evaluation splits by tag counts
+
+
+# The public test's tags and chain lengths (distorted images with one to five operations), as published; what
+# cannot be built counts for its stand-in.
+PUBLISHED = """downscale 926, watermark 448, brighten 286, lensblur 266, jpeg_ai 154, cheng2020 152, jpeg 150,
+jpeg2000 142, jpeg_recompression_2 112, randomaspectcrop 105, randomcrop 104, jpeg_recompression_1 96,
+wmforger 91, adv_embed_resnet 90, adv_embed_clip 89, shotnoise 87, jpeg_recompression_comb_jpegai 86,
+isonoise 85, perspective 82, impulsenoise 80, randomtonecurve 72, clahe 68, colorsat 65, rgbshift 58"""
+LENGTHS = (61, 324, 397, 346, 122)
+STAND_INS = {
+    "jpeg_ai": "avif",
+    "cheng2020": "avif",
+    "jpeg_recompression_comb_jpegai": "jpeg_avif",
+    "adv_embed_resnet": "watermark_spread_spectrum",
+    "adv_embed_clip": "watermark_spread_spectrum",
+    "wmforger": "watermark_dwt_dct",
+}
+
+
+def test_the_public_test_is_imitated_tag_by_tag_and_length_by_length():
+    drawn, expected = 8000, Counter()
+    for tag, count in (pair.split() for pair in PUBLISHED.split(",")):
+        if tag == "watermark":
+            expected.update(
+                {"watermark_spread_spectrum": int(count) / 2, "watermark_dwt_dct": int(count) / 2}
+            )
+        else:
+            expected[STAND_INS.get(tag, tag)] += int(count)
+    plans = draw_many(PRESETS["test_public"], drawn)
+    assert_frequencies(
+        Counter(map(len, plans)), {length: count / 1250 for length, count in enumerate(LENGTHS, start=1)}
+    )
+    found = Counter(step.name for plan in plans for step in plan)
+    assert set(found) == set(expected)
+    for name, count in expected.items():
+        share = count / 1250
+        assert found[name] / drawn == pytest.approx(share, abs=4.5 * (share * (1 - share) / drawn) ** 0.5)
+    assert all(len({step.name for step in plan}) == len(plan) for plan in plans)
+
+
+@pytest.mark.parametrize("preset", ["val", "val_hard", "test_private"])
+def test_the_other_splits_have_their_transformations_and_the_same_lengths(preset):
+    plans = draw_many(PRESETS[preset], 4000)
+    assert_frequencies(
+        Counter(map(len, plans)), {length: count / 1250 for length, count in enumerate(LENGTHS, start=1)}
+    )
+    names = {step.name for plan in plans for step in plan}
+    new_in_val = {
+        "motionblur",
+        "multnoise",
+        "pixelate",
+        "rgbshift",
+        "randomcrop",
+        "randomaspectcrop",
+        "downscale",
+    }
+    if preset == "val":
+        assert names == set(OFFICIAL) | new_in_val
+        share = np.mean([any(step.name == "downscale" for step in plan) for plan in plans])
+        assert share == pytest.approx(0.74, abs=4.5 * (0.74 * 0.26 / 4000) ** 0.5)
+    else:
+        assert {"clahe", "isonoise", "perspective", "randomtonecurve", "jpeg_recompression_2"} <= names
+        assert ({"glassblur", "jpeg_jpeg2000", "shotnoise"} <= names) == (preset == "test_private")
+
+
+def test_levels_are_uniform_where_only_ranges_are_known_and_the_official_ones_elsewhere():
+    plans = draw_many(PRESETS["test_public"], 4000)
+    for library, expected in (
+        ("evaluation", dict.fromkeys(LEVELS, 0.2)),
+        ("official", {1: 0.2929, 2: 0.2704, 3: 0.2127, 4: 0.1426, 5: 0.0814}),
+    ):
+        levels = Counter(step.level for plan in plans for step in plan if step.library == library)
+        assert_frequencies(levels, expected)
+
+
+def test_a_plan_tells_the_parameter_that_its_operation_draws():
+    plan = (Step("evaluation", "downscale", 3, 5),)
+    [[name, factor]] = describe(plan)
+    assert name == "downscale" and 0.5 <= factor <= 0.6
+    assert apply_plan(smooth_picture(0, 200, 200), plan).shape[0] == round(200 * factor)
+    assert describe((Step("evaluation", "downscale", 3, 6),)) != describe(plan)
+
+
+def test_operations_that_are_left_out_leave_the_lengths_as_they_are():
+    policy = dataclasses.replace(PRESETS["test_public"], exclude=("downscale",), keeps_layout_only=True)
+    plans = draw_many(policy, 2000)
+    names = {step.name for plan in plans for step in plan}
+    assert not names & {"downscale", "randomcrop", "randomaspectcrop", "perspective"} and "avif" in names
+    assert_frequencies(
+        Counter(map(len, plans)), {length: count / 1250 for length, count in enumerate(LENGTHS, start=1)}
+    )
+
+
+# What a policy can be asked for besides
+
+
+def test_lengths_give_chain_lengths_their_weights():
+    plans = draw_many(DistortionPolicy(lengths=(1, 0, 3)), 2000)
+    assert_frequencies(Counter(map(len, plans)), {1: 0.25, 3: 0.75})
+
+
+def test_weights_of_groups_and_operations_are_those_of_the_draw():
+    policy = DistortionPolicy(
+        max_operations=1, weights={"jpeg": 5, "lensblur": 3, "noise": 0, "jitter": 0, "sharpness_contrast": 1}
+    )
+    counted = Counter(step.name for plan in draw_many(policy, 5000) for step in plan)
+    group = 1 / (5 + 5)  # jpeg has 5, noise 0 and the five others 1
+    expected = {"jpeg": 5 * group, "lensblur": 0.75 * group, "gausblur": 0.25 * group, "quantization": group}
+    expected |= {"colorshift": group / 2, "colorsat": group / 2, "brighten": group / 2, "darken": group / 2}
+    assert_frequencies(counted, expected | {"lincontrchange": group})
+
+
+def test_an_infinite_deviation_makes_levels_equally_likely():
+    plans = draw_many(DistortionPolicy(level_std=float("inf")), 2000)
+    levels = Counter(step.level for plan in plans for step in plan)
+    assert_frequencies(levels, dict.fromkeys(LEVELS, 0.2))
+
+
+def test_what_is_not_installed_is_drawn_only_where_it_is_asked_for(toy, monkeypatch):
+    monkeypatch.setitem(toy, "halve", dataclasses.replace(toy["halve"], missing=lambda: "a package"))
+    plans = draw_many(DistortionPolicy(libraries={"toy": 1}), 100)
+    assert {step.name for plan in plans for step in plan} == {"invert", "flip"}
+    asked = draw_many(DistortionPolicy(libraries={"toy": 1}, include=("halve",)), 10)
+    assert {step.name for plan in asked for step in plan} == {"halve"}
+
+
+def test_an_image_too_small_to_be_distorted_is_named_as_broken():
+    image = smooth_picture(0, 12, 40)
+    assert apply_plan(image, ()) is image
+    with pytest.raises(BrokenImage, match="40 x 12 px are too small"):
+        apply_plan(image, (Step("official", "jpeg", 1, 0),))
+
+
+# Policies as text
+
+
+def test_a_line_of_text_names_a_preset_and_changes_it():
+    assert parse_policy("official") == PRESETS["official"]
+    text = "heavy, probability=0.5, level_std=inf, exclude=jitter+jpeg, libraries=official:1+evaluation:0.5,"
+    text += " weights=blur:2, lengths=1+2, keeps_layout_only=true, max_side_px=512, distort_at=input"
+    expected = dataclasses.replace(
+        PRESETS["heavy"],
+        probability=0.5,
+        level_std=float("inf"),
+        exclude=("jitter", "jpeg"),
+        libraries={"official": 1.0, "evaluation": 0.5},
+        weights={"blur": 2.0},
+        lengths=(1.0, 2.0),
+        keeps_layout_only=True,
+        max_side_px=512,
+        distort_at="input",
+    )
+    assert parse_policy(text) == expected
+    assert parse_policy("heavy,max_side_px=none,exclude=") == PRESETS["heavy"]
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("heavi", "did you mean heavy"),
+        ("heavy,levelmean=2", "did you mean level_mean"),
+        ("heavy,level_mean=high", "does not take 'high'"),
+        ("heavy,max_operations=2.5", "does not take"),
+        ("heavy,keeps_layout_only=perhaps", "does not take"),
+        ("heavy,libraries=official", "does not take"),
+        ("heavy,weights=jpeg:-1", "0 or more"),
+        ("heavy,weights=jpg:1", "did you mean jpeg"),
+        ("heavy,distort_at=output", "native or input"),
+        ("heavy,max_side_px=4", "16 or more"),
+        ("heavy,lengths=0+0", "not all 0"),
+        ("heavy,counts=1", "unknown key 'counts'"),
+        ("test_public,include=downscale", "leave two operations"),
+        ("official,probability=nan", "does not take"),
+    ],
+)
+def test_a_line_that_cannot_be_followed_is_refused_with_the_reason(text, message):
+    with pytest.raises(UserError, match=message):
+        parse_policy(text)
 
 
 def test_lists_of_names_become_tuples():
@@ -228,13 +415,16 @@ def test_lists_of_names_become_tuples():
         ({"min_operations": 4}, "max_operations"),
         ({"level_std": 0}, "level_std"),
         ({"level_mean": float("inf")}, "level_mean"),
+        ({"counts": {"official": {"jpg": 1}}}, "did you mean jpeg"),
+        ({"counts": {"official": {"jpeg": 98, "darken": 1, "jitter": 1}}, "lengths": (1, 9)}, "do not agree"),
+        ({"uniform_levels": ("oficial",)}, "did you mean official"),
         ({"libraries": {"offical": 1}}, "did you mean official"),
         ({"libraries": {"official": -1}}, "weight"),
         ({"libraries": {"official": 0}}, "above 0"),
         ({"libraries": {}}, "above 0"),
         ({"include": ("jpg",)}, "did you mean jpeg"),
         ({"exclude": ("gaussblur",)}, "did you mean gausblur"),
-        ({"include": "jpeg"}, "list of names"),
+        ({"include": "jpeg"}, "must be a list"),
         ({"include": ("jpeg",), "exclude": ("jpeg",)}, "no operation of library official"),
     ],
 )

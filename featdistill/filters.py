@@ -1,0 +1,70 @@
+"""Filters that several distortion libraries share."""
+
+import cv2
+import numpy as np
+
+_EDGE = cv2.BORDER_REPLICATE
+# Weights as multiples of 1 / 64: sums of 8-bit samples then stay within 16 signed bits, and OpenCV filters
+# directly, at a cost that grows with the number of taps that are not 0. It would take a Fourier transform for
+# wider results or more than 11 x 11 taps.
+_UNIT = 64
+_MAX_REACH_PX = 10
+
+
+def gaussian_blur(image: np.ndarray, sigma_px: float) -> np.ndarray:
+    """Return the image blurred with a Gaussian that reaches 3 sigma, edges replicated."""
+    side = 2 * int(np.ceil(3 * sigma_px)) + 1
+    return cv2.GaussianBlur(image, (side, side), sigma_px, borderType=_EDGE)
+
+
+def line_kernel(length_px: float, angle: float) -> np.ndarray:
+    """Return what a point becomes when it moves along a straight line at constant speed.
+
+    Args:
+        length_px: of the line.
+        angle: in radians from the x axis, towards growing row numbers.
+
+    Returns:
+        (side, side) float64 with a sum of 1; a point between pixels is split among the four nearest.
+    """
+    reach = int(np.ceil(length_px / 2))
+    side = 2 * reach + 3
+    points = int(8 * length_px) + 1
+    along = length_px * ((np.arange(points) + 0.5) / points - 0.5)
+    x, y = reach + 1 + along * np.cos(angle), reach + 1 + along * np.sin(angle)
+    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+    right_share, lower_share = x - left, y - top
+    kernel = np.zeros((side, side))
+    for down, row_share in ((0, 1 - lower_share), (1, lower_share)):
+        for across, column_share in ((0, 1 - right_share), (1, right_share)):
+            np.add.at(kernel, (top + down, left + across), row_share * column_share)
+    # What rounding has put into the outermost places is next to nothing.
+    kernel = kernel[1:-1, 1:-1]
+    return kernel / kernel.sum()
+
+
+def filter_sparse(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Filter with a kernel that is mostly zeros, edges replicated.
+
+    Args:
+        image: (H, W, 3) uint8.
+        kernel: (2 r + 1, 2 r + 1), r at most 10, weights 0 or more with a sum of 1.
+
+    Returns:
+        (H, W, 3) uint8, within 1 of what float arithmetic gives.
+    """
+    reach = len(kernel) // 2
+    if reach > _MAX_REACH_PX:
+        raise ValueError(f"a kernel reaches at most {_MAX_REACH_PX} px, not {reach}")
+    left, total = _UNIT * kernel, None
+    for top in (0, reach):
+        for first in (0, reach):
+            quadrant = left[top : top + reach + 1, first : first + reach + 1]
+            if not quadrant.any():
+                continue
+            anchor = (reach - first, reach - top)
+            taps = quadrant.astype(np.float32)
+            part = cv2.filter2D(image, cv2.CV_16S, taps, anchor=anchor, borderType=_EDGE)
+            total = part if total is None else cv2.add(total, part, dst=total)
+            quadrant[:] = 0
+    return cv2.convertScaleAbs(total, alpha=1 / _UNIT)
