@@ -65,7 +65,7 @@ def shotnoise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nda
 
 @register(EVALUATION, "noise", (0.1, 0.2, 0.3, 0.4, 0.5), random=True)
 def isonoise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Grain of a high ISO speed in hue and lightness, of an intensity (after Albumentations' ISONoise)."""
+    """Grain of a high ISO speed in hue and lightness, of an intensity (after Albumentations 1's ISONoise)."""
     intensity = isonoise.scales[level - 1]
     # Their defaults pair intensities of 0.1 to 0.5 with shifts of 0.01 to 0.05 of a full turn, times the
     # intensity; the lightness noise counts as many steps as the image's contrast times the intensity.
@@ -183,27 +183,27 @@ def avif(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
 @register(EVALUATION, "recompression", _QUALITIES, random=True, spread=5)
 def jpeg_recompression_1(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """JPEG once, of a quality within 5 of this."""
-    return codecs.jpeg(image, round(jpeg_recompression_1.scale(level, rng)))
+    return codecs.jpeg(image, jpeg_recompression_1.scale(level, rng))
 
 
 @register(EVALUATION, "recompression", _QUALITIES, random=True, spread=5)
 def jpeg_recompression_2(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """JPEG twice: of a quality within 5 of this, then of any from there to 95."""
-    quality = round(jpeg_recompression_2.scale(level, rng))
+    quality = jpeg_recompression_2.scale(level, rng)
     return codecs.jpeg(codecs.jpeg(image, quality), int(rng.integers(quality, 96)))
 
 
 @register(EVALUATION, "recompression", _QUALITIES, random=True, spread=5)
 def jpeg_jpeg2000(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """JPEG of a quality within 5 of this, then JPEG 2000 at a ratio of 8 to 32."""
-    once = codecs.jpeg(image, round(jpeg_jpeg2000.scale(level, rng)))
+    once = codecs.jpeg(image, jpeg_jpeg2000.scale(level, rng))
     return codecs.jpeg2000(once, _RECOMPRESSION_RATIOS[level - 1])
 
 
 @register(EVALUATION, "recompression", _QUALITIES, random=True, spread=5)
 def jpeg_avif(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """JPEG of a quality within 5 of this, then AVIF of its level: stands in for JPEG with JPEG AI."""
-    once = codecs.jpeg(image, round(jpeg_avif.scale(level, rng)))
+    once = codecs.jpeg(image, jpeg_avif.scale(level, rng))
     return codecs.avif(once, avif.scales[level - 1])
 
 

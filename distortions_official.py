@@ -122,30 +122,19 @@ def darken(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarra
 @register(OFFICIAL, "spatial_distortion", (0.05, 0.1, 0.2, 0.5, 1.0), random=True)
 def jitter(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Five bilinear warps, in each of which every pixel moves by N(0, sigma^2) px in x and in y."""
-    height, width = image.shape[:2]
-    whole_px, fraction_x, fraction_y = _displacements(jitter.scales[level - 1])
     # One field serves all passes, read from another row in each: five passes of at most 2.9 px do not reach
     # that far, so what happens to a pixel and its neighbours is independent from pass to pass.
+    height, width = image.shape[:2]
     passes, apart = 5, 16
-    shape = (height + (passes - 1) * apart, width)
-    across, down = random_bytes(rng, 2 * math.prod(shape)).reshape(2, *shape)
-    fraction = cv2.LUT(across, fraction_x, kept("fraction", shape, np.uint16))
-    cv2.add(fraction, cv2.LUT(down, fraction_y, kept("fraction y", shape, np.uint16)), dst=fraction)
-    whole_x = cv2.LUT(across, whole_px, kept("whole x", shape, np.int16))
-    whole_y = cv2.LUT(down, whole_px, kept("whole y", shape, np.int16))
-    whole = cv2.merge([whole_x, whole_y], kept("whole", (*shape, 2), np.int16))
-    columns, rows = (kept(name, (height, width), np.int16) for name in ("columns", "rows"))
-    columns[:] = np.arange(width)
-    rows[:] = np.arange(height)[:, None]
-    here = cv2.merge([columns, rows], kept("here", (height, width, 2), np.int16))
-    position = kept("position", here.shape, np.int16)
+    shape = (height + (passes - 1) * apart, width, 2)
+    draws = random_bytes(rng, math.prod(shape)).reshape(shape)
+    field = cv2.LUT(draws, _displacements_px(jitter.scales[level - 1]), kept("field", shape, np.float32))
     # OpenCV samples four channels faster than three.
     warped, other = (kept(name, (height, width, 4), np.uint8) for name in ("warped", "other"))
     cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=warped)
+    flags = cv2.INTER_LINEAR | cv2.WARP_RELATIVE_MAP
     for top in range(0, passes * apart, apart):
-        cv2.add(whole[top : top + height], here, dst=position)
-        steps = fraction[top : top + height]
-        cv2.remap(warped, position, steps, cv2.INTER_LINEAR, dst=other, borderMode=_EDGE)
+        cv2.remap(warped, field[top : top + height], None, flags, dst=other, borderMode=_EDGE)
         warped, other = other, warped
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
 
@@ -263,11 +252,12 @@ def _contrasted(amount: float) -> np.ndarray:
 
 
 @cache
-def _displacements(sigma_px: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Normal displacements by a random byte: whole px, then 1/32 px for `cv2.remap` of x and of y."""
-    steps = np.rint(32 * sigma_px * normal_quantiles(256)).astype(np.int16)
-    fraction = (steps & 31).astype(np.uint16)
-    return steps >> 5, fraction, 32 * fraction
+def _displacements_px(sigma_px: float) -> np.ndarray:
+    """Normal displacements by a random byte, (256,) float32.
+
+    Whole 32nds of a px: their products with 8 bits, and the sums of these, are exact in float32 in any order.
+    """
+    return (np.rint(32 * sigma_px * normal_quantiles(256)) / 32).astype(np.float32)
 
 
 def main(argv: list[str] | None = None) -> int:

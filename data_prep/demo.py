@@ -33,7 +33,7 @@ from featdistill.distortion_presets import PRESETS
 from featdistill.label_files import format_labels
 
 # Raised whenever the bytes of the data change, so that an old folder is not taken for a new one.
-VERSION = 1
+VERSION = 2
 MARK = "demo.json"
 SHARDS = 6
 # Multiples of 16, so that every decoder's blocks fit; both classes draw from them.

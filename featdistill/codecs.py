@@ -57,7 +57,7 @@ def jpeg2000(image: np.ndarray, ratio: float) -> np.ndarray:
 
 
 def webp(image: np.ndarray, quality_0_100: int) -> np.ndarray:
-    """WebP, lossy, 4:2:0, libwebp's default method 4.
+    """WebP, lossy, 4:2:0, libwebp's fastest method.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -69,7 +69,8 @@ def webp(image: np.ndarray, quality_0_100: int) -> np.ndarray:
     Raises:
         UserError: the installed Pillow or OpenCV has no WebP.
     """
-    data = _encode(image, "WEBP", quality=quality_0_100)
+    # Method 0 takes a quarter to a half of the time of the default 4, for files 16 to 31 % larger.
+    data = _encode(image, "WEBP", quality=quality_0_100, method=0)
     # OpenCV reads the same pixels as Pillow, faster. It does not write: its lowest quality is 1.
     decoded = cv2.imdecode(np.frombuffer(data.getbuffer(), np.uint8), cv2.IMREAD_COLOR)
     if decoded is None:

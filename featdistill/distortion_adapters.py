@@ -7,7 +7,8 @@ whose name is the distortion's, in its pyproject.toml:
     [project.entry-points."featdistill.distortions"]
     jpeg_ai = "my_package.my_module:my_function"
 
-`cheng2020` needs no such package where compressai is installed.
+`cheng2020` needs no such package where compressai is installed. Compressai unpickles the weights that it
+downloads; this project loads none of them itself.
 """
 
 import importlib

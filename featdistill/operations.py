@@ -28,7 +28,8 @@ class Operation:
         keeps_size: height and width stay.
         random: the result depends on the generator.
         monotone: a higher level changes the image more (where the size changes: leaves less of it).
-        spread: the parameter is drawn uniformly within this distance of the level's scale.
+        spread: the parameter is drawn uniformly within this distance of the level's scale (and rounded, where
+            the scale is a whole number).
         missing: returns what must be installed before it can be applied, or an empty text.
     """
 
@@ -50,7 +51,10 @@ class Operation:
         seed of a step alone.
         """
         nominal = self.scales[level - 1]
-        return round(nominal + self.spread * rng.uniform(-1, 1), 3) if self.spread else nominal
+        if not self.spread:
+            return nominal
+        drawn = nominal + self.spread * rng.uniform(-1, 1)
+        return round(drawn) if isinstance(nominal, int) else round(drawn, 3)
 
     def __call__(self, image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
         """Apply the operation.

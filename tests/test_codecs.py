@@ -152,7 +152,7 @@ def test_webp_is_pillows_of_the_same_quality(quality):
     for height, width in SIZES:
         image = smooth_picture(7, height, width)
         np.testing.assert_array_equal(
-            codecs.webp(image, quality), through_pillow(image, "WEBP", quality=quality)
+            codecs.webp(image, quality), through_pillow(image, "WEBP", quality=quality, method=0)
         )
 
 
@@ -161,7 +161,7 @@ def test_chroma_has_half_the_resolution_of_luma(codec):
     luma, chroma = np.zeros((2, 64, 64, 3), np.uint8)
     luma[:, ::2] = 255
     chroma[:, ::2], chroma[:, 1::2] = (255, 0, 0), (0, 0, 255)
-    assert psnr_db(codec(luma, 100), luma) > psnr_db(codec(chroma, 100), chroma) + 10
+    assert psnr_db(codec(luma, 100), luma) > 30 and psnr_db(codec(chroma, 100), chroma) < 15
 
 
 @pytest.mark.parametrize("colours", [2, 5, 16, 256])

@@ -1,5 +1,6 @@
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,12 @@ from featdistill.dataset import (
     make_loader,
     prepare,
 )
-from featdistill.distortion_policy import DistortionPolicy, apply_plan, evaluation_generator
+from featdistill.distortion_policy import (
+    DistortionPolicy,
+    apply_plan,
+    evaluation_generator,
+    training_generator,
+)
 from featdistill.distortion_presets import PRESETS
 from featdistill.image_io import read_image
 from featdistill.manifest import read_manifest
@@ -185,3 +191,34 @@ def test_a_broken_image_is_named_and_leaves_its_batch(make_set):
     assert batch["index"].tolist() == [0, 3] and batch["images"].shape == (2, 3, 48, 48)
     assert [row.index for row in batch["broken"]] == [1] and batch["broken"][0].reason
     assert list(collate([dataset[0, 1]])) == ["broken"]
+
+
+def test_a_limit_on_the_longer_side_comes_before_the_distortion_and_for_clean_images_too(make_set):
+    manifest = make_set("train", 4)
+    for probability in (0.0, 1.0):
+        policy = dataclasses.replace(PRESETS["heavy"], probability=probability, max_side_px=44)
+        item = make_train(manifest, policy=policy, crop="center", flip=0.0)[0, 1]
+        rng = training_generator(3, 0, 1)
+        rng.random(3)
+        plan = policy.draw(rng)
+        image = read_image(read_manifest(manifest)["image"][1])
+        image = cv2.resize(image, (44, 36), interpolation=cv2.INTER_AREA)
+        assert bool(plan) == bool(probability)
+        assert torch.equal(item["images"], prepare(apply_plan(image, plan), *PREPROCESSING.key))
+
+
+def test_distortions_that_change_the_size_are_fitted_to_the_input_again(make_set):
+    policy = DistortionPolicy(
+        libraries={"evaluation": 1}, include=("downscale",), max_operations=1, distort_at="input"
+    )
+    item = make_train(make_set("train", 4), policy=policy)[0, 0]
+    assert item["images"].shape == (3, PREPROCESSING.size, PREPROCESSING.size)
+
+
+def test_an_image_too_small_to_be_distorted_is_broken_and_the_others_go_on(make_set):
+    manifest = make_set("train", 4)
+    path = read_manifest(manifest)["image"][2]
+    Image.fromarray(np.full((9, 30, 3), 90, np.uint8)).save(path)
+    batch = collate([make_train(manifest)[0, index] for index in range(4)])
+    assert [item.index for item in batch["broken"]] == [2] and len(batch["images"]) == 3
+    assert "too small" in batch["broken"][0].reason

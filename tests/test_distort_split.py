@@ -1,3 +1,4 @@
+import json
 import zipfile
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from data_prep import distort_split
 from featdistill import label_files
 from featdistill.command_line import UserError
-from featdistill.distortion_policy import apply_plan, describe, evaluation_generator
+from featdistill.distortion_policy import LIBRARIES, apply_plan, describe, evaluation_generator
 from featdistill.distortion_presets import PRESETS
 from featdistill.image_io import decode, encode_jpeg, read_image
 from featdistill.manifest import parse_distortions, read_manifest
@@ -83,3 +84,19 @@ def test_an_unreadable_image_is_named_and_left_out(make_set, tmp_path):
     assert len(read_manifest(out / "manifest.csv")) == 5
     assert len(zipfile.ZipFile(out / "images.zip").namelist()) == 5
     assert copy(manifest, out) == 1
+
+
+def test_a_preset_with_changes_is_followed_and_the_size_limit_holds_for_clean_images_too(make_set, tmp_path):
+    manifest, out = make_set("holdout", 8), tmp_path / "copy"
+    assert copy(manifest, out, "--preset", "test_public,max_side_px=50,exclude=randomcrop") == 0
+    rows = read_manifest(out / "manifest.csv")
+    clean = rows[rows["is_distorted"] == 0]
+    assert all(max(read_image(image).shape[:2]) == 50 for image in clean["image"])
+    chains = [json.loads(text) for text in rows["distortions"]]
+    names = {name for chain in chains for name, _ in chain}
+    assert names <= {*LIBRARIES["official"], *LIBRARIES["evaluation"]} - {"randomcrop"} and names
+    for chain in chains:
+        for name, scale in chain:
+            assert name != "downscale" or 0.3 <= scale <= 0.8
+    with pytest.raises(UserError, match="distort_at"):
+        copy(manifest, tmp_path / "other", "--preset", "official,distort_at=input")

@@ -136,7 +136,7 @@ def test_an_unknown_name_is_an_error_that_names_the_nearest(function):
 
 
 def test_two_packages_for_one_distortion_are_an_error_that_names_both(install):
-    for package in ("zeta", "alpha"):
+    for package in ("alpha", "zeta"):
         install(package, "def same(image, level, rng):\n    return image\n", jpeg_ai=f"{package}_module:same")
     with pytest.raises(UserError, match="jpeg_ai comes with alpha and with zeta; uninstall"):
         find("jpeg_ai")

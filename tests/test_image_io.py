@@ -9,12 +9,13 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from conftest import smooth_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from featdistill import image_io
-from featdistill.image_io import BrokenImage
+from featdistill.image_io import BrokenImage, limit_side
 
 ORIENTATION = 0x0112
 
@@ -315,3 +316,12 @@ def test_a_jpeg_written_by_us_is_colour_subsampled_and_close_to_the_picture():
     with Image.open(io.BytesIO(data)) as image:
         assert image.format == "JPEG" and image.layer[0][1:3] == (2, 2)
     assert np.abs(image_io.decode(data).astype(int) - picture).mean() < 12
+
+
+def test_the_longer_side_is_limited_and_the_ratio_kept():
+    image = smooth_picture(0, 60, 90)
+    assert limit_side(image, None) is image and limit_side(image, 90) is image
+    assert limit_side(image, 45).shape == (30, 45, 3)
+    assert limit_side(image[:, :20], 30).shape == (30, 16, 3)
+    assert limit_side(image[:9], 45).shape == (9, 45, 3)
+    np.testing.assert_allclose(limit_side(image, 45).mean(), image.mean(), atol=0.5)
