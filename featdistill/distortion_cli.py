@@ -9,6 +9,7 @@ from featdistill.image_io import BrokenImage, read_image
 from featdistill.operations import LEVELS, MIN_SIDE_PX, Operation
 
 CELL_PX = 224
+_SMALL_CELL_PX = 160
 _TEXT_PX = 16
 _MARGIN_PX = 6
 
@@ -29,7 +30,7 @@ def main(library: dict[str, Operation], description: str, argv: list[str] | None
     elif options.sheet:
         if not options.out:
             raise UserError("--sheet needs --out PNG")
-        _save(draw_sheet(library, _read(options.sheet), options.seed), options.out)
+        _save(draw_sheet(library, _read(options.sheet), options.seed, options.level), options.out)
     else:
         text, source, target = options.apply
         steps = parse_steps(text, library)
@@ -81,36 +82,50 @@ def listing(library: dict[str, Operation]) -> str:
     return "\n".join(lines)
 
 
-def draw_sheet(library: dict[str, Operation], image: np.ndarray, seed: int) -> np.ndarray:
-    """Draw every operation at every level, a row an operation, the undistorted image first.
+def draw_sheet(
+    library: dict[str, Operation], image: np.ndarray, seed: int, level: int | None = None
+) -> np.ndarray:
+    """Draw every operation at every level, a row an operation, or all of them at one level side by side.
 
-    The operations see the middle square of the image at `CELL_PX`; a resize afterwards would hide noise.
-    Those that need something that is not installed are left out.
+    The operations see the middle square of the image at the size of a cell; a resize afterwards would hide
+    noise. Those that need something that is not installed are left out.
 
     Args:
         library: name -> operation.
         image: (H, W, 3) uint8 RGB.
         seed: of the random operations.
+        level: the one level, or None for all.
 
     Returns:
         (height, width, 3) uint8 RGB.
     """
+    side = CELL_PX if level is None else _SMALL_CELL_PX
+    cell = np.asarray(ImageOps.fit(Image.fromarray(image), (side, side), Image.Resampling.BICUBIC))
+    cells = [] if level is None else [("undistorted", cell)]
+    for operation in library.values():
+        if operation.missing():
+            continue
+        if level is None:
+            cells.append((operation.name, cell))
+        for shown in LEVELS if level is None else (level,):
+            result = operation(cell, shown, np.random.default_rng((seed, shown)))
+            scale = f"level {shown}: {operation.scales[shown - 1]:g}"
+            cells.append((scale if level is None else operation.name, result))
+    return _in_rows(cells, side, 1 + len(LEVELS))
+
+
+def _in_rows(cells: list[tuple[str, np.ndarray]], side: int, columns: int) -> np.ndarray:
+    """Lay out titled pictures of at most `side` px."""
     font = ImageFont.load_default(_TEXT_PX)
-    cell = np.asarray(ImageOps.fit(Image.fromarray(image), (CELL_PX, CELL_PX), Image.Resampling.BICUBIC))
-    across, down = CELL_PX + _MARGIN_PX, CELL_PX + _TEXT_PX + 2 * _MARGIN_PX
-    operations = [operation for operation in library.values() if not operation.missing()]
-    size = (_MARGIN_PX + across * (1 + len(LEVELS)), _MARGIN_PX + down * len(operations))
-    sheet = Image.new("RGB", size, "white")
+    across, down = side + _MARGIN_PX, side + _TEXT_PX + 2 * _MARGIN_PX
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (_MARGIN_PX + across * columns, _MARGIN_PX + down * rows), "white")
     draw = ImageDraw.Draw(sheet)
-    for row, operation in enumerate(operations):
-        cells = [(operation.name, cell)]
-        for level in LEVELS:
-            result = operation(cell, level, np.random.default_rng((seed, level)))
-            cells.append((f"level {level}: {operation.scales[level - 1]:g}", result))
-        for column, (title, result) in enumerate(cells):
-            left, top = _MARGIN_PX + column * across, _MARGIN_PX + row * down
-            draw.text((left, top), title, fill="black", font=font)
-            sheet.paste(Image.fromarray(result), (left, top + _TEXT_PX + _MARGIN_PX))
+    for place, (title, picture) in enumerate(cells):
+        row, column = divmod(place, columns)
+        left, top = _MARGIN_PX + column * across, _MARGIN_PX + row * down
+        draw.text((left, top), title, fill="black", font=font)
+        sheet.paste(Image.fromarray(picture), (left, top + _TEXT_PX + _MARGIN_PX))
     return np.asarray(sheet)
 
 
@@ -129,6 +144,9 @@ def _build_parser(description: str) -> Parser:
         "PNG keeps it as it is, JPEG (quality 95) compresses it once more",
     )
     parser.add_argument("--out", metavar="PNG", help="where --sheet saves its picture")
+    parser.add_argument(
+        "--level", type=int, choices=LEVELS, help="--sheet shows this level alone, operations side by side"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random operations, 0 or more")
     return parser
 

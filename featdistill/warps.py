@@ -1,37 +1,64 @@
 """Moves of pixels that several distortion libraries share."""
 
+import math
+
 import cv2
 import numpy as np
+
+from featdistill.noise_tables import random_bytes
+
+_BAND_ROWS = 128
 
 
 def exchange_pixels(image: np.ndarray, reach_px: int, passes: int, rng: np.random.Generator) -> np.ndarray:
     """Exchange pixels with others nearby, as structured glass does; no pixel is lost or doubled.
 
-    Each pass pairs the pixels at one random offset and exchanges each pair with probability 1/2.
+    In each pass about half of the pixels are exchanged with those at an offset that is drawn for every band
+    of rows; the directions of the passes are spread evenly, so that no direction prevails.
 
     Args:
         image: (H, W, 3) uint8.
-        reach_px: largest distance of a pair in x and in y.
+        reach_px: largest distance of a pair in x and in y; 1 or more.
         passes: how often.
+        rng: what the offsets and the pairs are drawn from.
 
     Returns:
         (H, W, 3) uint8, a new array.
     """
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA).view(np.int32)[..., 0]
-    height, width = pixels.shape
-    for _ in range(passes):
-        down, across = int(rng.integers(1, reach_px + 1)), int(rng.integers(-reach_px, reach_px + 1))
-        first = int(rng.integers(2 * down))
-        count = (height - first) // (2 * down)
-        rows = pixels[first : first + 2 * down * count].reshape(count, 2, down, width)
-        one = rows[:, 0, :, max(0, -across) : width - max(0, across)]
-        other = rows[:, 1, :, max(0, across) : width - max(0, -across)]
-        # The sign of a random number makes a mask of all bits or none.
-        mask = rng.integers(-(2**31), 2**31, one.shape, dtype=np.int32) >> 31
-        change = (one ^ other) & mask
-        one ^= change
-        other ^= change
+    height = len(pixels)
+    for turn in range(passes):
+        if turn % 8 == 0:  # A random byte holds the bits of 8 passes.
+            bits = random_bytes(rng, pixels.size).reshape(pixels.shape)
+        for top in range(-int(rng.integers(_BAND_ROWS)), height, _BAND_ROWS):
+            band = slice(max(top, 0), top + _BAND_ROWS)
+            angle, length_px = math.pi * (turn + rng.random()) / passes, reach_px * rng.uniform(0.75, 1)
+            offset = (round(length_px * math.sin(angle)), round(length_px * math.cos(angle)))
+            _exchange_at_offset(pixels[band], bits[band], *offset)
+        np.left_shift(bits, 1, out=bits)
     return cv2.cvtColor(pixels[..., None].view(np.uint8), cv2.COLOR_RGBA2RGB)
+
+
+def _exchange_at_offset(pixels: np.ndarray, bits: np.ndarray, down: int, across: int) -> None:
+    """Exchange, in place, pixels with those `down` >= 0 rows below and `across` columns to the right.
+
+    Args:
+        pixels: (h, W) int32.
+        bits: (h, W) uint8 of which the highest bit counts.
+        down: rows.
+        across: columns, negative to the left.
+    """
+    height, width = pixels.shape
+    if down >= height or abs(across) >= width:
+        return
+    first = slice(0, height - down), slice(max(0, -across), width - max(0, across))
+    second = slice(down, height), slice(max(0, across), width - max(0, -across))
+    # A pixel with a 1 can only be the first of a pair, one with a 0 only the second: so never of two pairs.
+    # The shift makes the highest bit a mask of all bits or none.
+    chosen = ((bits[first] & ~bits[second]).view(np.int8) >> 7).astype(np.int32)
+    change = (pixels[first] ^ pixels[second]) & chosen
+    pixels[first] ^= change
+    pixels[second] ^= change
 
 
 def from_corners(image: np.ndarray, corners: np.ndarray) -> np.ndarray:

@@ -332,6 +332,20 @@ def test_the_sheet_shows_every_operation_at_every_level(tmp_path, picture):
     assert colours | {(100, 100, 100), (255, 255, 255)} == pixels
 
 
+def test_the_sheet_of_one_level_shows_every_operation_side_by_side(tmp_path, picture):
+    target = tmp_path / "sheet.png"
+    arguments = ["--sheet", picture, "--level", "3", "--out", str(target)]
+    assert distortions_official.main(arguments) == 0
+    sheet = np.asarray(Image.open(target)).astype(int)
+    # 13 cells of 160 px in three rows of six.
+    assert sheet.shape == (6 + 3 * (160 + 28), 6 + 6 * (160 + 6), 3)
+    plain = sheet[28:188, 6:166]
+    jpeg = list(OFFICIAL).index("jpeg") + 1
+    shown = sheet[28 + jpeg // 6 * 188 :, 6 + jpeg % 6 * 166 :][:160, :160]
+    expected = OFFICIAL["jpeg"](plain.astype(np.uint8), 3, generator())
+    np.testing.assert_array_equal(shown, expected)
+
+
 def test_apply_gives_what_the_operations_give(tmp_path, picture):
     target = tmp_path / "distorted.png"
     assert distortions_official.main(["--apply", "jpeg:3, gausblur:2", picture, str(target)]) == 0
