@@ -5,6 +5,7 @@ returns a new (H, W, 3) uint8 array. The result does not depend on the number of
 """
 
 import io
+from functools import cache
 
 import cv2
 import numpy as np
@@ -15,6 +16,10 @@ from featdistill.command_line import UserError
 
 # Speed of the encoder in Pillow's scale from 0, best, to 10, fastest. libaom makes of 10 what it makes of 9.
 _AVIF_SPEED = 9
+_SAMPLED_PIXELS = 1 << 14
+# An error that is even from one colour to the next has sqrt(12) of its RMS from end to end. A quarter less
+# keeps the palette from being spent on the dithering.
+_DITHERING = 0.75 * 12**0.5
 # How Pillow's `features` calls what it may have been built without.
 _FEATURES = {"JPEG2000": "jpg_2000", "WEBP": "webp", "AVIF": "avif"}
 
@@ -97,9 +102,10 @@ def avif(image: np.ndarray, quality_0_100: int) -> np.ndarray:
 
 
 def gif(image: np.ndarray, colours: int) -> np.ndarray:
-    """GIF: a palette made for the image, applied with Floyd-Steinberg dithering.
+    """GIF: a palette made for the image, with ordered dithering (8 x 8, Bayer 1973).
 
-    No file is written: what GIF does beyond the palette is lossless.
+    No file is written: what GIF does beyond the palette is lossless. Error diffusion, the other dithering in
+    use, would take three times as long.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -108,12 +114,29 @@ def gif(image: np.ndarray, colours: int) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    picture = Image.fromarray(image)
+    height, width = image.shape[:2]
+    # Every few pixels tell how far apart the colours will be, and so how strong the dithering must be.
+    step = max(1, round((height * width / _SAMPLED_PIXELS) ** 0.5))
+    sample = np.ascontiguousarray(image[::step, ::step])
+    error = cv2.subtract(_with_palette(sample, colours), sample, dtype=cv2.CV_16S)
+    amplitude = _DITHERING * float(np.sqrt(np.mean(error.astype(np.float32) ** 2)))
+    dots = np.rint(amplitude * _bayer_matrix()).astype(np.int16)[..., None].repeat(3, axis=2)
+    dots = np.tile(dots, (-(-height // len(dots)), -(-width // len(dots)), 1))[:height, :width]
+    return _with_palette(cv2.add(image, dots, dtype=cv2.CV_8U), colours)
+
+
+def _with_palette(image: np.ndarray, colours: int) -> np.ndarray:
     # The octree takes a tenth of the median cut's time and comes as near to the image.
-    palette = picture.quantize(colours, method=Image.Quantize.FASTOCTREE)
-    # Pillow dithers only towards a palette that it is given.
-    dithered = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-    return np.array(dithered.convert("RGB"))
+    return np.array(Image.fromarray(image).quantize(colours, method=Image.Quantize.FASTOCTREE).convert("RGB"))
+
+
+@cache
+def _bayer_matrix() -> np.ndarray:
+    """Return (8, 8) float64 thresholds, evenly spread around 0 from -1/2 to 1/2."""
+    ranks = np.zeros((1, 1))
+    for _ in range(3):
+        ranks = np.block([[4 * ranks, 4 * ranks + 2], [4 * ranks + 3, 4 * ranks + 1]])
+    return (ranks + 0.5) / ranks.size - 0.5
 
 
 def _encode(image: np.ndarray, file_format: str, **options) -> io.BytesIO:

@@ -13,13 +13,20 @@ from functools import cached_property
 import numpy as np
 
 from distortions_evaluation import EVALUATION
+from distortions_extended import EXTENDED
+from distortions_extras import EXTRAS
 from distortions_official import OFFICIAL
 from featdistill.chain_sampling import SubsetSampler
 from featdistill.command_line import UserError, one_of
 from featdistill.image_io import BrokenImage
 from featdistill.operations import LEVELS, MIN_SIDE_PX, Operation
 
-LIBRARIES: dict[str, dict[str, Operation]] = {"official": OFFICIAL, "evaluation": EVALUATION}
+LIBRARIES: dict[str, dict[str, Operation]] = {
+    "official": OFFICIAL,
+    "extended": EXTENDED,
+    "extras": EXTRAS,
+    "evaluation": EVALUATION,
+}
 
 
 @dataclass(frozen=True)

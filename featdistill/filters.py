@@ -1,4 +1,4 @@
-"""Filters that several distortion libraries share."""
+"""Filters and light that several distortion libraries share."""
 
 import cv2
 import numpy as np
@@ -68,3 +68,21 @@ def filter_sparse(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
             total = part if total is None else cv2.add(total, part, dst=total)
             quadrant[:] = 0
     return cv2.convertScaleAbs(total, alpha=1 / _UNIT)
+
+
+def screen(image: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Add light that saturates: 255 - (255 - image) (255 - light) / 255, which is never below the image.
+
+    Args:
+        image: (H, W, 3) uint8.
+        light: (H, W, 3) or, if it is grey, (H, W) uint8.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    passing = cv2.bitwise_not(light)
+    if passing.ndim == 2:
+        passing = cv2.cvtColor(passing, cv2.COLOR_GRAY2RGB)
+    missing = cv2.bitwise_not(image)
+    cv2.multiply(missing, passing, dst=missing, scale=1 / 255)
+    return cv2.bitwise_not(missing, dst=missing)

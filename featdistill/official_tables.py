@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from featdistill.srgb import from_linear, to_linear
+
 # Linear sRGB (BT.709 primaries) to CIE XYZ, and the D65 white point of the 2 degree observer.
 _XYZ_OF_RGB = np.array(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
@@ -132,15 +134,12 @@ def lightness_through(curve: Callable[[np.ndarray], np.ndarray], rgb: np.ndarray
     Returns:
         (..., 3) float64 sRGB, clipped to [0, 1].
     """
-    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = linear @ _XYZ_OF_RGB.T / _WHITE
+    xyz = to_linear(rgb) @ _XYZ_OF_RGB.T / _WHITE
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     lightness = 1.16 * f[..., 1] - 0.16
     f += ((curve(lightness) - lightness) / 1.16)[..., None]
     xyz = np.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787) * _WHITE
-    linear = xyz @ np.linalg.inv(_XYZ_OF_RGB).T
-    encoded = np.where(linear > 0.0031308, 1.055 * np.maximum(linear, 0) ** (1 / 2.4) - 0.055, 12.92 * linear)
-    return np.clip(encoded, 0, 1)
+    return from_linear(xyz @ np.linalg.inv(_XYZ_OF_RGB).T)
 
 
 def brighten_colours(amount: float, rgb: np.ndarray) -> np.ndarray:

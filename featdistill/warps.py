@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from featdistill.noise_tables import random_bytes
+from featdistill.working_memory import kept
 
 _BAND_ROWS = 128
 
@@ -78,3 +79,42 @@ def from_corners(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
     matrix = cv2.getPerspectiveTransform(frame, corners.astype(np.float32))
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpPerspective(image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def project(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return the image with every place x moved to that of matrix x, reflected where it does not reach.
+
+    Args:
+        image: (H, W, 3) uint8.
+        matrix: (3, 3), a homography.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    pixels, warped = _four_channels(image)
+    size = image.shape[1::-1]
+    cv2.warpPerspective(
+        pixels, matrix, size, dst=warped, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+    )
+    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
+
+
+def resample(image: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """Return the image as found at given places, reflected beyond its frame.
+
+    Args:
+        image: (H, W, 3) uint8.
+        sources: (H, W, 2) float32 x and y in px for each pixel of the result.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    pixels, warped = _four_channels(image)
+    cv2.remap(pixels, sources, None, cv2.INTER_LINEAR, dst=warped, borderMode=cv2.BORDER_REFLECT_101)
+    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
+
+
+def _four_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image with a fourth channel, which OpenCV samples faster than three, and memory like it."""
+    pixels, warped = (kept(name, (*image.shape[:2], 4), np.uint8) for name in ("pixels", "warped"))
+    return cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=pixels), warped

@@ -9,13 +9,15 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARIES = ("distortions_official", "distortions_evaluation")
+LIBRARIES = ("distortions_official", "distortions_evaluation", "distortions_extended", "distortions_extras")
+# Packages below `featdistill`, each of which counts as one module.
+PACKAGES_BELOW = ("extended", "extras")
 # A module may import its own row and the rows above it, and the third-party packages named up to it.
 ROWS: list[tuple[tuple[str, ...], set[str]]] = [
     (("command_line", "atomic", "operations"), {"numpy", "tqdm"}),
     (("manifest", "image_io", "label_files"), {"pandas", "cv2", "PIL", "simplejpeg"}),
-    (("working_memory", "noise_tables", "official_tables", "filters", "warps", "watermarks"), set()),
-    (("codecs", "distortion_adapters", "distortion_cli", *LIBRARIES), set()),
+    (("srgb", "working_memory", "noise_tables", "official_tables", "filters", "warps", "watermarks"), set()),
+    (("codecs", "distortion_adapters", "distortion_cli", *PACKAGES_BELOW, *LIBRARIES), set()),
     (("chain_sampling", "distortion_policy", "distortion_presets"), set()),
     (("metrics", "predictions", "submission"), {"sklearn"}),
     (("dataset",), {"torch"}),
@@ -46,13 +48,16 @@ def imports(path: Path) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"__version__", "featdistill"}
 
 
-def module_path(name: str) -> Path:
-    return ROOT / f"{name}.py" if name in LIBRARIES else ROOT / "featdistill" / f"{name}.py"
+def module_paths(name: str) -> list[Path]:
+    if name in PACKAGES_BELOW:
+        return sorted((ROOT / "featdistill" / name).glob("*.py"))
+    return [ROOT / f"{name}.py" if name in LIBRARIES else ROOT / "featdistill" / f"{name}.py"]
 
 
 def test_every_module_has_a_row():
     listed = {name for names, _ in ROWS for name in names}
     there = {path.stem for path in (ROOT / "featdistill").glob("*.py")} - {"__init__"} | set(LIBRARIES)
+    there |= {path.parent.name for path in (ROOT / "featdistill").glob("*/*.py")}
     assert listed == there
 
 
@@ -60,29 +65,30 @@ def test_every_module_has_a_row():
 def test_arrows_go_down_the_table_only(row):
     allowed = {name for names, packages in ROWS[: row + 1] for name in {*names, *packages}}
     for name in ROWS[row][0]:
-        extra = imports(module_path(name)) - allowed
-        assert not extra, f"{name} may not import {sorted(extra)}"
+        for path in module_paths(name):
+            extra = imports(path) - allowed
+            assert not extra, f"{path.name} may not import {sorted(extra)}"
 
 
 def test_the_first_rows_and_what_needs_no_model_import_no_torch():
     heavy = {"torch", "timm", "open_clip", "accelerate", "safetensors"}
     heavy |= {name for names, _ in ROWS[TORCH_FREE_ROWS:] for name in names}
-    light = [module_path(name) for names, _ in ROWS[:TORCH_FREE_ROWS] for name in names]
+    light = [path for names, _ in ROWS[:TORCH_FREE_ROWS] for name in names for path in module_paths(name)]
     light += [ROOT / "evaluate.py", ROOT / "make_submission.py", *(ROOT / "data_prep").glob("*.py")]
     for path in light:
         assert not imports(path) & heavy, path.name
 
 
 def test_nothing_imports_a_script():
-    for path in [*(ROOT / "featdistill").glob("*.py"), *(ROOT / "data_prep").glob("*.py")]:
+    for path in [*(ROOT / "featdistill").rglob("*.py"), *(ROOT / "data_prep").glob("*.py")]:
         assert not imports(path) & {*SCRIPTS}, path.name
 
 
 def test_every_package_that_is_imported_is_in_the_requirements():
     text = (ROOT / "requirements.txt").read_text()
     required = {re.split(r"[<>=~! ]", line)[0].lower() for line in text.splitlines() if line}
-    files = [*ROOT.glob("*.py"), *(ROOT / "featdistill").glob("*.py"), *(ROOT / "data_prep").glob("*.py")]
-    own = {path.stem for path in files} | {"data_prep"}
+    files = [*ROOT.glob("*.py"), *(ROOT / "featdistill").rglob("*.py"), *(ROOT / "data_prep").glob("*.py")]
+    own = {path.stem for path in files} | {"data_prep", *PACKAGES_BELOW}
     used = {name for path in files for name in imports(path)} - own
     assert {PACKAGES.get(name, name).lower() for name in used} <= required
 
@@ -96,7 +102,7 @@ def test_a_recipe_says_first_what_it_is(path):
 def test_no_line_pickles_or_loads_more_than_weights():
     for path in [
         *ROOT.glob("*.py"),
-        *(ROOT / "featdistill").glob("*.py"),
+        *(ROOT / "featdistill").rglob("*.py"),
         *(ROOT / "data_prep").glob("*.py"),
     ]:
         text = path.read_text(encoding="utf-8")

@@ -205,7 +205,7 @@ def test_a_zoom_leaves_the_centre_sharp_and_looks_inwards_only():
     for level in LEVELS:
         blurred = apply("zoom_blur", image, level)
         change = np.abs(blurred.astype(int) - image)
-        assert change[99:102, 99:102].max() <= 12
+        assert change[99:102, 99:102].max() <= 16
         assert change[99:102, 99:102].mean() < 0.2 * change[20:40, 20:40].mean()
         # Exposures from beyond the image would make the frame thicker.
         assert blurred[4:-4, 4:-4].min() >= 35

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 
+from featdistill import filters
 from featdistill.extended import environment
 from featdistill.extended.environment import OPERATIONS
 from featdistill.operations import LEVELS
@@ -47,15 +48,13 @@ def test_the_category_has_its_four_operations_and_none_moves_patches():
 
 def test_screened_light_saturates_and_never_darkens():
     image, light = smooth_picture(0, 40, 50), smooth_picture(1, 40, 50)
-    lit = environment.screen(image, light)
+    lit = filters.screen(image, light)
     expected = 255 - (255 - image.astype(float)) * (255 - light.astype(float)) / 255
     assert np.abs(lit - expected).max() <= 0.5 and (lit >= image).all()
-    np.testing.assert_array_equal(environment.screen(image, flat(0, 40, 50)), image)
-    assert (environment.screen(image, flat(255, 40, 50)) == 255).all()
+    np.testing.assert_array_equal(filters.screen(image, flat(0, 40, 50)), image)
+    assert (filters.screen(image, flat(255, 40, 50)) == 255).all()
     grey = np.ascontiguousarray(light[..., 0])
-    np.testing.assert_array_equal(
-        environment.screen(image, grey), environment.screen(image, np.dstack([grey] * 3))
-    )
+    np.testing.assert_array_equal(filters.screen(image, grey), filters.screen(image, np.dstack([grey] * 3)))
 
 
 # Fog

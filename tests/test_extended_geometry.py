@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 
+from featdistill import warps
 from featdistill.extended import geometry
 from featdistill.extended.geometry import OPERATIONS
 from featdistill.operations import LEVELS
@@ -69,7 +70,7 @@ def test_maps_that_leave_all_in_place_leave_the_image():
     ]
     for sources in still:
         np.testing.assert_allclose(sources, here, atol=1e-4)
-        np.testing.assert_array_equal(geometry.resample(image, here), image)
+        np.testing.assert_array_equal(warps.resample(image, here), image)
     matrices = [
         geometry.tilt_matrix(61, 90, 0.0, 1.0),
         geometry.rotation_matrix(61, 90, 0.0, 1.0),
@@ -77,12 +78,12 @@ def test_maps_that_leave_all_in_place_leave_the_image():
     ]
     for matrix in matrices:
         np.testing.assert_allclose(matrix, np.eye(3), atol=1e-12)
-        np.testing.assert_array_equal(geometry.project(image, np.eye(3)), image)
+        np.testing.assert_array_equal(warps.project(image, np.eye(3)), image)
 
 
 def test_a_matrix_moves_the_image_forwards_and_what_is_missing_is_reflected():
     image = smooth_picture(1, 50, 70)
-    moved = geometry.project(image, np.array([[1.0, 0, 10], [0, 1, -4], [0, 0, 1]]))
+    moved = warps.project(image, np.array([[1.0, 0, 10], [0, 1, -4], [0, 0, 1]]))
     np.testing.assert_array_equal(moved[:-4, 10:], image[4:, :-10])
     np.testing.assert_array_equal(moved[:-4, :10], image[4:, 10:0:-1])
     np.testing.assert_array_equal(moved[-4:, 10:], image[-2:-6:-1, :-10])
@@ -91,7 +92,7 @@ def test_a_matrix_moves_the_image_forwards_and_what_is_missing_is_reflected():
 def test_places_are_sampled_bilinearly():
     image = smooth_picture(2, 30, 40)
     here = np.stack(np.meshgrid(np.arange(40), np.arange(30)), axis=-1).astype(np.float32)
-    found = geometry.resample(image, here + np.float32([0.25, 0.5]))
+    found = warps.resample(image, here + np.float32([0.25, 0.5]))
     pixels = image.astype(float)
     rows = (pixels[:-1] + pixels[1:]) / 2
     expected = 0.75 * rows[:, :-1] + 0.25 * rows[:, 1:]

@@ -7,6 +7,7 @@ import pytest
 
 from featdistill.extended import noise
 from featdistill.operations import LEVELS
+from featdistill.srgb import from_linear, to_linear
 
 BAYER = np.array([[0, 1], [1, 2]])
 
@@ -103,15 +104,15 @@ def test_shot_noise_has_a_linear_variance_of_photons_and_read_noise_in_linear_li
     for value in (60, 110, 160):
         if value == 60 and level > 3:
             continue  # Darker than that, the noise is cut off at black.
-        light = noise.to_linear(apply("shot_noise", flat(value, 512), level) / 255)
-        mean = float(noise.to_linear(np.array(value / 255)))
+        light = to_linear(apply("shot_noise", flat(value, 512), level) / 255)
+        mean = float(to_linear(np.array(value / 255)))
         assert light.mean() == pytest.approx(mean, rel=0.01)
         assert light.var() == pytest.approx(mean / photons + (read / photons) ** 2, rel=0.03)
 
 
 def test_shot_noise_reads_noise_even_where_there_is_no_light():
     photons = scale("shot_noise", 3)
-    light = noise.to_linear(apply("shot_noise", flat(0, 512), 3) / 255)
+    light = to_linear(apply("shot_noise", flat(0, 512), 3) / 255)
     # Half of a normal distribution is cut off; the square of the rest is half of its variance.
     assert np.mean(light**2) == pytest.approx((1.5 / photons) ** 2 / 2, rel=0.05)
     assert np.mean(light > 0) == pytest.approx(0.5, abs=0.06)
@@ -119,11 +120,11 @@ def test_shot_noise_reads_noise_even_where_there_is_no_light():
 
 def test_the_srgb_curves_are_those_of_the_standard():
     values = np.arange(256) / 255
-    light = noise.to_linear(values)
-    np.testing.assert_allclose(noise.from_linear(light), values, atol=1e-6)
+    light = to_linear(values)
+    np.testing.assert_allclose(from_linear(light), values, atol=1e-6)
     # Reference points of IEC 61966-2-1: its junction, and middle grey of 18 %.
-    assert noise.to_linear(np.array([0.04045]))[0] == pytest.approx(0.0031308, rel=1e-3)
-    assert noise.from_linear(np.array([0.18]))[0] == pytest.approx(0.4614, abs=1e-3)
+    assert to_linear(np.array([0.04045]))[0] == pytest.approx(0.0031308, rel=1e-3)
+    assert from_linear(np.array([0.18]))[0] == pytest.approx(0.4614, abs=1e-3)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -10,6 +10,7 @@ import math
 import cv2
 import numpy as np
 
+from featdistill.filters import screen
 from featdistill.operations import Operation, register
 
 OPERATIONS: dict[str, Operation] = {}
@@ -93,24 +94,6 @@ def lens_flare(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
     light = cv2.resize(flare_glow(*image.shape[:2], source, strength, rng), size)
     ghosts = cv2.resize(flare_ghosts(*image.shape[:2], source, strength, rng), size)
     return screen(image, cv2.add(light, ghosts, dst=light))
-
-
-def screen(image: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Add light that saturates: 255 - (255 - image) (255 - light) / 255, which is never below the image.
-
-    Args:
-        image: (H, W, 3) uint8.
-        light: (H, W, 3) or, if it is grey, (H, W) uint8.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-    """
-    passing = cv2.bitwise_not(light)
-    if passing.ndim == 2:
-        passing = cv2.cvtColor(passing, cv2.COLOR_GRAY2RGB)
-    missing = cv2.bitwise_not(image)
-    cv2.multiply(missing, passing, dst=missing, scale=1 / 255)
-    return cv2.bitwise_not(missing, dst=missing)
 
 
 def fog_depth(height: int, width: int, rng: np.random.Generator) -> np.ndarray:

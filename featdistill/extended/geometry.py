@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 
 from featdistill.operations import Operation, register
+from featdistill.warps import project, resample
 from featdistill.working_memory import kept
 
 OPERATIONS: dict[str, Operation] = {}
 
-_OUTSIDE = cv2.BORDER_REFLECT_101
 # Displacements are drawn on a grid of so many cells along the shorter side, then smoothed with a Gaussian of
 # so many cells: their correlation falls to 1 / e over twice that, 7 / 32 of the shorter side.
 _CELLS = 16
@@ -185,43 +185,6 @@ def shear_matrix(height: int, width: int, angle: float, vertical: bool) -> np.nd
     matrix = np.eye(3)
     matrix[(0, 1) if vertical else (1, 0)] = math.tan(angle)
     return _about_the_middle(matrix, height, width)
-
-
-def project(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return the image with every place x moved to that of matrix x, reflected where it does not reach.
-
-    Args:
-        image: (H, W, 3) uint8.
-        matrix: (3, 3), a homography.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-    """
-    pixels, warped = _four_channels(image)
-    size = image.shape[1::-1]
-    cv2.warpPerspective(pixels, matrix, size, dst=warped, flags=cv2.INTER_LINEAR, borderMode=_OUTSIDE)
-    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
-
-
-def resample(image: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Return the image as found at given places, reflected beyond its frame.
-
-    Args:
-        image: (H, W, 3) uint8.
-        sources: (H, W, 2) float32 x and y in px for each pixel of the result.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-    """
-    pixels, warped = _four_channels(image)
-    cv2.remap(pixels, sources, None, cv2.INTER_LINEAR, dst=warped, borderMode=_OUTSIDE)
-    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
-
-
-def _four_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the image with a fourth channel, which OpenCV samples faster than three, and memory like it."""
-    pixels, warped = (kept(name, (*image.shape[:2], 4), np.uint8) for name in ("pixels", "warped"))
-    return cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=pixels), warped
 
 
 def _about_the_middle(matrix: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from featdistill.noise_tables import (
     response_table,
 )
 from featdistill.operations import Operation, register
+from featdistill.srgb import from_linear, to_linear
 from featdistill.working_memory import in_strips
 
 OPERATIONS: dict[str, Operation] = {}
@@ -176,17 +177,6 @@ def smooth_field(
     taps = cv2.getGaussianKernel(side, sigma_px)
     uniform = ((256**2 - 1) / 12) ** 0.5
     return smooth, uniform * float((taps**2).sum())
-
-
-def to_linear(value: np.ndarray) -> np.ndarray:
-    """Decode sRGB values in [0, 1] to linear light in [0, 1] (IEC 61966-2-1)."""
-    return np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92)
-
-
-def from_linear(light: np.ndarray) -> np.ndarray:
-    """Encode linear light as sRGB values, both clipped to [0, 1] (IEC 61966-2-1)."""
-    light = np.clip(light, 0, 1)
-    return np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
 
 
 @cache
