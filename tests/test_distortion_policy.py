@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 
+from distortions_extended import EXTENDED
 from distortions_official import OFFICIAL
 from featdistill.command_line import UserError
 from featdistill.distortion_policy import (
@@ -141,6 +142,21 @@ def test_keeps_layout_only_leaves_out_what_moves_patches(toy):
     kept = draw_many(DistortionPolicy(libraries={"toy": 1}, keeps_layout_only=True), 100)
     assert {step.name for plan in free for step in plan} == {"invert", "halve", "flip"}
     assert {step.name for plan in kept for step in plan} == {"invert", "halve"}
+
+
+def test_the_released_mix_takes_both_libraries_equally_and_keeps_the_layout_where_asked():
+    preset = PRESETS["released_featdistill"]
+    plans = [plan for plan in draw_many(preset, 3000) if plan]
+    assert_frequencies(Counter(plan[0].library for plan in plans), {"official": 0.5, "extended": 0.5})
+    first = Counter(plan[0].name for plan in plans if plan[0].library == "extended")
+    compression = [name for name, operation in EXTENDED.items() if operation.category == "compression"]
+    total = sum(first[name] for name in compression)
+    assert first["jpeg2000"] / total == pytest.approx(0.25 / 4.25, abs=4.5 * (0.06 * 0.94 / total) ** 0.5)
+    kept = draw_many(dataclasses.replace(preset, keeps_layout_only=True), 3000)
+    steps = [step for plan in kept for step in plan]
+    assert all(LIBRARIES[step.library][step.name].keeps_layout for step in steps)
+    assert {step.library for step in steps} == {"official", "extended"}
+    assert not {"elastic", "shear", "zoom_blur", "water_drops"} & {step.name for step in steps}
 
 
 def test_a_plan_is_applied_in_its_order_with_its_seeds():
