@@ -30,6 +30,7 @@ from featdistill.distortion_policy import LIBRARIES, apply_plan, training_genera
 from featdistill.distortion_presets import PRESETS
 from featdistill.image_io import BrokenImage, list_images, read_image
 from featdistill.operations import LEVELS, Operation
+from featdistill.working_memory import keep_freed_memory
 
 # (width, height): inputs of the backbones, and a photograph as it is found on the web.
 SIZES = {"224": (224, 224), "384": (384, 384), "512": (512, 512), "1024x768": (1024, 768)}
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     presets = [one_of("distortion preset", name, PRESETS) for name in presets]
     scenes = read_scenes(options.images) if options.images else list(map(synthetic_scene, range(IMAGES)))
     cv2.setNumThreads(0)
+    keep_freed_memory()  # As the loader's workers do.
 
     packages = importable_packages()
     yardstick = Yardstick(scenes[0], options.repeats)

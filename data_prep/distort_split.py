@@ -35,6 +35,7 @@ from featdistill.distortion_presets import PRESETS, parse_policy
 from featdistill.image_io import BrokenImage, encode_jpeg, limit_side, read_image, without_extension
 from featdistill.label_files import format_labels
 from featdistill.manifest import ARCHIVE_SEPARATOR, read_manifest, write_manifest
+from featdistill.working_memory import keep_freed_memory
 
 # High enough that the storage itself leaves next to no trace beside the distortions.
 STORAGE_QUALITY = 95
@@ -150,13 +151,18 @@ def _make(
     errors: dict[int, str] = {}
     make = partial(_make_one, work=work, max_side_px=max_side_px)
     # Fresh processes: a fork would inherit OpenCV's threads in an unknown state.
-    pool = multiprocessing.get_context("spawn").Pool(workers, partial(cv2.setNumThreads, 0))
+    pool = multiprocessing.get_context("spawn").Pool(workers, _set_up_worker)
     with pool, progress(len(images), "distorting", initial=len(images) - len(tasks)) as bar:
         for row, reason in pool.imap_unordered(make, tasks, chunksize=8):
             if reason is not None:
                 errors[row] = reason
             bar.update()
     return errors
+
+
+def _set_up_worker() -> None:
+    cv2.setNumThreads(0)
+    keep_freed_memory()
 
 
 def _make_one(task: tuple[int, str, Plan], work: Path, max_side_px: int | None) -> tuple[int, str | None]:

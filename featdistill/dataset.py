@@ -25,6 +25,7 @@ from featdistill.distortion_policy import (
     training_generator,
 )
 from featdistill.image_io import BrokenImage, limit_side, read_image
+from featdistill.working_memory import keep_freed_memory
 
 InputKey = tuple[int, str]
 
@@ -282,5 +283,6 @@ def make_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
 
 def _one_thread(worker: int) -> None:
     """Workers are the parallelism: threads of their own would only get in each other's way."""
+    keep_freed_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -9,6 +9,7 @@ _EDGE = cv2.BORDER_REPLICATE
 # wider results or more than 11 x 11 taps.
 _UNIT = 64
 _MAX_REACH_PX = 10
+_MOST_TAPS = 121
 
 
 def gaussian_blur(image: np.ndarray, sigma_px: float) -> np.ndarray:
@@ -56,18 +57,40 @@ def filter_sparse(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     reach = len(kernel) // 2
     if reach > _MAX_REACH_PX:
         raise ValueError(f"a kernel reaches at most {_MAX_REACH_PX} px, not {reach}")
-    left, total = _UNIT * kernel, None
-    for top in (0, reach):
-        for first in (0, reach):
-            quadrant = left[top : top + reach + 1, first : first + reach + 1]
-            if not quadrant.any():
-                continue
-            anchor = (reach - first, reach - top)
-            taps = quadrant.astype(np.float32)
-            part = cv2.filter2D(image, cv2.CV_16S, taps, anchor=anchor, borderType=_EDGE)
-            total = part if total is None else cv2.add(total, part, dst=total)
-            quadrant[:] = 0
+    total = None
+    for taps, anchor in _small_parts(_UNIT * kernel):
+        part = cv2.filter2D(image, cv2.CV_16S, taps, anchor=anchor, borderType=_EDGE)
+        total = part if total is None else cv2.add(total, part, dst=total)
     return cv2.convertScaleAbs(total, alpha=1 / _UNIT)
+
+
+def _small_parts(kernel: np.ndarray) -> list[tuple[np.ndarray, tuple[int, int]]]:
+    """Split a kernel into as few parts as OpenCV filters directly: itself, two halves, or four quadrants.
+
+    Returns:
+        The parts, without empty rows and columns beyond the kernel's centre, as float32, each with the place
+        of the centre as (x, y).
+    """
+    reach = len(kernel) // 2
+    whole, first, second = slice(None), slice(None, reach + 1), slice(reach + 1, None)
+    splits = (
+        [(whole, whole)],
+        [(whole, first), (whole, second)],
+        [(first, whole), (second, whole)],
+        [(first, first), (first, second), (second, first), (second, second)],
+    )
+    for split in splits:
+        parts = []
+        for rows, columns in split:
+            part = np.zeros_like(kernel)
+            part[rows, columns] = kernel[rows, columns]
+            if part.any():
+                y, x = (np.append(places, reach) for places in np.nonzero(part))
+                box = part[y.min() : y.max() + 1, x.min() : x.max() + 1]
+                parts.append((box.astype(np.float32), (int(reach - x.min()), int(reach - y.min()))))
+        if all(taps.size <= _MOST_TAPS for taps, _ in parts):
+            break
+    return parts
 
 
 def screen(image: np.ndarray, light: np.ndarray) -> np.ndarray:
