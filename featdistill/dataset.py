@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from featdistill.command_line import UserError
 from featdistill.distortion_policy import (
@@ -81,24 +81,37 @@ def prepare(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) ->
     Returns:
         (3, S, S) uint8.
     """
+    return to_planes(fit(image, size, resize, place))
+
+
+def fit(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) -> np.ndarray:
+    """Return the (S, S, 3) uint8 that `prepare` makes planes of; see there."""
     height, width = image.shape[:2]
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     if resize == "squash":
         target = (size, size)
     elif resize == "shorter":
         shorter = min(height, width)
         target = (size * height // shorter, size * width // shorter)
     else:
-        target = (height, width)
         repeats = -(-size // height), -(-size // width)
-        if max(repeats) > 1:
-            pixels = pixels.repeat(1, 1, *repeats)
-    if target != (height, width):
+        image = np.tile(image, (*repeats, 1)) if max(repeats) > 1 else image
+        target = image.shape[:2]
+    if target != image.shape[:2]:
+        # In this order, PyTorch sees that the channels come last, and resizes them together.
+        pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
         pixels = interpolate(pixels, target, mode="bicubic", antialias=True)
-    top = int(place.top * (pixels.shape[2] - size))
-    left = int(place.left * (pixels.shape[3] - size))
-    pixels = pixels[0, :, top : top + size, left : left + size]
-    return (pixels.flip(2) if place.flip else pixels).contiguous()
+        image = pixels[0].permute(1, 2, 0).numpy()
+    top = int(place.top * (image.shape[0] - size))
+    left = int(place.left * (image.shape[1] - size))
+    square = image[top : top + size, left : left + size]
+    return cv2.flip(square, 1) if place.flip else np.ascontiguousarray(square)
+
+
+def to_planes(image: np.ndarray) -> Tensor:
+    """Turn (H, W, 3) uint8 into (3, H, W)."""
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, list(planes))
+    return torch.from_numpy(planes)
 
 
 class TrainDataset(Dataset):
@@ -140,12 +153,13 @@ class TrainDataset(Dataset):
         top, left, mirror = rng.random(3)
         top, left = (top, left) if self.crop == "random" else (0.5, 0.5)
         place = Place(top, left, bool(mirror < self.flip))
-        plan, other_plan = self.policy.draw(rng), self.policy.draw(rng)
+        plan = self.policy.draw(rng)
         try:
             image = limit_side(read_image(self.images[index]), self.policy.max_side_px)
             example = {"images": self._view(image, plan, place), "label": self.labels[index], "index": index}
             if self.teacher_view:
-                teacher_plan = {"clean": (), "same": plan, "other": other_plan}[self.teacher_view]
+                teacher_plan = self.policy.draw(rng) if self.teacher_view == "other" else plan
+                teacher_plan = () if self.teacher_view == "clean" else teacher_plan
                 example["teacher_images"] = self._view(image, teacher_plan, place)
         except BrokenImage as error:
             return Broken(index, str(error))
@@ -155,13 +169,8 @@ class TrainDataset(Dataset):
         size, resize = self.preprocessing.key
         if self.policy.distort_at == "native":
             return prepare(apply_plan(image, plan), size, resize, place)
-        pixels = prepare(image, size, resize, place)
-        if not plan:
-            return pixels
-        distorted = apply_plan(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), plan)
-        if distorted.shape[:2] != (size, size):
-            return prepare(distorted, size, "squash")
-        return torch.from_numpy(distorted).permute(2, 0, 1).contiguous()
+        square = apply_plan(fit(image, size, resize, place), plan)
+        return to_planes(square) if square.shape[:2] == (size, size) else prepare(square, size, "squash")
 
 
 class ScoreDataset(Dataset):
@@ -261,10 +270,11 @@ def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
     batch: dict[str, Any] = {"broken": [item for item in items if isinstance(item, Broken)]}
     for key in good[0] if good else ():
         values = [item[key] for item in good]
+        # In a worker, PyTorch's collate stacks tensors in memory that the main process shares.
         if isinstance(values[0], dict):
-            batch[key] = {name: torch.stack([value[name] for value in values]) for name in values[0]}
+            batch[key] = {name: default_collate([value[name] for value in values]) for name in values[0]}
         else:
-            batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values)
+            batch[key] = default_collate(values) if isinstance(values[0], Tensor) else torch.tensor(values)
     return batch
 
 

@@ -132,19 +132,11 @@ class DistortionPolicy:
         libraries = list(self._groups)
         library = libraries[_weighted(rng, self._library_bounds)]
         groups = self._groups[library]
-        count = min(self._draw_length(rng), len(groups))
-        if self.weights:
-            shares = np.array([self.weights.get(group, 1.0) for group in groups])
-            chosen = rng.choice(list(groups), count, replace=False, p=shares / shares.sum())
-        else:
-            chosen = [list(groups)[place] for place in rng.permutation(len(groups))[:count]]
-        for group in chosen:
-            names = groups[group]
-            if self.weights:
-                bounds = _cumulative([self.weights.get(name, 1.0) for name in names])
-                yield library, names[_weighted(rng, bounds)]
-            else:
-                yield library, names[rng.integers(len(names))]
+        # The first of waiting times with rates in proportion to the weights: a draw without replacement.
+        arrivals = rng.exponential(size=len(groups)) / self._group_weights[library]
+        for place in np.argsort(arrivals)[: self._draw_length(rng)]:
+            names, bounds = groups[place]
+            yield library, names[_weighted(rng, bounds)]
 
     def _draw_by_counts(self, rng: np.random.Generator) -> list[tuple[str, str]]:
         operations, sampler = self._counted
@@ -156,16 +148,32 @@ class DistortionPolicy:
         return int(rng.integers(self.min_operations, self.max_operations + 1))
 
     @cached_property
-    def _groups(self) -> dict[str, dict[str, list[str]]]:
-        """The operation names that may be drawn, by library and group."""
-        allowed = {}
-        for library in (name for name, weight in self.libraries.items() if weight > 0):
-            groups: dict[str, list[str]] = {}
-            for operation in LIBRARIES[library].values():
-                if self._allows(operation) and self.weights.get(operation.category, 1.0) > 0:
-                    groups.setdefault(operation.category, []).append(operation.name)
-            allowed[library] = groups
-        return allowed
+    def _groups(self) -> dict[str, list[tuple[list[str], np.ndarray]]]:
+        """The operations that may be drawn, by library and group: their names, and what `_weighted` takes."""
+        return {
+            library: [
+                (names, _cumulative([self.weights.get(name, 1.0) for name in names]))
+                for names in self._names_by_group(library).values()
+            ]
+            for library in self._drawn_libraries()
+        }
+
+    @cached_property
+    def _group_weights(self) -> dict[str, np.ndarray]:
+        return {
+            library: np.array([self.weights.get(group, 1.0) for group in self._names_by_group(library)])
+            for library in self._drawn_libraries()
+        }
+
+    def _drawn_libraries(self) -> list[str]:
+        return [name for name, weight in self.libraries.items() if weight > 0]
+
+    def _names_by_group(self, library: str) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = {}
+        for operation in LIBRARIES[library].values():
+            if self._allows(operation) and self.weights.get(operation.category, 1.0) > 0:
+                groups.setdefault(operation.category, []).append(operation.name)
+        return groups
 
     @cached_property
     def _counted(self) -> tuple[list[tuple[str, str]], SubsetSampler]:
