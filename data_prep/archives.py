@@ -1,13 +1,10 @@
-"""What is inside a zip archive or a folder of images, and which of the images can be read.
+"""What is inside a zip or tar archive or a folder of images, and which of the images can be read.
 
-Archives are untrusted input. Their central directory is all that is looked at to list them, and a member
-whose name leads out of the archive, or that is a link, is refused although nothing is ever unpacked.
+Archives are untrusted input. Nothing is ever unpacked; even so, an archive is refused that has a member whose
+name leads out of it or is no text, that is a link or a device, or that is encrypted.
 """
 
 import os
-import re
-import stat
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,21 +16,20 @@ import pandas as pd
 
 from featdistill import atomic, command_line, image_io, manifest
 from featdistill.command_line import UserError
+from featdistill.containers import ARCHIVE_SUFFIXES, Archive, ContainerError
 from featdistill.manifest import ARCHIVE_SEPARATOR
+from featdistill.member_index import NO_TEXT
 
-_ENCRYPTED = 0x1  # bit 0 of a member's general purpose flags, as the zip format defines them
 _IMAGES_A_TASK = 32
-# Control characters, and what stands for bytes that are no UTF-8.
-_NO_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Container:
-    """A zip archive or a folder.
+    """A zip or tar archive or a folder.
 
     Attributes:
         path: absolute path of the archive or folder.
-        is_archive: whether it is a zip archive.
+        is_archive: whether it is an archive.
         files: the names of its files, relative to it, parts joined by `/`; no hidden files.
     """
 
@@ -56,7 +52,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Tree:
-    """The archives, CSV files and folders below a root, as paths without repetition by links."""
+    """The zip and tar archives, CSV files and folders below a root, as paths without repetition by links."""
 
     root: str
     files: list[str]
@@ -77,33 +73,35 @@ def search(root: str | Path, depth: int) -> Tree:
         if level:
             folders.setdefault(os.path.realpath(folder), folder)
         for name in sorted(names):
-            if name.endswith((".zip", ".csv")):
+            if name.endswith((*ARCHIVE_SUFFIXES, ".csv")):
                 path = os.path.join(folder, name)
                 files.setdefault(os.path.realpath(path), path)
     return Tree(root, list(files.values()), list(folders.values()))
 
 
 def open_archive(path: str | Path) -> Container:
-    """List a zip archive.
+    """List a zip archive or a plain tar; the list of a tar is kept beside it (see `featdistill.containers`).
 
     Raises:
-        UserError: it is damaged, or has a member that is encrypted, is a link, leads out of the archive or
-            has control characters in its name.
+        UserError: it is damaged or compressed as a whole, or has a member that is encrypted, is a link or a
+            device, leads out of the archive or has control characters in its name.
     """
     path = _usable(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
-        raise UserError(f"{path} is no whole zip archive ({error}); download it again") from error
+        index = Archive(path).index
+    except ContainerError as error:
+        # What is compressed as a whole is not damaged: its message says what to do.
+        advice = "" if "decompress" in str(error) else "; download it again"
+        raise UserError(f"{error}{advice}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if index.damage:
+        raise UserError(f"{path}: {index.damage}; download it again")
+    members = list(index)
     for member in members:
-        fault = _fault(member)
-        if fault:
-            raise UserError(f"{path}: member {member.filename!r} {fault}; do not use this archive")
-    files = [member.filename for member in members if not member.is_dir()]
-    return Container(path, True, tuple(file for file in files if not _is_hidden(file)))
+        if member.fault:
+            raise UserError(f"{path}: member {member.name!r} {member.fault}; do not use this archive")
+    return Container(path, True, tuple(member.name for member in members if not _is_hidden(member.name)))
 
 
 def open_folder(path: str | Path) -> Container:
@@ -118,7 +116,8 @@ def open_folder(path: str | Path) -> Container:
     except OSError as error:
         raise UserError(f"cannot list {error.filename or path}: {error.strerror or error}") from error
     for file in files:
-        if ARCHIVE_SEPARATOR in file or _NO_TEXT.search(file):
+        # On Linux a backslash or a colon in a file's name is nothing but a character.
+        if ARCHIVE_SEPARATOR in file or NO_TEXT.search(file):
             raise UserError(f"{path}: the name {file!r} cannot stand in a manifest; rename it")
     return Container(path, False, files)
 
@@ -205,17 +204,6 @@ def _usable(path: str | Path) -> str:
 def _is_hidden(file: str) -> bool:
     """Tell what a desktop leaves in an archive (`.DS_Store`, `__MACOSX/..`) from what belongs to the data."""
     return file.startswith((".", "__MACOSX/")) or "/." in file
-
-
-def _fault(member: zipfile.ZipInfo) -> str:
-    name = member.filename.replace("\\", "/")
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
-        return "leads out of the archive"
-    if stat.S_ISLNK(member.external_attr >> 16):
-        return "is a symbolic link"
-    if member.flag_bits & _ENCRYPTED:
-        return "is encrypted"
-    return "has a name that is no text" if _NO_TEXT.search(name) else ""
 
 
 def _files_below(folder: str, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str]:

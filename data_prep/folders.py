@@ -21,16 +21,15 @@ by path; equal files with two labels are an error.
 """
 
 import argparse
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from data_prep import archives
+from data_prep import archives, kept_once
+from data_prep.byte_duplicates import equal_images
 from featdistill import command_line, image_io, manifest
 from featdistill.command_line import UserError
 
@@ -43,7 +42,6 @@ FOLDER_LABELS = {
     **dict.fromkeys(("1_fake", "fake", "fakes", "fake_images", "ai", "ai_images", "ai_generated"), 1),
     **dict.fromkeys(("ai-generated", "generated", "generated_images", "synthetic", "synthetic_images"), 1),
 }
-_HEAD_BYTES = 4096
 # Folders that name a part of a data set (test, val2, ..), not what made its images.
 _PART = re.compile(r"(train|training|val|valid|validation|test|testing)\d*", re.IGNORECASE)
 
@@ -121,62 +119,22 @@ def build_manifest(root: str | Path, source: str = "") -> pd.DataFrame:
     names = pd.Series([file.rpartition("/")[2] for file in files], dtype="object")
     rows["name"] = names.where(~names.duplicated(keep=False), rows["file"])
     rows["group"] = [image_io.without_extension(name) for name in names]
-    rows = _without_copies(rows)
     fallback = os.path.basename(tree.path)
     columns = {column: rows[column].tolist() for column in ("image", "name", "label", "group")}
     columns["source"] = [source or places[folder].source(fallback) for folder in rows["folder"]]
     columns["generator"] = [places[folder].generator() for folder in rows["folder"]]
-    return manifest.make_manifest(columns)
-
-
-def equal_files(paths: list[str]) -> list[list[str]]:
-    """Return the sets of two or more files whose bytes are equal, each in the order of `paths`.
-
-    Files of a size of their own are not read, and of the others most differ within their first bytes. Empty
-    files are not compared: they are no images.
-    """
-    sets = [same for same in _divide([paths], os.path.getsize) if os.path.getsize(same[0]) > 0]
-    sets = _divide(sets, lambda path: _digest(path, _HEAD_BYTES))
-    with command_line.progress(sum(map(len, sets)), "compare", show=bool(sets)) as bar:
-
-        def whole(path: str) -> bytes:
-            bar.update()
-            return _digest(path, -1)
-
-        return _divide(sets, whole)
-
-
-def _divide(sets: Iterable[list[str]], key: Callable[[str], object]) -> list[list[str]]:
-    """Divide each set by a key and drop what is alone."""
-    divided = []
-    for paths in sets:
-        parts: dict[object, list[str]] = {}
-        for path in paths:
-            parts.setdefault(key(path), []).append(path)
-        divided += [part for part in parts.values() if len(part) > 1]
-    return divided
-
-
-def _digest(path: str, size: int) -> bytes:
-    with Path(path).open("rb") as file:
-        return hashlib.blake2b(file.read(size)).digest()
+    return _without_copies(manifest.make_manifest(columns))
 
 
 def _without_copies(rows: pd.DataFrame) -> pd.DataFrame:
-    label = dict(zip(rows["image"], rows["label"], strict=True))
-    copies = []
-    try:
-        sets = equal_files(rows["image"].tolist())
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from error
-    for first, *others in sets:
-        for other in others:
-            if label[first] != label[other]:
-                raise UserError(f"{first} and {other} have equal bytes, but their folders give two labels")
-        copies += others
-    if copies:
-        print(f"note: {len(copies)} images are copies of others, byte for byte, and are left out")
-    return rows[~rows["image"].isin(copies)]
+    sets, faults = equal_images(rows["image"].tolist())
+    for place, fault in faults.items():
+        raise UserError(f"cannot read {rows['image'][place]}: {fault}")
+    dropped: list[kept_once.Dropped] = []
+    kept = kept_once.drop_equal(rows, sets, dropped)
+    if dropped:
+        print(f"note: {len(dropped)} images are copies of others, byte for byte, and are left out")
+    return kept.reset_index(drop=True)
 
 
 def build_parser() -> argparse.ArgumentParser:

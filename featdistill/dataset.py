@@ -61,6 +61,7 @@ class Place(NamedTuple):
 
 
 CENTRE = Place()
+_MOST_ASPECT = 16
 
 
 class Broken(NamedTuple):
@@ -87,6 +88,12 @@ def prepare(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) ->
 def fit(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) -> np.ndarray:
     """Return the (S, S, 3) uint8 that `prepare` makes planes of; see there."""
     height, width = image.shape[:2]
+    if resize == "shorter" and max(height, width) > _MOST_ASPECT * min(height, width):
+        # Of a strip only a part is ever seen, and all of it, enlarged, could fill the memory.
+        longest = _MOST_ASPECT * min(height, width)
+        top, left = int(place.top * max(0, height - longest)), int(place.left * max(0, width - longest))
+        image = np.ascontiguousarray(image[top : top + longest, left : left + longest])
+        height, width = image.shape[:2]
     if resize == "squash":
         target = (size, size)
     elif resize == "shorter":

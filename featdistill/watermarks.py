@@ -8,6 +8,8 @@ are public so that a test can show that an image carries the mark.
 import cv2
 import numpy as np
 
+from featdistill.noise_tables import random_bytes
+
 PAYLOAD_BITS = 32
 _BLOCK_PX = 8
 # Weights of the pixels along either side of a block, up to a factor of 1/8 for both: the cosine of index 2 of
@@ -33,8 +35,7 @@ def spread_spectrum_pattern(shape: tuple[int, int], rng: np.random.Generator) ->
     Returns:
         (H, W) int16 of mean about 0 and RMS about 14.
     """
-    count = shape[0] * shape[1]
-    noise = rng.integers(0, 2**64, -(-count // 8), dtype=np.uint64).view(np.uint8)[:count].reshape(shape)
+    noise = random_bytes(rng, shape[0] * shape[1]).reshape(shape)
     fine = cv2.GaussianBlur(noise, (5, 5), 1.0)
     coarse = cv2.GaussianBlur(noise, (9, 9), 2.0)
     return np.subtract(fine, coarse, dtype=np.int16)

@@ -60,6 +60,17 @@ def test_an_image_smaller_than_the_crop_is_tiled():
     np.testing.assert_array_equal(as_image(prepare(picture, 48, "crop")), tiled[6:54, 6:54])
 
 
+@pytest.mark.parametrize("height,width", [(1, 30_000), (20_000, 3), (1, 1)])
+def test_a_strip_is_fitted_without_enlarging_all_of_it(height, width):
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[...] = np.linspace(0, 255, width)[:, None] if width > height else 128
+    middle, end = (as_image(prepare(picture, 48, "shorter", place)) for place in (Place(), Place(1, 1)))
+    assert middle.shape == end.shape == (48, 48, 3)
+    assert 126 <= middle.mean() <= 129
+    if width > height:
+        assert end.mean() > 250
+
+
 def test_a_place_moves_the_crop_and_mirrors_it():
     picture = smooth_picture(3, 50, 70)
     np.testing.assert_array_equal(as_image(prepare(picture, 40, "crop", Place(0, 0))), picture[:40, :40])
