@@ -24,6 +24,7 @@ from featdistill.distortion_policy import (
     evaluation_generator,
     training_generator,
 )
+from featdistill.equalise import Equalisation, equalise
 from featdistill.image_io import BrokenImage, limit_side, read_image
 from featdistill.working_memory import keep_freed_memory
 
@@ -133,6 +134,8 @@ class TrainDataset(Dataset):
         policy: what distortions are drawn, and whether they come before or after the resizing.
         seed: the run's seed.
         teacher_view: `clean`, `same`, `other` or None (see `DistillRecipe`).
+        equalisation: gives every image a size and a JPEG quality that do not depend on its class, first of
+            all.
     """
 
     def __init__(
@@ -145,9 +148,12 @@ class TrainDataset(Dataset):
         crop: str = "random",
         flip: float = 0.5,
         teacher_view: str | None = None,
+        equalisation: Equalisation | None = None,
     ) -> None:
-        self.images = rows["image"].tolist()
+        self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
+        self.equalisation = equalisation
         self.labels = rows["label"].astype("float32").tolist()
+        self.weights = _weights(rows)
         self.preprocessing, self.policy, self.seed = preprocessing, policy, seed
         self.crop, self.flip, self.teacher_view = crop, flip, teacher_view
 
@@ -162,7 +168,10 @@ class TrainDataset(Dataset):
         place = Place(top, left, bool(mirror < self.flip))
         plan = self.policy.draw(rng)
         try:
-            image = limit_side(read_image(self.images[index]), self.policy.max_side_px)
+            image = read_image(self.images[index])
+            if self.equalisation:
+                image = equalise(image, self.names[index], self.equalisation)
+            image = limit_side(image, self.policy.max_side_px)
             example = {"images": self._view(image, plan, place), "label": self.labels[index], "index": index}
             if self.teacher_view:
                 teacher_plan = self.policy.draw(rng) if self.teacher_view == "other" else plan
@@ -180,6 +189,19 @@ class TrainDataset(Dataset):
         return to_planes(square) if square.shape[:2] == (size, size) else prepare(square, size, "squash")
 
 
+def _weights(rows: pd.DataFrame) -> np.ndarray | None:
+    """Return the column `weight`, where an empty cell counts 1, or None without it."""
+    if "weight" not in rows:
+        return None
+    text = rows["weight"].replace("", "1")
+    weights = pd.to_numeric(text, errors="coerce").to_numpy(np.float64)
+    wrong = ~(np.isfinite(weights) & (weights > 0))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise UserError(f"the weight of {rows['name'][row]} must be a number above 0, not {text[row]!r}")
+    return weights
+
+
 class ScoreDataset(Dataset):
     """Rows to be scored: each image decoded once and fitted to every input that the experts need.
 
@@ -189,6 +211,7 @@ class ScoreDataset(Dataset):
     Args:
         keys: the inputs wanted.
         policy: with one given, each image is distorted as (seed, name) says before it is prepared.
+        equalisation: as for `TrainDataset`.
     """
 
     def __init__(
@@ -197,8 +220,10 @@ class ScoreDataset(Dataset):
         keys: Sequence[InputKey],
         policy: DistortionPolicy | None = None,
         seed: int = 0,
+        equalisation: Equalisation | None = None,
     ) -> None:
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
+        self.equalisation = equalisation
         self.keys, self.policy, self.seed = list(dict.fromkeys(keys)), policy, seed
 
     def __len__(self) -> int:
@@ -207,6 +232,8 @@ class ScoreDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any] | Broken:
         try:
             image = read_image(self.images[index])
+            if self.equalisation:
+                image = equalise(image, self.names[index], self.equalisation)
             if self.policy:
                 rng = evaluation_generator(self.seed, self.names[index])
                 image = apply_plan(image, self.policy.draw(rng))
@@ -220,12 +247,14 @@ class TrainBatches:
 
     Each epoch is a new permutation, a function of (seed, epoch). An optimiser step sees the same images
     whatever the number of processes and accumulation steps; each forward pass takes its own slice of them.
-    The last, incomplete batch of an epoch is left out.
+    The last, incomplete batch of an epoch is left out. With weights, an epoch has as many images as the
+    weights sum to, and a row of weight w comes up w times on average: as often as that rounded down or up.
 
     Args:
         rows: number of training rows.
         batch_size: images an optimiser step, over all processes and accumulation steps.
         start: number of optimiser steps that are already done.
+        weights: (rows,) float64 above 0, or None where all rows count alike.
 
     Raises:
         UserError: the batch does not divide among the processes, or there are fewer rows than one batch.
@@ -242,18 +271,21 @@ class TrainBatches:
         start: int = 0,
         rank: int = 0,
         world: int = 1,
+        weights: np.ndarray | None = None,
     ) -> None:
         if batch_size % (accumulation * world):
             raise UserError(
                 f"batch_size {batch_size} is no multiple of {world} processes x accumulation {accumulation}"
             )
-        if rows < batch_size:
+        images = rows if weights is None else int(weights.sum() + 1e-9)
+        if images < batch_size:
             raise UserError(
-                f"{rows} training images are fewer than one batch of {batch_size}; lower --batch-size"
+                f"{images} training images are fewer than one batch of {batch_size}; lower --batch-size"
             )
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.weights, self.images, self.epochs = weights, images, epochs
         self.accumulation, self.rank, self.world = accumulation, rank, world
-        self.steps_per_epoch = rows // batch_size
+        self.steps_per_epoch = images // batch_size
         self.start, self.end = start, self.steps_per_epoch * epochs
 
     def __len__(self) -> int:
@@ -265,10 +297,28 @@ class TrainBatches:
         for step in range(self.start, self.end):
             epoch, place = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = np.random.default_rng((self.seed, epoch)).permutation(self.rows), epoch
+                order, order_epoch = self._order(epoch), epoch
             for part in range(self.accumulation):
                 first = place * self.batch_size + (part * self.world + self.rank) * share
-                yield [(epoch, int(index)) for index in order[first : first + share]]
+                yield [(time, index) for time, index in order[first : first + share].tolist()]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the (images, 2) items of an epoch: epoch and index.
+
+        A row that comes up again in an epoch does so as of an epoch that there is not, so that it is not
+        distorted the same way.
+        """
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(self.rows)
+        if self.weights is None:
+            return np.column_stack([np.full(self.rows, epoch), order])
+        # Even steps along the rows, each as long as its weight.
+        ends = np.cumsum(self.weights[order])
+        steps = (np.arange(self.images) + rng.random()) * (ends[-1] / self.images)
+        places = np.minimum(np.searchsorted(ends, steps, side="right"), self.rows - 1)
+        again = np.arange(self.images) - np.searchsorted(places, places, side="left")
+        items = np.column_stack([epoch + self.epochs * again, order[places]])
+        return items[rng.permutation(self.images)]
 
 
 def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:

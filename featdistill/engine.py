@@ -24,6 +24,7 @@ from featdistill.command_line import UserError, progress
 from featdistill.dataset import TrainBatches, TrainDataset, make_loader
 from featdistill.distortion_presets import PRESETS
 from featdistill.ensemble import score
+from featdistill.equalise import read_settings
 from featdistill.experts import Expert, save_expert
 from featdistill.recipes import Recipe
 from featdistill.run_folder import RunFolder
@@ -107,6 +108,7 @@ class Trainer:
             accumulation=recipe.accumulation,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
+            weights=dataset.weights,
         )
 
     def fit(self) -> None:
@@ -337,6 +339,7 @@ def score_holdout(
                 workers=recipe.workers,
                 precision=recipe.precision,
                 policy=policy,
+                equalisation=read_settings(recipe.equalise) if recipe.equalise else None,
                 batches=mine,
             )
             for row, logit in zip(batch.rows, batch.logits[0], strict=True)

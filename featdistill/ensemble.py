@@ -15,6 +15,7 @@ from featdistill import atomic
 from featdistill.command_line import progress
 from featdistill.dataset import Broken, ScoreDataset, make_loader
 from featdistill.distortion_policy import DistortionPolicy
+from featdistill.equalise import Equalisation
 from featdistill.experts import Expert
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,6 +48,7 @@ def score(
     precision: str = "fp32",
     policy: DistortionPolicy | None = None,
     seed: int = 0,
+    equalisation: Equalisation | None = None,
     batches: Sequence[int] | None = None,
 ) -> Iterator[ScoredBatch]:
     """Score rows of a manifest batch by batch.
@@ -56,9 +58,11 @@ def score(
     Args:
         experts: in evaluation mode, on `device`.
         policy: distorts each image as (seed, name) says before it is scored.
+        equalisation: see `TrainDataset`.
         batches: numbers of the batches wanted; all by default.
     """
-    dataset = ScoreDataset(rows, [expert.preprocessing.key for expert in experts], policy, seed)
+    keys = [expert.preprocessing.key for expert in experts]
+    dataset = ScoreDataset(rows, keys, policy, seed, equalisation)
     count = -(-len(rows) // batch_size)
     numbers = list(range(count)) if batches is None else list(batches)
     items = [

@@ -7,14 +7,17 @@ quality that are drawn for its name from what is common to all classes, so that 
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from featdistill.command_line import UserError
 from featdistill.image_io import decode, encode_jpeg
 
 FITS = ("resize", "crop")
@@ -84,6 +87,20 @@ def common_sizes(sizes_of_classes: Sequence[np.ndarray], spare: float = 0.05) ->
         factor = min(1.0, *(float(np.quantile(values, spare, method="lower")) for values in room))
         found.append(tuple(max(MIN_SIDE_PX, int(side * factor + 1e-9)) for side in (height, width)))
     return tuple(sorted(found))
+
+
+def read_settings(path: str | Path) -> Equalisation:
+    """Read the settings of a copy that `python -m data_prep.equalise` made, from its `equalise.json`.
+
+    Raises:
+        UserError: the file is missing or something else.
+    """
+    try:
+        return Equalisation.from_json(json.loads(Path(path).read_text(encoding="utf-8"))["settings"])
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no equalise.json of python -m data_prep.equalise") from error
 
 
 def equalise(image: np.ndarray, name: str, settings: Equalisation) -> np.ndarray:

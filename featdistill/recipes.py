@@ -44,6 +44,9 @@ class Recipe:
     head_hidden: int = option(256, "width of the head's hidden layer; 0: a linear head")
     head_dropout: float = option(0.3, "dropout before the last layer of the head")
 
+    equalise: str | None = option(
+        None, "equalise.json of a copy: give training and hold-out images sizes and qualities alike"
+    )
     distortions: str = option(
         "released_featdistill", "preset of the distortion policy, with changes: official,probability=0.5"
     )

@@ -13,6 +13,7 @@ from featdistill import atomic, engine, experts
 from featdistill.command_line import Parser, UserError
 from featdistill.dataset import Preprocessing, TrainDataset
 from featdistill.distortion_presets import parse_policy
+from featdistill.equalise import read_settings
 from featdistill.manifest import read_manifests
 from featdistill.recipes import Recipe
 from featdistill.run_folder import RunFolder, git_commit
@@ -78,6 +79,7 @@ def run(
         crop=recipe.crop,
         flip=recipe.flip,
         teacher_view=teacher_view,
+        equalisation=read_settings(recipe.equalise) if recipe.equalise else None,
     )
     accelerator.print(
         f"stage {stage}, {recipe.name}: {recipe.backbone} at {preprocessing.size} px, "

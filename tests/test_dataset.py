@@ -7,6 +7,7 @@ import torch
 from conftest import smooth_picture
 from PIL import Image
 
+from data_prep import equalise as equalise_command
 from featdistill.command_line import UserError
 from featdistill.dataset import (
     Broken,
@@ -26,6 +27,7 @@ from featdistill.distortion_policy import (
     training_generator,
 )
 from featdistill.distortion_presets import PRESETS
+from featdistill.equalise import read_settings
 from featdistill.image_io import read_image
 from featdistill.manifest import read_manifest
 
@@ -233,3 +235,46 @@ def test_an_image_too_small_to_be_distorted_is_broken_and_the_others_go_on(make_
     batch = collate([make_train(manifest)[0, index] for index in range(4)])
     assert [item.index for item in batch["broken"]] == [2] and len(batch["images"]) == 3
     assert "too small" in batch["broken"][0].reason
+
+
+def test_equalised_images_are_those_of_the_equalised_copy(make_set, tmp_path):
+    manifest = make_set("train", 6)
+    assert equalise_command.main([str(manifest), "--out", str(tmp_path / "equal"), "--workers", "1"]) == 0
+    settings = read_settings(tmp_path / "equal" / "equalise.json")
+    policy = DistortionPolicy(probability=0)
+    on_the_fly = make_train(manifest, policy=policy, equalisation=settings)
+    stored = make_train(tmp_path / "equal" / "manifest.csv", policy=policy)
+    rows, keys = read_manifest(manifest), [PREPROCESSING.key]
+    scored = ScoreDataset(rows, keys, equalisation=settings)
+    copied = ScoreDataset(read_manifest(tmp_path / "equal" / "manifest.csv"), keys)
+    for index in range(6):
+        assert torch.equal(on_the_fly[0, index]["images"], stored[0, index]["images"])
+        one, other = (data[index]["images"][PREPROCESSING.key] for data in (scored, copied))
+        assert torch.equal(one, other)
+        assert not torch.equal(one, ScoreDataset(rows, keys)[index]["images"][PREPROCESSING.key])
+    with pytest.raises(UserError, match=r"no equalise\.json"):
+        read_settings(manifest)
+
+
+def test_rows_come_up_as_often_as_their_weights_say_and_never_twice_the_same_way():
+    weights = np.array([0.25, 0.5, 1, 1, 2, 3.25] * 8)
+    stream = TrainBatches(48, 8, 40, seed=3, weights=weights)
+    assert stream.steps_per_epoch == 8
+    items = [item for batch in stream for item in batch]
+    assert len(items) == len(set(items)) == 40 * 64
+    counts = np.bincount([index for _, index in items], minlength=48).reshape(8, 6)
+    np.testing.assert_allclose(counts.mean(axis=0) / 40, weights[:6], atol=0.1)
+    one_epoch = np.bincount([index for batch in list(stream)[:8] for _, index in batch], minlength=48)
+    assert np.all(one_epoch >= np.floor(weights)) and np.all(one_epoch <= np.ceil(weights))
+    again = TrainBatches(48, 8, 40, seed=3, weights=weights, start=100)
+    assert list(again) == list(stream)[100:]
+
+
+def test_equal_weights_are_no_weights_but_for_the_order(make_set):
+    items = [item for batch in TrainBatches(24, 8, 2, seed=0, weights=np.ones(24)) for item in batch]
+    assert sorted(items) == [(epoch, index) for epoch in range(2) for index in range(24)]
+    rows = read_manifest(make_set("train", 4)).assign(weight=["2", "", "0.5", "1"])
+    policy = PRESETS["none"]
+    assert TrainDataset(rows, PREPROCESSING, policy, 0).weights.tolist() == [2, 1, 0.5, 1]
+    with pytest.raises(UserError, match=r"weight of .* must be a number above 0, not '-1'"):
+        TrainDataset(rows.assign(weight="-1"), PREPROCESSING, policy, 0)
