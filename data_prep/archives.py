@@ -6,21 +6,17 @@ name leads out of it or is no text, that is a link or a device, or that is encry
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
 
-from featdistill import atomic, command_line, image_io, manifest
+from data_prep.parallel import map_images
+from featdistill import atomic, image_io, manifest
 from featdistill.command_line import UserError
 from featdistill.containers import ARCHIVE_SUFFIXES, Archive, ContainerError
 from featdistill.manifest import ARCHIVE_SEPARATOR
 from featdistill.member_index import NO_TEXT
-
-_IMAGES_A_TASK = 32
 
 
 @dataclass(frozen=True)
@@ -133,31 +129,10 @@ def unreadable_images(locations: list[str], workers: int) -> dict[str, str]:
         Why it could not be read, for each location that could not.
 
     Raises:
-        UserError: a process died.
+        UserError: `workers` is below 1, or a process died.
     """
-    if workers < 1:
-        raise UserError(f"--workers must be 1 or more, not {workers}")
-    faults = {}
-    with command_line.progress(len(locations), "verify") as bar:
-
-        def note(location: str, fault: str) -> None:
-            bar.update()
-            if fault:
-                faults[location] = fault
-
-        if workers == 1 or len(locations) <= _IMAGES_A_TASK:
-            for location in locations:
-                note(location, _why_unreadable(location))
-            return faults
-        # Forking a process that has threads, the bar's among them, may lock up.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            try:
-                found = pool.map(_why_unreadable, locations, chunksize=_IMAGES_A_TASK)
-                for location, fault in zip(locations, found, strict=True):
-                    note(location, fault)
-            except BrokenProcessPool as error:
-                raise UserError("a process died while it read images; try fewer --workers") from error
-    return faults
+    found = map_images(_why_unreadable, locations, workers, "verify")
+    return {location: fault for location, fault in zip(locations, found, strict=True) if fault}
 
 
 def write_readable(frame: pd.DataFrame, path: str | Path, *, verify: bool, workers: int) -> int:

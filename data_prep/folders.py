@@ -28,7 +28,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep import archives, kept_once
+from data_prep import archives, kept_once, sources
 from data_prep.byte_duplicates import equal_images
 from featdistill import command_line, image_io, manifest
 from featdistill.command_line import UserError
@@ -162,22 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--root {args.root} is no folder")
     if out.suffix != ".csv":
         raise UserError(f"--out {out} must be the name of a .csv file")
-    frames = {out: build_manifest(args.root, args.source)}
-    held_path = out.with_suffix(".holdout.csv")
-    if args.holdout is not None:
-        training, held = manifest.split_holdout(frames[out], args.holdout, args.seed)
-        frames = {out: training, held_path: held}
-    elif held_path.exists():
-        print(f"note: {held_path}, of an earlier run, is removed: its rows are in {out}")
-    # Beside a new manifest, an earlier run's hold-out would be rows that are trained on.
-    held_path.unlink(missing_ok=True)
-
-    unreadable = 0
-    for path, frame in frames.items():
-        real, ai = ((frame["label"] == label).sum() for label in (0, 1))
-        print(f"{path}: {len(frame)} images, {real} real, {ai} AI, of {frame['source'].nunique()} sources")
-        unreadable += archives.write_readable(frame, path, verify=args.verify, workers=args.workers)
-    return 1 if unreadable else 0
+    return sources.write_manifests(build_manifest(args.root, args.source), args)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def finish(rows: pd.DataFrame | dict[str, list], source: Source, args: Namespace
     if args.limit is not None:
         frame = proportional_subset(frame, args.limit, args.seed)
     _print_table(source, found, _counts(frame))
-    return _write(frame, args)
+    return write_manifests(frame, args)
 
 
 def keep_once(frame: pd.DataFrame) -> pd.DataFrame:
@@ -194,7 +194,14 @@ def _print_table(source: Source, found: dict, taken: dict) -> None:
         print(f"warning: promised, but none are here: {', '.join(missing)}")
 
 
-def _write(frame: pd.DataFrame, args: Namespace) -> int:
+def write_manifests(frame: pd.DataFrame, args: Namespace) -> int:
+    """Write a manifest to `args.out`, and with `args.holdout` the rows held out beside it.
+
+    With `args.verify`, images that cannot be read are left out of either.
+
+    Returns:
+        The exit status.
+    """
     out = Path(args.out)
     held_path = out.with_suffix(".holdout.csv")
     frames = {out: frame}
@@ -208,6 +215,6 @@ def _write(frame: pd.DataFrame, args: Namespace) -> int:
     unreadable = 0
     for path, part in frames.items():
         real, ai = ((part["label"] == label).sum() for label in (0, 1))
-        print(f"{path}: {len(part)} images, {real} real, {ai} AI")
+        print(f"{path}: {len(part)} images, {real} real, {ai} AI, of {part['source'].nunique()} sources")
         unreadable += archives.write_readable(part, path, verify=args.verify, workers=args.workers)
     return 1 if unreadable else 0

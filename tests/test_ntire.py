@@ -342,7 +342,7 @@ def test_verify_leaves_unreadable_images_out_and_lists_them(root, tmp_path, caps
 
 
 def test_several_processes_find_the_unreadable_images_that_one_finds(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_IMAGES_A_TASK", 4)
+    monkeypatch.setattr("data_prep.parallel._IMAGES_A_TASK", 4)
     members = {f"{i}.jpg": jpeg(i)[: -60 if i % 5 == 3 else None] for i in range(23)}
     write_zip(tmp_path / "a.zip", members)
     locations = [f"{tmp_path}/a.zip::{name}" for name in members]
