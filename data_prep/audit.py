@@ -18,7 +18,6 @@ has none by the name of its manifest: one with holdout, val or test in it. Image
 all three files' counts, and the status is then 1.
 """
 
-import hashlib
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +31,7 @@ from data_prep.parallel import map_images
 from data_prep.shortcut import measure_baseline
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.manifest import read_manifest
+from featdistill.manifest import hash_ranks, read_manifest
 
 
 def read_rows(paths: list[str]) -> pd.DataFrame:
@@ -60,7 +59,7 @@ def sample(rows: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
     """Return at most `limit` rows, of each source and label its share, by a hash of (seed, name)."""
     if limit is None or limit >= len(rows):
         return rows
-    rank = rows["name"].map(lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
+    rank = pd.Series(hash_ranks(rows["name"], seed), index=rows.index)
     stratum = rows[["manifest", "split", "source"]].agg("\0".join, axis=1)
     stratum += "\0" + rows["label"].astype("string").fillna("")
     # Its place within the stratum as a share: the first `limit` take the same share of each.

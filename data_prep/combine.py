@@ -24,7 +24,6 @@ not come between their relatives. What was left out, and for which image, is lis
 images that are missing or cannot be read in FILE.errors.csv, and the status is then 1.
 """
 
-import hashlib
 import math
 import os
 from pathlib import Path
@@ -35,7 +34,7 @@ from data_prep import kept_once, near_duplicates
 from data_prep.byte_duplicates import equal_images
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError, nearest
-from featdistill.manifest import read_manifest, split_holdout, write_manifest
+from featdistill.manifest import hash_ranks, read_manifest, split_holdout, write_manifest
 
 BALANCES = ("none", "label", "source", "generator")
 _TABLE_ROWS = 40
@@ -90,7 +89,7 @@ def balance(rows: pd.DataFrame, by: str, seed: int) -> pd.DataFrame:
         raise UserError(f"--balance {by}: {count} rows have no {by}, {first} among them")
     if value.empty:
         return rows
-    rank = rows.loc[chosen, "name"].map(lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
+    rank = pd.Series(hash_ranks(rows.loc[chosen, "name"], seed), index=value.index)
     place = rank.groupby(value).rank(method="first")
     stays = ~chosen
     stays[value.index] = place <= value.value_counts().min()

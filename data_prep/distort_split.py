@@ -17,7 +17,6 @@ of quality 95. What is drawn for an image is a function of (seed, name).
 A copy that was stopped is continued by the same command; a finished one is left as it is.
 """
 
-import hashlib
 import json
 import os
 from functools import partial
@@ -31,7 +30,7 @@ from featdistill.distortion_policy import Plan, apply_plan, describe, evaluation
 from featdistill.distortion_presets import PRESETS, parse_policy
 from featdistill.image_io import encode_jpeg, limit_side, read_image
 from featdistill.label_files import format_labels
-from featdistill.manifest import read_manifest
+from featdistill.manifest import hash_ranks, read_manifest
 
 # High enough that the storage itself leaves next to no trace beside the distortions.
 STORAGE_QUALITY = 95
@@ -39,7 +38,7 @@ STORAGE_QUALITY = 95
 
 def choose_distorted(frame: pd.DataFrame, share: float, seed: int) -> pd.Series:
     """Return which rows are distorted: of each class the `share` whose hash of (seed, name) is smallest."""
-    rank = frame["name"].map(lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
+    rank = pd.Series(hash_ranks(frame["name"], seed), index=frame.index)
     classes = frame["label"].astype("string").fillna("")
     place = rank.groupby(classes).rank(method="first") - 1
     return place < (share * classes.groupby(classes).transform("size")).round()
@@ -55,7 +54,7 @@ def build_parser() -> Parser:
         "--preset",
         default="official",
         metavar="NAME[,KEY=VALUE...]",
-        help=f"what is drawn: {', '.join(PRESETS)}",
+        help=f"what is drawn: {', '.join(PRESETS)}; with changes, as in official,max_operations=5",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the copy")
     parser.add_argument("--share", type=float, default=0.5, help="share of distorted images")

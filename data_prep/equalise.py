@@ -36,7 +36,6 @@ What is left, and can still tell the classes apart:
 A copy that was stopped is continued by the same command; a finished one is left as it is.
 """
 
-import hashlib
 import io
 import os
 from functools import partial
@@ -50,7 +49,7 @@ from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
 from featdistill.equalise import FITS, MIN_SIDE_PX, Equalisation, common_sizes, equalised_jpeg
 from featdistill.image_io import BrokenImage, read_bytes, read_image
-from featdistill.manifest import read_manifest
+from featdistill.manifest import hash_ranks, read_manifest
 
 SIZES = ("shorter", "square")
 # So many images of a class show its sizes well: the quantile that counts, at 5 %, is then known to 1 %.
@@ -69,7 +68,7 @@ def sizes_by_class(frame: pd.DataFrame, seed: int = 0) -> dict[str, np.ndarray]:
     Raises:
         UserError: no image of a class can be read.
     """
-    rank = frame["name"].map(lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
+    rank = pd.Series(hash_ranks(frame["name"], seed), index=frame.index)
     classes = frame["label"].astype("string").fillna("none")
     found = {}
     for label, rows in frame.assign(rank=rank).sort_values("rank", kind="stable").groupby(classes):

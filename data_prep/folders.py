@@ -28,8 +28,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep import archives, kept_once, sources
-from data_prep.byte_duplicates import equal_images
+from data_prep import archives, sources
 from featdistill import command_line, image_io, manifest
 from featdistill.command_line import UserError
 
@@ -123,18 +122,7 @@ def build_manifest(root: str | Path, source: str = "") -> pd.DataFrame:
     columns = {column: rows[column].tolist() for column in ("image", "name", "label", "group")}
     columns["source"] = [source or places[folder].source(fallback) for folder in rows["folder"]]
     columns["generator"] = [places[folder].generator() for folder in rows["folder"]]
-    return _without_copies(manifest.make_manifest(columns))
-
-
-def _without_copies(rows: pd.DataFrame) -> pd.DataFrame:
-    sets, faults = equal_images(rows["image"].tolist())
-    for place, fault in faults.items():
-        raise UserError(f"cannot read {rows['image'][place]}: {fault}")
-    dropped: list[kept_once.Dropped] = []
-    kept = kept_once.drop_equal(rows, sets, dropped)
-    if dropped:
-        print(f"note: {len(dropped)} images are copies of others, byte for byte, and are left out")
-    return kept.reset_index(drop=True)
+    return sources.keep_once(manifest.make_manifest(columns), must_read=True)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ once where the source asks for it, what was found is held against what the publi
 a subset, `--holdout` splits it by whole groups, and the manifests are written.
 """
 
-import hashlib
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -126,17 +125,23 @@ def finish(rows: pd.DataFrame | dict[str, list], source: Source, args: Namespace
     return write_manifests(frame, args)
 
 
-def keep_once(frame: pd.DataFrame) -> pd.DataFrame:
+def keep_once(frame: pd.DataFrame, *, must_read: bool = False) -> pd.DataFrame:
     """Leave out images whose bytes are equal to those of a row before.
 
     The groups of equal images become one group, and the sets of a column `protocol_sets` are joined in the
     row that stays. Images that cannot be read are not compared.
 
+    Args:
+        must_read: an image that cannot be read is an error.
+
     Raises:
-        UserError: two equal images have different labels.
+        UserError: two equal images have different labels, or one cannot be read that must be.
     """
     dropped: list[kept_once.Dropped] = []
-    sets, _ = equal_images(frame["image"].tolist())
+    sets, faults = equal_images(frame["image"].tolist())
+    if must_read and faults:
+        place, fault = next(iter(faults.items()))
+        raise UserError(f"cannot read {frame['image'][place]}: {fault}")
     kept = kept_once.drop_equal(frame, sets, dropped).reset_index(drop=True)
     if dropped:
         print(f"note: {len(dropped)} images are copies of others, byte for byte, and are left out")
@@ -159,7 +164,7 @@ def proportional_subset(frame: pd.DataFrame, limit: int, seed: int) -> pd.DataFr
     for name in by_remainder[: limit - sum(take.values())]:
         take[name] += 1
     table = pd.DataFrame({"key": key})
-    table["hash"] = [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in frame["name"]]
+    table["hash"] = manifest.hash_ranks(frame["name"], seed)
     place = table.sort_values("hash", kind="stable").groupby("key").cumcount()
     return frame[place.reindex(frame.index) < key.map(take).astype("int64")].reset_index(drop=True)
 

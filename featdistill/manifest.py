@@ -17,6 +17,7 @@ Columns (UTF-8, header first; unknown further columns survive a round trip):
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -99,6 +100,11 @@ def parse_distortions(text: str) -> list[tuple[str, float]]:
     return [(name, scale) for name, scale in json.loads(text or "[]")]
 
 
+def hash_ranks(names: Iterable[str], seed: int) -> list[str]:
+    """Return a text for each name by which names are in a random order, the same wherever they stand."""
+    return [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in names]
+
+
 def split_holdout(frame: pd.DataFrame, share: float, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split rows into (training, hold-out) by whole groups, stratified by label.
 
@@ -120,7 +126,7 @@ def split_holdout(frame: pd.DataFrame, share: float, seed: int = 0) -> tuple[pd.
     table = pd.DataFrame({"rows": group.value_counts(sort=False)})
     distinct = pd.DataFrame({"group": group, "bit": bit}).drop_duplicates()
     table["stratum"] = distinct.groupby("group")["bit"].sum()
-    table["rank"] = [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in table.index]
+    table["rank"] = hash_ranks(table.index, seed)
     table = table.sort_values("rank", kind="stable")
     wanted = (share * table.groupby("stratum")["rows"].sum()).to_dict()
     held_groups, held_rows = [], dict.fromkeys(wanted, 0)
