@@ -39,6 +39,8 @@ class BackboneSpec:
         feature: `pool` for the pooled embedding, `projection` for the one projected to the joint space
             (CLIP).
         input_size: side of the input in px; None for the architecture's own.
+        options: further arguments of timm's `create_model` that make the architecture another one, such as
+            its width or depth.
     """
 
     library: Literal["timm", "open_clip", "tiny"]
@@ -46,6 +48,7 @@ class BackboneSpec:
     tag: str = ""
     feature: Literal["pool", "projection"] = "pool"
     input_size: int | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # Paper, section 4.1; the feature each expert takes is that of the authors' inference release.
@@ -81,6 +84,13 @@ class Backbone(nn.Module):
             Pooled feature (B, D) and the patch tokens of the last layer after the final norm, (B, N, C);
             class and register tokens are left out, and the map of a convolutional network is read as tokens
             row by row.
+        """
+        raise NotImplementedError
+
+    def intermediates(self, images: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
+        """Return the pooled feature and the patch tokens of the last `layers` layers, in their order.
+
+        The last is that of `forward`, after the final norm; the earlier ones are as the blocks leave them.
         """
         raise NotImplementedError
 
@@ -173,6 +183,7 @@ def _build_timm(spec: BackboneSpec, weights: str) -> Backbone:
         plain = timm.create_model(spec.name)
     config = timm.get_pretrained_cfg(f"{spec.name}.{spec.tag}" if spec.tag else spec.name)
     kwargs: dict[str, Any] = {} if spec.feature == "projection" else {"num_classes": 0}
+    kwargs |= spec.options
     size = spec.input_size or config.input_size[-1]
     if size != config.input_size[-1] and hasattr(getattr(plain, "patch_embed", None), "img_size"):
         kwargs["img_size"] = size

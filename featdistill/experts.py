@@ -8,7 +8,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import safetensors
@@ -24,6 +24,20 @@ from featdistill.dataset import Preprocessing
 
 WEIGHTS_FILE, CARD_FILE = "expert.safetensors", "expert.json"
 _FORMAT = 1
+
+
+class Encoded(NamedTuple):
+    """What an expert makes of a batch.
+
+    Attributes:
+        logit: (B,) float32.
+        feature: (B, D), the pooled feature that the head sees.
+        tokens: patch tokens (B, N, C) of the last layers, in their order; the last after the final norm.
+    """
+
+    logit: Tensor
+    feature: Tensor
+    tokens: tuple[Tensor, ...]
 
 
 class Expert(nn.Module):
@@ -62,14 +76,22 @@ class Expert(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B,) float32 for images (B, 3, S, S), uint8 or float in [0, 1]."""
-        return self.logit_and_tokens(images)[0]
+        return self.encode(images).logit
 
-    def logit_and_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B,) float32 and the backbone's patch tokens (B, N, C)."""
+    def encode(self, images: Tensor, layers: int = 1) -> Encoded:
+        """Return all that objectives compare; see `Encoded`.
+
+        Args:
+            images: (B, 3, S, S), uint8 or float in [0, 1].
+            layers: of how many of the last layers the tokens are wanted.
+        """
         images = images / 255 if images.dtype == torch.uint8 else images
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        pooled, tokens = self.backbone(images)
-        return self.head(pooled)[:, 0].float(), tokens
+        if layers == 1:
+            feature, *tokens = self.backbone(images)
+        else:
+            feature, tokens = self.backbone.intermediates(images, layers)
+        return Encoded(self.head(feature)[:, 0].float(), feature, tuple(tokens))
 
 
 def create_expert(

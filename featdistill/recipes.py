@@ -19,7 +19,7 @@ from featdistill.command_line import Parser, UserError, nearest, one_of
 
 RECIPE_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 # Keys that change how a run is carried out, not what comes out of it: a run may be resumed with other values.
-RUNTIME_KEYS = ("workers", "log_every", "checkpoint_every_s", "score_batch_size")
+RUNTIME_KEYS = ("workers", "log_every", "checkpoint_every_s", "score_batch_size", "trackers", "cache")
 _STAGES = ("stage1", "stage2")
 
 
@@ -50,8 +50,39 @@ class Recipe:
     distortions: str = option(
         "released_featdistill", "preset of the distortion policy, with changes: official,probability=0.5"
     )
-    crop: Literal["random", "center"] = option("random", "where training crops are taken")
+    synchronise_groups: bool = option(
+        False, "give the images of a group (a real one and its AI counterpart) the same distortions"
+    )
+    crop: Literal["random", "center", "random_resized"] = option(
+        "random", "where training crops are taken; random_resized: of random area and shape"
+    )
+    crop_least_area: float = option(0.5, "least share of the image's area that random_resized keeps")
     flip: float = option(0.5, "probability of a horizontal flip in training")
+    amplitude_mixup: float = option(0.0, "probability that an image takes on some of another's amplitudes")
+    amplitude_mixup_most: float = option(0.5, "largest share of the other image's amplitudes")
+    amplitude_mixup_with: Literal["same_label", "any"] = option(
+        "same_label", "which images of the batch lend their amplitudes"
+    )
+    balance: Literal["none", "class", "source", "class_source"] = option(
+        "none", "what all come up equally often: classes, sources, or the sources within each class"
+    )
+
+    label_smoothing: float = option(0.0, "moves both labels towards 0.5 by half of this")
+    focal_gamma: float = option(0.0, "focal loss: how much less easy images count; 0: cross-entropy")
+    ai_weight: float = option(1.0, "weight of AI-generated images in cross-entropy; real ones count 1")
+    bce_weight: float = option(1.0, "weight of binary cross-entropy")
+    consistency_weight: float = option(
+        0.0, "weight of the divergence of the distorted image's probability from the clean image's"
+    )
+    ema: float = option(0.0, "decay of a moving average of the weights, which is scored and saved; 0: none")
+
+    finetune: Literal["full", "frozen", "last_n", "lora"] = option(
+        "full", "what of the backbone is trained: all, nothing, its last layers, or low-rank additions"
+    )
+    last_n: int = option(4, "how many layers finetune last_n trains")
+    lora_rank: int = option(16, "rank of the additions of finetune lora")
+    lora_alpha: float = option(32.0, "scale of the additions of finetune lora, divided by their rank")
+    layer_decay: float = option(1.0, "factor of the learning rate from each layer to the one before it")
 
     epochs: int = option(2, "passes over the training rows")
     batch_size: int = option(128, "images an optimiser step, over all processes and accumulation steps")
@@ -63,7 +94,12 @@ class Recipe:
     final_learning_rate: float = option(0.01, "learning rate at the end of the cosine, relative to the peak")
     clip_norm: float = option(1.0, "largest norm of the gradient; 0: not clipped")
     precision: Literal["fp32", "bf16", "fp16"] = option("bf16", "arithmetic of the forward pass")
+    gradient_checkpointing: bool = option(False, "compute activations twice: far less memory, slower")
+    compile: bool = option(False, "compile forward and backward pass: faster after minutes of compiling")
+    skipped_steps: int = option(5, "steps in a row whose gradient may be not finite before the run stops")
 
+    cache: str | None = option(None, "folder for decoded, resized images, made once (distortions at input)")
+    trackers: str | None = option(None, "where metrics go besides metrics.jsonl: tensorboard,wandb,trackio")
     workers: int = option(8, "loader processes per training process; 0: load in the training process")
     log_every: int = option(20, "optimiser steps between two lines of metrics.jsonl")
     checkpoint_every_s: float = option(300.0, "seconds between two checkpoints")
@@ -72,15 +108,27 @@ class Recipe:
 
 @dataclass(frozen=True)
 class DistillRecipe(Recipe):
-    """Stage 2, reading A: dense alignment with a frozen teacher beside cross-entropy (paper, eq. 2)."""
+    """Stage 2: self-distillation beside cross-entropy (paper, reading A: eq. 2; reading B: section 5.1)."""
 
-    objective: Literal["dense"] = option("dense", "what is distilled: dense token alignment")
-    metric: Literal["mse", "layernorm_mse", "cosine"] = option("layernorm_mse", "how tokens are compared")
-    dense_weight: float = option(1.0, "weight of the dense part")
-    bce_weight: float = option(1.0, "weight of binary cross-entropy")
+    objective: Literal["dense", "crd", "dense+crd"] = option(
+        "dense", "what is distilled: dense token maps (reading A), contrastive features (reading B), or both"
+    )
+    teacher: Literal["frozen", "momentum"] = option(
+        "frozen", "the stage-1 expert as it is, or one that follows the student"
+    )
     teacher_view: Literal["clean", "same", "other"] = option(
         "clean", "what the teacher sees: the undistorted image, the student's, or another distortion of it"
     )
+    metric: Literal["mse", "layernorm_mse", "cosine"] = option("layernorm_mse", "how tokens are compared")
+    dense_weight: float = option(1.0, "weight of the dense part")
+    dense_layers: int = option(1, "how many of the last layers are compared")
+    crd_weight: float = option(0.8, "weight of the contrastive part")
+    crd_dim: int = option(128, "width of the contrastive part's projections")
+    crd_temperature: float = option(0.07, "temperature of the contrastive part")
+    crd_queue: int = option(16384, "past keys that serve as negatives")
+    crd_negatives: Literal["all", "other_label"] = option("all", "which past keys count as negatives")
+    momentum_base: float = option(0.99, "momentum of the teacher at the first step")
+    momentum_max: float = option(0.9999, "momentum of the teacher at the last step")
 
 
 def list_recipes() -> list[str]:
@@ -97,10 +145,13 @@ def add_arguments(parser: Parser, recipe_class: type[Recipe]) -> None:
         if field.name == "name":
             continue
         choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
+        choices = ("true", "false") if kind is bool else choices
         group.add_argument(
             "--" + field.name.replace("_", "-"),
             dest=f"recipe_{field.name}",
             default=argparse.SUPPRESS,
+            nargs="?" if kind is bool else None,
+            const="true" if kind is bool else None,
             metavar="{" + ",".join(choices) + "}" if choices else field.name.upper(),
             help=field.metadata["help"],
         )
@@ -184,6 +235,10 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
     if typing.get_origin(kind) is Literal:
         return one_of(f"value of {key}", str(value), typing.get_args(kind))
+    if kind is bool:
+        if isinstance(value, bool) or str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+        raise UserError(f"recipe key '{key}' must be true or false, not {value!r}")
     try:
         if kind is int and (isinstance(value, bool) or float(value) != int(float(value))):
             raise ValueError
@@ -192,22 +247,27 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         raise UserError(f"recipe key '{key}' must be of type {kind.__name__}, not {value!r}") from error
 
 
+_AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulation": 1, "workers": 0, "log_every": 1, "seed": 0}
+_AT_LEAST |= {"learning_rate": 0, "weight_decay": 0, "clip_norm": 0, "head_hidden": 0, "score_batch_size": 1}
+_AT_LEAST |= {"focal_gamma": 0, "bce_weight": 0, "consistency_weight": 0, "last_n": 1, "lora_rank": 1}
+_AT_LEAST |= {"skipped_steps": 0, "dense_weight": 0, "dense_layers": 1, "crd_weight": 0, "crd_dim": 1}
+_AT_LEAST |= {"crd_queue": 1}
+_ABOVE_0 = ("ai_weight", "lora_alpha", "layer_decay", "crop_least_area", "crd_temperature")
+_SHARES = ("head_dropout", "flip", "warmup", "final_learning_rate", "label_smoothing", "amplitude_mixup")
+_SHARES += ("amplitude_mixup_most", "crop_least_area", "layer_decay", "momentum_base", "momentum_max", "ema")
+
+
 def _check(recipe: Recipe) -> None:
-    at_least = {"epochs": 1, "batch_size": 1, "accumulation": 1, "workers": 0, "log_every": 1, "seed": 0}
-    at_least |= {
-        "learning_rate": 0,
-        "weight_decay": 0,
-        "clip_norm": 0,
-        "head_hidden": 0,
-        "score_batch_size": 1,
-    }
-    for key, least in at_least.items():
-        if getattr(recipe, key) < least:
-            raise UserError(f"recipe key '{key}' must be at least {least}, not {getattr(recipe, key)}")
-    for key in ("head_dropout", "flip", "warmup", "final_learning_rate"):
-        value = getattr(recipe, key)
-        if not 0 <= value <= 1:
-            raise UserError(f"recipe key '{key}' must lie between 0 and 1, not {value}")
+    values = dataclasses.asdict(recipe)
+    for key, least in _AT_LEAST.items():
+        if key in values and values[key] < least:
+            raise UserError(f"recipe key '{key}' must be at least {least}, not {values[key]}")
+    for key in _ABOVE_0:
+        if key in values and values[key] <= 0:
+            raise UserError(f"recipe key '{key}' must be above 0, not {values[key]}")
+    for key in _SHARES:
+        if key in values and not 0 <= values[key] <= 1:
+            raise UserError(f"recipe key '{key}' must lie between 0 and 1, not {values[key]}")
     if recipe.batch_size % recipe.accumulation:
         raise UserError(
             f"batch_size {recipe.batch_size} is no multiple of accumulation {recipe.accumulation}"

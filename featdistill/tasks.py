@@ -54,7 +54,7 @@ class DistillTask(ClassifyTask):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take `images`, `teacher_images` (B, 3, S, S), `label` (B,); return `loss`, `logit` and parts."""
-        logit, tokens = self.expert.logit_and_tokens(batch["images"])
+        logit, _, (tokens,) = self.expert.encode(batch["images"])
         wanted = self.teacher(batch["teacher_images"])
         bce = binary_cross_entropy(logit, batch["label"])
         dense = dense_alignment(tokens, wanted, self.metric)

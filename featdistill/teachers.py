@@ -20,4 +20,4 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Return the patch tokens (B, N, C) of images (B, 3, S, S)."""
-        return self.expert.logit_and_tokens(images)[1]
+        return self.expert.encode(images).tokens[-1]

@@ -33,8 +33,8 @@ def test_stage_2_adds_the_weighted_distance_to_the_teachers_tokens(expert, batch
     teacher = copy.deepcopy(expert)
     task = DistillTask(expert, FrozenTeacher(teacher), metric=metric, dense_weight=3.0, bce_weight=0.5)
     output = task(batch)
-    logit, tokens = expert.logit_and_tokens(batch["images"])
-    wanted = teacher.logit_and_tokens(batch["teacher_images"])[1]
+    logit, _, (tokens,) = expert.encode(batch["images"])
+    wanted = teacher.encode(batch["teacher_images"]).tokens[-1]
     bce = binary_cross_entropy(logit, batch["label"]).item()
     dense = dense_alignment(tokens, wanted, metric).item()
     assert output["bce"].item() == pytest.approx(bce) and output["dense"].item() == pytest.approx(dense)
