@@ -1,8 +1,9 @@
 """Recipes: every setting of a training run, typed, with one line of explanation each.
 
 A recipe file is a YAML of flat keys; what differs between the stages stands under `stage1:` and `stage2:`;
-`base:` names another recipe whose values are taken first. Precedence: defaults < recipe < `--config my.yaml`
-< flags.
+`base:` names another recipe whose values are taken first. Several recipes are taken one after the other, so that
+`--recipe clip_l14_a featdistill_crd` is the first with the second's settings on top. Precedence: defaults <
+recipes < `--config my.yaml` < flags.
 """
 
 import argparse
@@ -138,7 +139,13 @@ def list_recipes() -> list[str]:
 
 def add_arguments(parser: Parser, recipe_class: type[Recipe]) -> None:
     """Add `--recipe`, `--config` and a flag for every key of the recipe."""
-    parser.add_argument("--recipe", required=True, help=f"one of: {', '.join(list_recipes())}")
+    parser.add_argument(
+        "--recipe",
+        required=True,
+        nargs="+",
+        metavar="NAME",
+        help=f"what is trained and how; of several, the later ones go on top: {', '.join(list_recipes())}",
+    )
     parser.add_argument("--config", help="a YAML of your own that overrides the recipe")
     group = parser.add_argument_group("settings of the recipe (default: what the recipe says)")
     for field, kind in _typed_fields(recipe_class):
@@ -164,7 +171,10 @@ def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe
         UserError: an unknown recipe or key (the nearest one is named), or a value of the wrong type or range.
     """
     stage = "stage2" if issubclass(recipe_class, DistillRecipe) else "stage1"
-    values = _read_recipe(arguments.recipe, stage) | {"name": arguments.recipe}
+    values: dict[str, Any] = {}
+    for name in arguments.recipe:
+        values |= _read_recipe(name, stage)
+    values["name"] = "+".join(arguments.recipe)
     if arguments.config:
         values |= _read_yaml(Path(arguments.config), stage)
     values |= {

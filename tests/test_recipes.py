@@ -4,6 +4,7 @@ import pytest
 
 from featdistill import recipes
 from featdistill.command_line import Parser, UserError
+from featdistill.distortion_presets import parse_policy
 from featdistill.recipes import DistillRecipe, Recipe
 
 
@@ -32,6 +33,47 @@ def test_every_recipe_resolves_for_both_stages_and_survives_a_round_trip(name, r
     assert recipes.from_values(recipe_class, dataclasses.asdict(recipe)) == recipe
 
 
+def test_a_later_recipe_goes_on_top_of_an_earlier_one():
+    plain = dataclasses.asdict(resolve(DistillRecipe, "--recipe", "demo_clip_a"))
+    stacked = dataclasses.asdict(resolve(DistillRecipe, "--recipe", "demo_clip_a", "featdistill_crd"))
+    changed = {key: stacked[key] for key in plain if plain[key] != stacked[key]}
+    assert changed == {
+        "name": "demo_clip_a+featdistill_crd",
+        "objective": "crd",
+        "teacher": "momentum",
+        "teacher_view": "other",
+    }
+
+
+def test_the_readings_of_the_paper_hold_what_it_states():
+    dense, crd, both = (
+        resolve(DistillRecipe, "--recipe", "siglip_so400m_b", *more)
+        for more in ((), ("featdistill_crd",), ("featdistill_both",))
+    )
+    assert (dense.objective, dense.teacher, dense.teacher_view) == ("dense", "frozen", "clean")
+    assert (crd.objective, crd.teacher, crd.teacher_view) == ("crd", "momentum", "other")
+    assert (crd.momentum_base, crd.momentum_max) == (0.99, 0.9999)
+    assert (crd.crd_queue, crd.crd_dim, crd.crd_temperature, crd.crd_weight) == (16384, 128, 0.07, 0.8)
+    assert (both.objective, both.teacher) == ("dense+crd", "momentum")
+    assert {recipe.backbone for recipe in (dense, crd, both)} == {"siglip_so400m"}
+    assert {recipe.seed for recipe in (dense, crd, both)} == {4}
+
+
+def test_the_strong_recipe_is_as_severe_as_the_top_teams():
+    strong = resolve(Recipe, "--recipe", "siglip_so400m_a", "strong")
+    policy = parse_policy(strong.distortions)
+    assert policy.probability == 1 and strong.consistency_weight > 0
+    assert strong.ema > 0 and strong.layer_decay < 1
+
+
+def test_a_switch_is_true_or_false():
+    assert not resolve(Recipe, "--recipe", "demo_clip_a").compile
+    assert resolve(Recipe, "--recipe", "demo_clip_a", "--compile").compile
+    assert resolve(Recipe, "--recipe", "demo_clip_a", "--compile", "true").compile
+    with pytest.raises(UserError, match="recipe key 'compile' must be true or false, not 'yes'"):
+        resolve(Recipe, "--recipe", "demo_clip_a", "--compile", "yes")
+
+
 @pytest.mark.parametrize("pair", ["clip_l14", "siglip_so400m", "demo_clip", "demo_siglip"])
 def test_the_two_experts_of_a_kind_differ_in_seed_alone(pair):
     first, second = (dataclasses.asdict(resolve(Recipe, "--recipe", f"{pair}_{part}")) for part in "ab")
@@ -56,6 +98,8 @@ def test_the_paper_recipes_hold_what_the_paper_states():
         ("flip: 2", "recipe key 'flip' must lie between 0 and 1"),
         ("epochs: 0", "recipe key 'epochs' must be at least 1"),
         ("resize: squish", "unknown value of resize 'squish' (did you mean squash?)"),
+        ("layer_decay: 0", "recipe key 'layer_decay' must be above 0"),
+        ("ema: 1.5", "recipe key 'ema' must lie between 0 and 1"),
         ("accumulation: 3", "no multiple of accumulation"),
         ("base: demo_clip_x", "unknown recipe 'demo_clip_x' (did you mean demo_clip_"),
         ("- a list", "must hold keys and values"),
