@@ -39,11 +39,13 @@ from distortions_official import OFFICIAL
 from featdistill import command_line, dataset
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError
-from featdistill.dataset import Preprocessing, TrainBatches, TrainDataset, make_loader
+from featdistill.dataset import TrainDataset, make_loader
 from featdistill.distortion_policy import LIBRARIES, DistortionPolicy
 from featdistill.distortion_presets import parse_policy
 from featdistill.image_io import BrokenImage, list_images, read_image
 from featdistill.operations import LEVELS
+from featdistill.preprocessing import Preprocessing
+from featdistill.sampling import TrainBatches
 
 # By the name in the tables; whatever else `parse_policy` takes can be asked for as well.
 POLICIES = {
@@ -54,7 +56,7 @@ POLICIES = {
 }
 # Where an image's time is spent: functions that `featdistill.dataset` calls. The rest is the drawing of the
 # plan, changes of layout between the parts, and PyTorch's loader.
-PARTS = {"decode": "read_image", "distort": "apply_plan", "resize": "fit", "collate": "collate"}
+PARTS = {"decode": "load_image", "distort": "apply_plan", "resize": "fit", "collate": "collate"}
 PLAIN_SIZE = 384
 # (width, height) of synthetic scenes, as of the yardstick's.
 SCENE_SIZE = (940, 704)
@@ -148,7 +150,8 @@ def measure(policies: dict[str, DistortionPolicy], paths: list[str], options: ar
     for _, result in tqdm(work, desc="loaders", unit="configuration", disable=None):
         policy = replace(policies[result["policy"]], distort_at=result["at"])
         # Every image as often as it takes to fill a batch; each row has plans of its own.
-        rows = pd.DataFrame({"image": paths * -(-options.batch // len(paths)), "label": 0.0})
+        images = paths * -(-options.batch // len(paths))
+        rows = pd.DataFrame({"image": images, "name": images, "label": 0.0})
         preprocessing = Preprocessing(result["size"], "shorter", MEAN, STD)
         ours = TrainDataset(rows, preprocessing, policy, seed=0)
         for workers in sorted(options.workers):

@@ -5,64 +5,38 @@ epoch, index), what happens to a scored image of (seed, name): neither the worke
 matters.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from featdistill.command_line import UserError
+from featdistill.amplitude_mixup import mix_amplitudes
+from featdistill.command_line import UserError, one_of
 from featdistill.distortion_policy import (
     DistortionPolicy,
+    Plan,
     apply_plan,
     evaluation_generator,
     training_generator,
 )
-from featdistill.equalise import Equalisation, equalise
-from featdistill.image_io import BrokenImage, limit_side, read_image
-from featdistill.working_memory import keep_freed_memory
+from featdistill.equalise import Equalisation
+from featdistill.image_cache import ImageCache
+from featdistill.image_io import BrokenImage
+from featdistill.loading import load_image, one_thread
+from featdistill.preprocessing import InputKey, Place, Preprocessing, fit, prepare, to_planes
+from featdistill.sampling import balance_weights
 
-InputKey = tuple[int, str]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes the square input of a backbone.
-
-    Attributes:
-        size: side S of the input in px.
-        resize: `shorter` (antialiased bicubic of the shorter side to S, then crop), `squash` (both sides to
-            S), or `crop` (no resizing; an image smaller than S is tiled).
-        mean, std: normalisation of pixels in [0, 1], done on the device.
-    """
-
-    size: int
-    resize: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    @property
-    def key(self) -> InputKey:
-        """Experts with the same key share one prepared image."""
-        return self.size, self.resize
-
-
-class Place(NamedTuple):
-    """Where the crop is taken, as fractions of the room there is, and whether it is mirrored."""
-
-    top: float = 0.5
-    left: float = 0.5
-    flip: bool = False
-
-
-CENTRE = Place()
-_MOST_ASPECT = 16
+CROPS = ("random", "center", "random_resized")
+VIEWS = ("clean", "other")
+# Range of width by height of random_resized crops, whose logarithm is uniform: torchvision's default.
+_ASPECTS = (3 / 4, 4 / 3)
+# What tells the draws of an item's mix-up from all its other ones.
+_MIXUP_STREAM = 1
 
 
 class Broken(NamedTuple):
@@ -72,70 +46,36 @@ class Broken(NamedTuple):
     reason: str
 
 
-def prepare(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) -> Tensor:
-    """Fit an image to a backbone's input.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        size: side S of the result in px.
-        resize: see `Preprocessing`.
-
-    Returns:
-        (3, S, S) uint8.
-    """
-    return to_planes(fit(image, size, resize, place))
-
-
-def fit(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) -> np.ndarray:
-    """Return the (S, S, 3) uint8 that `prepare` makes planes of; see there."""
-    height, width = image.shape[:2]
-    if resize == "shorter" and max(height, width) > _MOST_ASPECT * min(height, width):
-        # Of a strip only a part is ever seen, and all of it, enlarged, could fill the memory.
-        longest = _MOST_ASPECT * min(height, width)
-        top, left = int(place.top * max(0, height - longest)), int(place.left * max(0, width - longest))
-        image = np.ascontiguousarray(image[top : top + longest, left : left + longest])
-        height, width = image.shape[:2]
-    if resize == "squash":
-        target = (size, size)
-    elif resize == "shorter":
-        shorter = min(height, width)
-        target = (size * height // shorter, size * width // shorter)
-    else:
-        repeats = -(-size // height), -(-size // width)
-        image = np.tile(image, (*repeats, 1)) if max(repeats) > 1 else image
-        target = image.shape[:2]
-    if target != image.shape[:2]:
-        # In this order, PyTorch sees that the channels come last, and resizes them together.
-        pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
-        pixels = interpolate(pixels, target, mode="bicubic", antialias=True)
-        image = pixels[0].permute(1, 2, 0).numpy()
-    top = int(place.top * (image.shape[0] - size))
-    left = int(place.left * (image.shape[1] - size))
-    square = image[top : top + size, left : left + size]
-    return cv2.flip(square, 1) if place.flip else np.ascontiguousarray(square)
-
-
-def to_planes(image: np.ndarray) -> Tensor:
-    """Turn (H, W, 3) uint8 into (3, H, W)."""
-    planes = np.empty((3, *image.shape[:2]), np.uint8)
-    cv2.split(image, list(planes))
-    return torch.from_numpy(planes)
-
-
 class TrainDataset(Dataset):
-    """Training rows: a distorted, cropped, perhaps mirrored image, and for stage 2 the teacher's view of it.
+    """Training rows: a distorted, cropped, perhaps mirrored image, and where asked for further views of it.
 
     Items are addressed by (epoch, index), so that workers need no state. An item is a dict with `images` (3,
-    S, S) uint8, `label` float, `index` int and, with a `teacher_view`, `teacher_images` (3, S, S) uint8,
-    cropped and mirrored alike; or `Broken`.
+    S, S) uint8, `label` float, `index` int and, for each of `views`, `images_clean` or `images_other`, (3, S,
+    S) uint8; or `Broken`. All views are of one decoded image, cropped and mirrored alike.
 
     Args:
         rows: labelled rows of a manifest.
         policy: what distortions are drawn, and whether they come before or after the resizing.
         seed: the run's seed.
-        teacher_view: `clean`, `same`, `other` or None (see `DistillRecipe`).
+        crop: `random`, `center`, or `random_resized`: a part of random area and shape, taken before the
+            resizing (of the distorted image, where distortions come before the resizing too). Where a part of
+            that area and shape does not fit, the largest of that shape is taken; torchvision draws again.
+        crop_least_area: the share of the area is uniform between this and 1.
+        flip: probability that an item is mirrored.
+        views: `clean` (not distorted) and `other` (distorted as drawn a second time).
         equalisation: gives every image a size and a JPEG quality that do not depend on its class, first of
             all.
+        synchronise_groups: rows of the same, non-empty `group` get the same distortions, crop and mirroring
+            in an epoch; where they are distorted at the same size, the same noise, too.
+        amplitude_mixup: probability that the squares of an item take on some of another row's amplitudes (see
+            `mix_amplitudes`), the same in all views. The other image is not distorted, but cropped alike;
+            where it cannot be read, the item stays as it is.
+        amplitude_mixup_most: the other's share is uniform between 0 and this.
+        amplitude_mixup_with: `same_label` or `any`: the rows that the other is drawn from.
+        cache: the rows' images, already resized, see `check_cache`.
+
+    Raises:
+        UserError: settings that exclude each other, or a weight that is no number above 0.
     """
 
     def __init__(
@@ -146,60 +86,135 @@ class TrainDataset(Dataset):
         seed: int,
         *,
         crop: str = "random",
+        crop_least_area: float = 0.5,
         flip: float = 0.5,
-        teacher_view: str | None = None,
+        views: Sequence[str] = (),
         equalisation: Equalisation | None = None,
+        synchronise_groups: bool = False,
+        amplitude_mixup: float = 0.0,
+        amplitude_mixup_most: float = 0.5,
+        amplitude_mixup_with: str = "same_label",
+        cache: ImageCache | None = None,
     ) -> None:
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
         self.equalisation = equalisation
         self.labels = rows["label"].astype("float32").tolist()
-        self.weights = _weights(rows)
+        self.weights = balance_weights(rows)
         self.preprocessing, self.policy, self.seed = preprocessing, policy, seed
-        self.crop, self.flip, self.teacher_view = crop, flip, teacher_view
+        self.crop, self.crop_least_area = one_of("value of crop", crop, CROPS), crop_least_area
+        self.flip, self.views = flip, tuple(one_of("view", view, VIEWS) for view in views)
+        self.groups = _group_numbers(rows) if synchronise_groups else None
+        self.amplitude_mixup, self.amplitude_mixup_most = amplitude_mixup, amplitude_mixup_most
+        one_of("value of amplitude_mixup_with", amplitude_mixup_with, ("same_label", "any"))
+        self.any_lends = amplitude_mixup_with == "any"
+        self.lenders = {
+            label: np.flatnonzero(np.asarray(self.labels) == label) for label in sorted(set(self.labels))
+        }
+        if crop == "random_resized" and preprocessing.resize == "crop":
+            raise UserError(
+                "--crop random_resized resizes what --resize crop must not; give another value of one of them"
+            )
+        if cache is not None:
+            check_cache(policy, crop)
+            if len(cache) != len(rows):
+                raise ValueError(f"the cache has {len(cache)} images, the manifest {len(rows)}")
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any] | Broken:
         epoch, index = item
-        rng = training_generator(self.seed, epoch, index)
+        # What is switched on draws after what there is without it, which so stays as it is.
+        rng = training_generator(self.seed, epoch, self._number(index))
         top, left, mirror = rng.random(3)
-        top, left = (top, left) if self.crop == "random" else (0.5, 0.5)
+        top, left = (0.5, 0.5) if self.crop == "center" else (top, left)
         place = Place(top, left, bool(mirror < self.flip))
-        plan = self.policy.draw(rng)
+        plans: dict[str, Plan] = {"images": self.policy.draw(rng)}
+        for view in sorted(self.views):
+            plans[f"images_{view}"] = self.policy.draw(rng) if view == "other" else ()
+        if self.crop == "random_resized":
+            area, aspect = rng.uniform(self.crop_least_area, 1), np.exp(rng.uniform(*np.log(_ASPECTS)))
+            place = place._replace(area=float(area), aspect=float(aspect))
         try:
-            image = read_image(self.images[index])
-            if self.equalisation:
-                image = equalise(image, self.names[index], self.equalisation)
-            image = limit_side(image, self.policy.max_side_px)
-            example = {"images": self._view(image, plan, place), "label": self.labels[index], "index": index}
-            if self.teacher_view:
-                teacher_plan = self.policy.draw(rng) if self.teacher_view == "other" else plan
-                teacher_plan = () if self.teacher_view == "clean" else teacher_plan
-                example["teacher_images"] = self._view(image, teacher_plan, place)
+            squares = self._squares(self._load(index), plans, place)
         except BrokenImage as error:
             return Broken(index, str(error))
-        return example
+        self._mix(squares, epoch, index, place)
+        planes = {view: to_planes(square) for view, square in squares.items()}
+        return planes | {"label": self.labels[index], "index": index}
 
-    def _view(self, image: np.ndarray, plan: tuple, place: Place) -> Tensor:
+    def _number(self, index: int) -> int:
+        """Return what an item's generator is seeded with: the index, or what its group has in common."""
+        return index if self.groups is None or self.groups[index] is None else self.groups[index]
+
+    def _load(self, index: int) -> np.ndarray:
+        if self.cache is not None:
+            return self.cache.read(index)
+        return load_image(self.images[index], self.names[index], self.equalisation, self.policy.max_side_px)
+
+    def _squares(self, image: np.ndarray, plans: dict[str, Plan], place: Place) -> dict[str, np.ndarray]:
+        """Return (S, S, 3) of every view."""
         size, resize = self.preprocessing.key
         if self.policy.distort_at == "native":
-            return prepare(apply_plan(image, plan), size, resize, place)
-        square = apply_plan(fit(image, size, resize, place), plan)
-        return to_planes(square) if square.shape[:2] == (size, size) else prepare(square, size, "squash")
+            return {view: fit(apply_plan(image, plan), size, resize, place) for view, plan in plans.items()}
+        square = fit(image, size, resize, place)
+        squares = {view: apply_plan(square, plan) for view, plan in plans.items()}
+        # Where an operation changed the size.
+        return {
+            view: square if square.shape[:2] == (size, size) else fit(square, size, "squash")
+            for view, square in squares.items()
+        }
+
+    def _mix(self, squares: dict[str, np.ndarray], epoch: int, index: int, place: Place) -> None:
+        """Where it is drawn, replace the squares by their mixtures with another row's amplitudes."""
+        if not self.amplitude_mixup:
+            return
+        # Rows of a group share the distortions, not the image that they are mixed with.
+        rng = np.random.default_rng((self.seed, epoch, index, _MIXUP_STREAM))
+        if rng.random() >= self.amplitude_mixup:
+            return
+        share = rng.uniform(0, self.amplitude_mixup_most)
+        rows = range(len(self)) if self.any_lends else self.lenders[self.labels[index]]
+        try:
+            other = self._load(rows[rng.integers(len(rows))])
+        except BrokenImage:
+            return
+        other = fit(other, *self.preprocessing.key, place)
+        for view, square in squares.items():
+            squares[view] = mix_amplitudes(square, other, share)
 
 
-def _weights(rows: pd.DataFrame) -> np.ndarray | None:
-    """Return the column `weight`, where an empty cell counts 1, or None without it."""
-    if "weight" not in rows:
-        return None
-    text = rows["weight"].replace("", "1")
-    weights = pd.to_numeric(text, errors="coerce").to_numpy(np.float64)
-    wrong = ~(np.isfinite(weights) & (weights > 0))
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise UserError(f"the weight of {rows['name'][row]} must be a number above 0, not {text[row]!r}")
-    return weights
+def check_cache(policy: DistortionPolicy, crop: str) -> None:
+    """Refuse settings under which resized images do not suffice.
+
+    Raises:
+        UserError: images are distorted or cut before they are resized.
+    """
+    if policy.distort_at == "native" and policy.probability > 0:
+        raise UserError(
+            "--cache keeps resized images, and the policy distorts images before they are resized; give "
+            "--distortions NAME,distort_at=input, or leave --cache out"
+        )
+    if crop == "random_resized":
+        raise UserError(
+            "--cache keeps resized images, and crop random_resized cuts images before they are resized; give "
+            "--crop random, or leave --cache out"
+        )
+
+
+def _group_numbers(rows: pd.DataFrame) -> list[int | None]:
+    """Return a 64-bit number for each row's group, the same in every process, and None without a group."""
+    groups = rows["group"].tolist() if "group" in rows else [""] * len(rows)
+    if not any(groups):
+        raise UserError(
+            "--synchronise-groups: no training row has a group; fill in the manifest's column group, or "
+            "leave the flag out"
+        )
+    return [
+        int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "little") if group else None
+        for group in groups
+    ]
 
 
 class ScoreDataset(Dataset):
@@ -231,94 +246,13 @@ class ScoreDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any] | Broken:
         try:
-            image = read_image(self.images[index])
-            if self.equalisation:
-                image = equalise(image, self.names[index], self.equalisation)
+            image = load_image(self.images[index], self.names[index], self.equalisation)
             if self.policy:
                 rng = evaluation_generator(self.seed, self.names[index])
                 image = apply_plan(image, self.policy.draw(rng))
         except BrokenImage as error:
             return Broken(index, str(error))
         return {"index": index, "images": {key: prepare(image, *key) for key in self.keys}}
-
-
-class TrainBatches:
-    """The batches of all epochs as one stream, from any optimiser step on, for one of several processes.
-
-    Each epoch is a new permutation, a function of (seed, epoch). An optimiser step sees the same images
-    whatever the number of processes and accumulation steps; each forward pass takes its own slice of them.
-    The last, incomplete batch of an epoch is left out. With weights, an epoch has as many images as the
-    weights sum to, and a row of weight w comes up w times on average: as often as that rounded down or up.
-
-    Args:
-        rows: number of training rows.
-        batch_size: images an optimiser step, over all processes and accumulation steps.
-        start: number of optimiser steps that are already done.
-        weights: (rows,) float64 above 0, or None where all rows count alike.
-
-    Raises:
-        UserError: the batch does not divide among the processes, or there are fewer rows than one batch.
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        batch_size: int,
-        epochs: int,
-        seed: int,
-        *,
-        accumulation: int = 1,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        weights: np.ndarray | None = None,
-    ) -> None:
-        if batch_size % (accumulation * world):
-            raise UserError(
-                f"batch_size {batch_size} is no multiple of {world} processes x accumulation {accumulation}"
-            )
-        images = rows if weights is None else int(weights.sum() + 1e-9)
-        if images < batch_size:
-            raise UserError(
-                f"{images} training images are fewer than one batch of {batch_size}; lower --batch-size"
-            )
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.weights, self.images, self.epochs = weights, images, epochs
-        self.accumulation, self.rank, self.world = accumulation, rank, world
-        self.steps_per_epoch = images // batch_size
-        self.start, self.end = start, self.steps_per_epoch * epochs
-
-    def __len__(self) -> int:
-        return (self.end - self.start) * self.accumulation
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.batch_size // (self.accumulation * self.world)
-        order, order_epoch = None, None
-        for step in range(self.start, self.end):
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order, order_epoch = self._order(epoch), epoch
-            for part in range(self.accumulation):
-                first = place * self.batch_size + (part * self.world + self.rank) * share
-                yield [(time, index) for time, index in order[first : first + share].tolist()]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        """Return the (images, 2) items of an epoch: epoch and index.
-
-        A row that comes up again in an epoch does so as of an epoch that there is not, so that it is not
-        distorted the same way.
-        """
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(self.rows)
-        if self.weights is None:
-            return np.column_stack([np.full(self.rows, epoch), order])
-        # Even steps along the rows, each as long as its weight.
-        ends = np.cumsum(self.weights[order])
-        steps = (np.arange(self.images) + rng.random()) * (ends[-1] / self.images)
-        places = np.minimum(np.searchsorted(ends, steps, side="right"), self.rows - 1)
-        again = np.arange(self.images) - np.searchsorted(places, places, side="left")
-        items = np.column_stack([epoch + self.epochs * again, order[places]])
-        return items[rng.permutation(self.images)]
 
 
 def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
@@ -342,14 +276,7 @@ def make_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
         generator=torch.Generator().manual_seed(0),
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def _one_thread(worker: int) -> None:
-    """Workers are the parallelism: threads of their own would only get in each other's way."""
-    keep_freed_memory()
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

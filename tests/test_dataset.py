@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,17 +9,14 @@ from conftest import smooth_picture
 from PIL import Image
 
 from data_prep import equalise as equalise_command
+from featdistill.amplitude_mixup import mix_amplitudes
 from featdistill.command_line import UserError
 from featdistill.dataset import (
     Broken,
-    Place,
-    Preprocessing,
     ScoreDataset,
-    TrainBatches,
     TrainDataset,
     collate,
     make_loader,
-    prepare,
 )
 from featdistill.distortion_policy import (
     DistortionPolicy,
@@ -30,54 +28,10 @@ from featdistill.distortion_presets import PRESETS
 from featdistill.equalise import read_settings
 from featdistill.image_io import read_image
 from featdistill.manifest import read_manifest
+from featdistill.preprocessing import Place, Preprocessing, fit, prepare
+from featdistill.sampling import TrainBatches
 
 PREPROCESSING = Preprocessing(48, "shorter", (0.5,) * 3, (0.5,) * 3)
-
-
-def as_image(pixels: torch.Tensor) -> np.ndarray:
-    return pixels.permute(1, 2, 0).numpy()
-
-
-@pytest.mark.parametrize(("height", "width"), [(72, 88), (200, 131), (48, 90), (30, 40), (301, 160)])
-def test_the_shorter_side_is_resized_as_pillows_antialiased_bicubic_does(height, width):
-    picture = smooth_picture(0, height, width)
-    shorter = min(height, width)
-    resized = Image.fromarray(picture).resize((48 * width // shorter, 48 * height // shorter), Image.BICUBIC)
-    top, left = (resized.height - 48) // 2, (resized.width - 48) // 2
-    expected = np.asarray(resized)[top : top + 48, left : left + 48].astype(int)
-    difference = np.abs(as_image(prepare(picture, 48, "shorter")).astype(int) - expected)
-    assert difference.max() <= 2 and (difference > 0).mean() <= 0.01
-
-
-def test_squash_takes_the_whole_image_and_crop_does_not_resize():
-    picture = smooth_picture(1, 60, 100)
-    expected = np.asarray(Image.fromarray(picture).resize((32, 32), Image.BICUBIC)).astype(int)
-    assert np.abs(as_image(prepare(picture, 32, "squash")).astype(int) - expected).max() <= 2
-    np.testing.assert_array_equal(as_image(prepare(picture, 40, "crop")), picture[10:50, 30:70])
-
-
-def test_an_image_smaller_than_the_crop_is_tiled():
-    picture = smooth_picture(2, 20, 30)
-    tiled = np.tile(picture, (3, 2, 1))
-    np.testing.assert_array_equal(as_image(prepare(picture, 48, "crop")), tiled[6:54, 6:54])
-
-
-@pytest.mark.parametrize("height,width", [(1, 30_000), (20_000, 3), (1, 1)])
-def test_a_strip_is_fitted_without_enlarging_all_of_it(height, width):
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[...] = np.linspace(0, 255, width)[:, None] if width > height else 128
-    middle, end = (as_image(prepare(picture, 48, "shorter", place)) for place in (Place(), Place(1, 1)))
-    assert middle.shape == end.shape == (48, 48, 3)
-    assert 126 <= middle.mean() <= 129
-    if width > height:
-        assert end.mean() > 250
-
-
-def test_a_place_moves_the_crop_and_mirrors_it():
-    picture = smooth_picture(3, 50, 70)
-    np.testing.assert_array_equal(as_image(prepare(picture, 40, "crop", Place(0, 0))), picture[:40, :40])
-    found = as_image(prepare(picture, 40, "crop", Place(0.99, 0.99, True)))
-    np.testing.assert_array_equal(found, picture[9:49, 29:69][:, ::-1])
 
 
 def make_train(manifest, *, policy=PRESETS["heavy"], seed=3, **options) -> TrainDataset:
@@ -93,22 +47,136 @@ def test_what_happens_to_an_image_is_a_function_of_seed_epoch_and_index(make_set
     assert not torch.equal(first[0, 2]["images"], make_train(manifest, seed=4)[0, 2]["images"])
 
 
-def test_the_teachers_view_shares_crop_and_flip_with_the_students(make_set):
+def draws(policy, index: int, epoch: int = 0) -> tuple[Place, tuple, tuple, np.random.Generator]:
+    """What is drawn for an item in any case, in its order: place, plan, and the plan of the other view."""
+    rng = training_generator(3, epoch, index)
+    top, left, mirror = rng.random(3)
+    return Place(top, left, bool(mirror < 0.5)), policy.draw(rng), policy.draw(rng), rng
+
+
+@pytest.mark.parametrize("distort_at", ["native", "input"])
+def test_all_views_of_an_item_are_cropped_and_mirrored_alike(make_set, distort_at):
     manifest = make_set("train", 4)
-    none = DistortionPolicy(probability=0)
-    undistorted = make_train(manifest, policy=none, teacher_view="clean")
-    for epoch in range(4):
-        item = undistorted[epoch, 1]
-        assert torch.equal(item["images"], item["teacher_images"])
-        clean = make_train(manifest, teacher_view="clean")[epoch, 1]
-        assert torch.equal(clean["teacher_images"], item["images"])
-        same = make_train(manifest, teacher_view="same")[epoch, 1]
-        assert torch.equal(same["images"], same["teacher_images"])
-        assert torch.equal(same["images"], clean["images"])
-        other = make_train(manifest, teacher_view="other")[epoch, 1]
-        assert torch.equal(other["images"], clean["images"])
-        assert not torch.equal(other["teacher_images"], other["images"])
-        assert not torch.equal(other["teacher_images"], clean["teacher_images"])
+    policy = dataclasses.replace(PRESETS["heavy"], distort_at=distort_at)
+    image = read_image(read_manifest(manifest)["image"][1])
+
+    def view(plan, place):
+        if distort_at == "native":
+            return prepare(apply_plan(image, plan), *PREPROCESSING.key, place)
+        return prepare(apply_plan(fit(image, *PREPROCESSING.key, place), plan), *PREPROCESSING.key)
+
+    for views in ((), ("clean",), ("other",), ("other", "clean")):
+        dataset = make_train(manifest, policy=policy, views=views)
+        for epoch in range(3):
+            place, plan, other, _ = draws(policy, 1, epoch)
+            item = dataset[epoch, 1]
+            assert sorted(item) == sorted(["images", "index", "label", *(f"images_{view}" for view in views)])
+            assert torch.equal(item["images"], view(plan, place))
+            if "clean" in views:
+                assert torch.equal(item["images_clean"], view((), place))
+            if "other" in views:
+                assert torch.equal(item["images_other"], view(other, place))
+                assert not torch.equal(item["images_other"], item["images"])
+    with pytest.raises(UserError, match="unknown view 'same'"):
+        make_train(manifest, views=("same",))
+
+
+@pytest.mark.parametrize("distort_at", ["native", "input"])
+def test_random_resized_crops_are_boxes_of_random_area_and_shape_for_all_views(make_set, distort_at):
+    manifest = make_set("train", 4)
+    policy = dataclasses.replace(PRESETS["heavy"], distort_at=distort_at)
+    options = {"crop": "random_resized", "crop_least_area": 0.3, "views": ("clean", "other")}
+    dataset = make_train(manifest, policy=policy, **options)
+    image = read_image(read_manifest(manifest)["image"][2])
+    areas, logs = [], []
+    for epoch in range(40):
+        place, plan, _, rng = draws(policy, 2, epoch)
+        area, log = 1 - 0.7 * (1 - rng.random()), np.log(3 / 4) + 2 * np.log(4 / 3) * rng.random()
+        place = place._replace(area=area, aspect=np.exp(log))
+        areas.append(area)
+        logs.append(log)
+        if epoch < 4:
+            item = dataset[epoch, 2]
+            clean = fit(image, 48, "shorter", place)
+            assert torch.equal(item["images_clean"], prepare(clean, 48, "crop"))
+            if distort_at == "input":
+                assert torch.equal(item["images"], prepare(apply_plan(clean, plan), 48, "squash"))
+            else:
+                assert torch.equal(item["images"], prepare(apply_plan(image, plan), 48, "shorter", place))
+    assert min(areas) < 0.4 and max(areas) > 0.9 and min(logs) < -0.2 and max(logs) > 0.2
+    with pytest.raises(UserError, match="random_resized resizes what --resize crop must not"):
+        TrainDataset(
+            read_manifest(manifest), dataclasses.replace(PREPROCESSING, resize="crop"), policy, 0, **options
+        )
+
+
+def test_rows_of_a_group_get_the_same_plan_noise_crop_and_mirroring(make_set):
+    rows = read_manifest(make_set("train", 6)).assign(group=["x", "x", "", "", "y", "x"])
+    for row in (0, 1, 5):  # one picture in three rows
+        Image.fromarray(smooth_picture(9)).save(rows["image"][row], quality=95)
+    for distort_at in ("native", "input"):
+        policy = dataclasses.replace(PRESETS["heavy"], distort_at=distort_at)
+        alone = TrainDataset(rows, PREPROCESSING, policy, 3, views=("other",))
+        paired = TrainDataset(rows, PREPROCESSING, policy, 3, views=("other",), synchronise_groups=True)
+        for epoch in range(3):
+            first, second, _, _, last, third = (paired[epoch, index] for index in range(6))
+            for view in ("images", "images_other"):
+                assert torch.equal(first[view], second[view]) and torch.equal(first[view], third[view])
+                assert not torch.equal(alone[epoch, 0][view], alone[epoch, 1][view])
+                # Rows without a group keep what they get without the option.
+                assert torch.equal(paired[epoch, 2][view], alone[epoch, 2][view])
+            assert not torch.equal(paired[epoch + 3, 0]["images"], first["images"])
+    # Whatever their number in the manifest.
+    moved = TrainDataset(
+        rows.iloc[::-1].reset_index(drop=True), PREPROCESSING, policy, 3, synchronise_groups=True
+    )
+    assert torch.equal(moved[2, 1]["images"], last["images"])
+    with pytest.raises(UserError, match="no training row has a group"):
+        TrainDataset(rows.assign(group=""), PREPROCESSING, policy, 3, synchronise_groups=True)
+
+
+@pytest.mark.parametrize(("partner", "distort_at"), [("same_label", "native"), ("any", "input")])
+def test_amplitude_mixup_is_a_function_of_seed_epoch_and_index_and_the_same_in_all_views(
+    make_set, partner, distort_at
+):
+    manifest = make_set("train", 6)
+    policy = dataclasses.replace(PRESETS["heavy"], distort_at=distort_at)
+    paths, size = read_manifest(manifest)["image"], PREPROCESSING.key
+    options = {"amplitude_mixup": 0.6, "amplitude_mixup_most": 0.8, "amplitude_mixup_with": partner}
+    plain = make_train(manifest, policy=policy, views=("clean", "other"))
+    mixed = make_train(manifest, policy=policy, views=("clean", "other"), **options)
+    done, partners = 0, set()
+    for epoch, index in np.ndindex(5, 6):
+        one, other = plain[epoch, index], mixed[epoch, index]
+        rng = np.random.default_rng((3, epoch, index, 1))
+        if rng.random() < 0.6:
+            share = 0.8 * rng.random()
+            rows = [row for row in range(6) if partner == "any" or row % 2 == index % 2]
+            row = rows[rng.integers(len(rows))]
+            partners.add(row % 2 == index % 2)
+            lent = fit(read_image(paths[row]), *size, draws(policy, index, epoch)[0])
+            for view in ("images", "images_clean", "images_other"):
+                square = mix_amplitudes(one[view].permute(1, 2, 0).numpy(), lent, share)
+                assert torch.equal(other[view], prepare(square, *size))
+            done += 1
+        else:
+            assert all(torch.equal(one[view], other[view]) for view in ("images", "images_clean"))
+    assert 8 < done < 28 and partners == ({True} if partner == "same_label" else {True, False})
+
+
+def test_an_item_whose_partner_is_broken_stays_as_it_is(make_set):
+    manifest = make_set("train", 4)
+    for row in (0, 2):
+        Path(read_manifest(manifest)["image"][row]).write_bytes(b"")
+    mixed = make_train(manifest, amplitude_mixup=1.0, amplitude_mixup_with="any")
+    plain, unmixed = make_train(manifest), 0
+    for epoch in range(8):
+        is_same = torch.equal(mixed[epoch, 1]["images"], plain[epoch, 1]["images"])
+        rng = np.random.default_rng((3, epoch, 1, 1))
+        rng.random(2)
+        assert is_same == (rng.integers(4) in (0, 2))
+        unmixed += is_same
+    assert 0 < unmixed < 8
 
 
 def test_distorting_at_the_input_distorts_the_prepared_pixels(make_set):
@@ -124,7 +192,7 @@ def test_distorting_at_the_input_distorts_the_prepared_pixels(make_set):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_batches_do_not_depend_on_the_number_of_workers(make_set, workers):
-    dataset = make_train(make_set("train", 10), teacher_view="other")
+    dataset = make_train(make_set("train", 10), views=("other",))
     batches = TrainBatches(10, 4, 2, seed=1)
     expected = [collate([dataset[item] for item in items]) for items in batches]
     state = torch.get_rng_state()
@@ -132,45 +200,8 @@ def test_the_batches_do_not_depend_on_the_number_of_workers(make_set, workers):
     assert torch.equal(state, torch.get_rng_state())
     assert len(found) == len(expected) == len(batches) == 4
     for one, other in zip(found, expected, strict=True):
-        assert sorted(one) == ["broken", "images", "index", "label", "teacher_images"]
+        assert sorted(one) == ["broken", "images", "images_other", "index", "label"]
         assert all(torch.equal(one[key], other[key]) for key in one if key != "broken")
-
-
-def indices(**options) -> list[list[tuple[int, int]]]:
-    return list(TrainBatches(26, 8, 2, seed=5, **options))
-
-
-def test_every_epoch_is_another_permutation_without_repeats():
-    flat = [item for batch in indices() for item in batch]
-    assert len(flat) == len(set(flat)) == 48
-    epochs = [[index for epoch, index in flat if epoch == wanted] for wanted in (0, 1)]
-    assert epochs[0] != epochs[1] and all(0 <= index < 26 for index in epochs[0])
-
-
-def test_a_step_sees_the_same_images_over_processes_and_accumulation():
-    whole = indices()
-    for world, accumulation in ((2, 1), (1, 4), (2, 2)):
-        ranks = [indices(world=world, accumulation=accumulation, rank=rank) for rank in range(world)]
-        for step, expected in enumerate(whole):
-            parts = [
-                item
-                for part in range(step * accumulation, (step + 1) * accumulation)
-                for rank in ranks
-                for item in rank[part]
-            ]
-            assert parts == expected
-
-
-def test_a_resumed_stream_is_the_rest_of_the_whole_one():
-    assert indices(start=3) == indices()[3:]
-    assert indices(start=2, accumulation=2) == indices(accumulation=2)[4:]
-
-
-def test_batches_that_cannot_be_made_are_an_error():
-    with pytest.raises(UserError, match="fewer than one batch of 8"):
-        TrainBatches(7, 8, 1, 0)
-    with pytest.raises(UserError, match="no multiple of 3 processes"):
-        TrainBatches(70, 8, 1, 0, world=3)
 
 
 def test_an_image_is_scored_in_every_size_that_is_asked_for_from_one_decode(make_set):
@@ -254,27 +285,3 @@ def test_equalised_images_are_those_of_the_equalised_copy(make_set, tmp_path):
         assert not torch.equal(one, ScoreDataset(rows, keys)[index]["images"][PREPROCESSING.key])
     with pytest.raises(UserError, match=r"no equalise\.json"):
         read_settings(manifest)
-
-
-def test_rows_come_up_as_often_as_their_weights_say_and_never_twice_the_same_way():
-    weights = np.array([0.25, 0.5, 1, 1, 2, 3.25] * 8)
-    stream = TrainBatches(48, 8, 40, seed=3, weights=weights)
-    assert stream.steps_per_epoch == 8
-    items = [item for batch in stream for item in batch]
-    assert len(items) == len(set(items)) == 40 * 64
-    counts = np.bincount([index for _, index in items], minlength=48).reshape(8, 6)
-    np.testing.assert_allclose(counts.mean(axis=0) / 40, weights[:6], atol=0.1)
-    one_epoch = np.bincount([index for batch in list(stream)[:8] for _, index in batch], minlength=48)
-    assert np.all(one_epoch >= np.floor(weights)) and np.all(one_epoch <= np.ceil(weights))
-    again = TrainBatches(48, 8, 40, seed=3, weights=weights, start=100)
-    assert list(again) == list(stream)[100:]
-
-
-def test_equal_weights_are_no_weights_but_for_the_order(make_set):
-    items = [item for batch in TrainBatches(24, 8, 2, seed=0, weights=np.ones(24)) for item in batch]
-    assert sorted(items) == [(epoch, index) for epoch in range(2) for index in range(24)]
-    rows = read_manifest(make_set("train", 4)).assign(weight=["2", "", "0.5", "1"])
-    policy = PRESETS["none"]
-    assert TrainDataset(rows, PREPROCESSING, policy, 0).weights.tolist() == [2, 1, 0.5, 1]
-    with pytest.raises(UserError, match=r"weight of .* must be a number above 0, not '-1'"):
-        TrainDataset(rows.assign(weight="-1"), PREPROCESSING, policy, 0)

@@ -1,0 +1,142 @@
+"""How an image becomes the square input of a backbone: resized, cropped and mirrored, in uint8 throughout."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+InputKey = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the square input of a backbone.
+
+    Attributes:
+        size: side S of the input in px.
+        resize: `shorter` (antialiased bicubic of the shorter side to S, then crop), `squash` (both sides to
+            S), or `crop` (no resizing; an image smaller than S is tiled).
+        mean, std: normalisation of pixels in [0, 1], done on the device.
+    """
+
+    size: int
+    resize: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def key(self) -> InputKey:
+        """Experts with the same key share one prepared image."""
+        return self.size, self.resize
+
+
+class Place(NamedTuple):
+    """What part of an image is seen.
+
+    Attributes:
+        top, left: where it is taken, as fractions of the room there is.
+        flip: whether it is mirrored.
+        area: share of the image's area that is cut out before the resizing, or None: as `resize` says.
+        aspect: width by height of what is cut out.
+    """
+
+    top: float = 0.5
+    left: float = 0.5
+    flip: bool = False
+    area: float | None = None
+    aspect: float = 1.0
+
+
+CENTRE = Place()
+_MOST_ASPECT = 16
+
+
+def prepare(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) -> Tensor:
+    """Fit an image to a backbone's input.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        size: side S of the result in px.
+        resize: see `Preprocessing`.
+
+    Returns:
+        (3, S, S) uint8.
+    """
+    return to_planes(fit(image, size, resize, place))
+
+
+def fit(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) -> np.ndarray:
+    """Return the (S, S, 3) uint8 that `prepare` makes planes of; see there. It is always a new array."""
+    if place.area is not None:
+        image, resize = _part(image, *_box(image, place.area, place.aspect), place).copy(), "squash"
+    elif _is_strip(image, resize):
+        # Of a strip only a part is ever seen, and all of it, enlarged, could fill the memory.
+        longest = _MOST_ASPECT * min(image.shape[:2])
+        image = _part(image, longest, longest, place).copy()
+    image = _resized(image, size, resize)
+    if min(image.shape[:2]) < size:
+        image = np.tile(image, (*(-(-size // side) for side in image.shape[:2]), 1))
+    square = _part(image, size, size, place)
+    return cv2.flip(square, 1) if place.flip else square.copy()
+
+
+def before_crop(image: np.ndarray, size: int, resize: str) -> np.ndarray:
+    """Return the image that `fit` crops: given this in place of the image, it gives the same, only faster.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        size, resize: as for `fit`, for which `place` must have no `area`.
+
+    Returns:
+        (h, w, 3) uint8; `image` itself where nothing is resized before the crop.
+    """
+    return image if _is_strip(image, resize) else _resized(image, size, resize)
+
+
+def to_planes(image: np.ndarray) -> Tensor:
+    """Turn (H, W, 3) uint8 into (3, H, W)."""
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, list(planes))
+    return torch.from_numpy(planes)
+
+
+def _is_strip(image: np.ndarray, resize: str) -> bool:
+    return resize == "shorter" and max(image.shape[:2]) > _MOST_ASPECT * min(image.shape[:2])
+
+
+def _resized(image: np.ndarray, size: int, resize: str) -> np.ndarray:
+    height, width = image.shape[:2]
+    if resize == "crop":
+        return image
+    shorter = min(height, width)
+    target = (size, size) if resize == "squash" else (size * height // shorter, size * width // shorter)
+    if target == (height, width):
+        return image
+    # In this order, PyTorch sees that the channels come last, and resizes them together.
+    pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
+    pixels = interpolate(pixels, target, mode="bicubic", antialias=True)
+    return pixels[0].permute(1, 2, 0).numpy()
+
+
+def _box(image: np.ndarray, area: float, aspect: float) -> tuple[int, int]:
+    """Return height and width of a part with a share of the area; less of it where that does not fit."""
+    height, width = image.shape[:2]
+    own_height = math.sqrt(area * height * width / aspect)
+    factor = min(1.0, height / own_height, width / (own_height * aspect))
+    return max(1, round(own_height * factor)), max(1, round(own_height * aspect * factor))
+
+
+def _part(image: np.ndarray, height: int, width: int, place: Place) -> np.ndarray:
+    top = _offset(place.top, image.shape[0] - height)
+    left = _offset(place.left, image.shape[1] - width)
+    return image[top : top + height, left : left + width]
+
+
+def _offset(share: float, room: int) -> int:
+    """Return where a crop begins. In the centre it is rounded, as the authors' release (torchvision) does."""
+    return round(share * max(0, room)) if share == 0.5 else int(share * max(0, room))
