@@ -11,7 +11,7 @@ from featdistill import command_line, recipes, training
 from featdistill.command_line import Parser
 from featdistill.experts import create_expert
 from featdistill.recipes import Recipe
-from featdistill.tasks import ClassifyTask
+from featdistill.tasks import ClassifyTask, needed_views
 
 
 def build_parser() -> Parser:
@@ -34,9 +34,18 @@ def main(argv: list[str] | None = None) -> int:
             head_hidden=recipe.head_hidden,
             head_dropout=recipe.head_dropout,
         )
-        return ClassifyTask(expert)
+        return ClassifyTask(
+            expert,
+            label_smoothing=recipe.label_smoothing,
+            focal_gamma=recipe.focal_gamma,
+            ai_weight=recipe.ai_weight,
+            bce_weight=recipe.bce_weight,
+            consistency_weight=recipe.consistency_weight,
+            ema=recipe.ema,
+        )
 
-    training.run(arguments, recipe, make_task, stage=1)
+    views = needed_views(consistency_weight=recipe.consistency_weight)
+    training.run(arguments, recipe, make_task, stage=1, views=views)
     return 0
 
 

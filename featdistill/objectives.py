@@ -1,20 +1,73 @@
-"""Losses: small pure functions with their formula and source."""
+"""Losses on logits and tokens: small pure functions with their formula and source.
+
+All are means over the images they are given, so that the mean over equal shares of a batch, be they forward
+passes or processes, is the loss of the whole batch, and its gradient that of the whole.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, layer_norm, mse_loss
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cosine_similarity,
+    layer_norm,
+    logsigmoid,
+    mse_loss,
+)
 
 METRICS = ("mse", "layernorm_mse", "cosine")
 
 
-def binary_cross_entropy(logit: Tensor, label: Tensor) -> Tensor:
+def binary_cross_entropy(
+    logit: Tensor,
+    label: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    ai_weight: float = 1.0,
+) -> Tensor:
     """Paper, eq. 1: -[y log p + (1 - y) log(1 - p)], p = sigmoid(logit), mean over the batch.
+
+    With all options the loss of an image is w (1 - p_t)^gamma CE(y', p): p_t is the probability of the
+    image's own class (focal loss, Lin et al. 2017, eq. 4), y' = y (1 - s) + s / 2 (label smoothing, Szegedy
+    et al. 2016, section 7), and w is `ai_weight` for AI-generated images, 1 for real ones. The sum is divided
+    by the number of images, not by that of the weights, which would differ from one share of a batch to
+    another and make the gradient depend on how the batch is shared out.
 
     Args:
         logit: (B,) float32.
         label: (B,) float, 0 real, 1 AI-generated.
+        label_smoothing: s in [0, 1].
+        focal_gamma: gamma >= 0; 0 is cross-entropy.
+        ai_weight: above 0.
     """
-    return binary_cross_entropy_with_logits(logit, label)
+    target = label * (1 - label_smoothing) + label_smoothing / 2 if label_smoothing else label
+    loss = binary_cross_entropy_with_logits(logit, target, reduction="none")
+    if focal_gamma:
+        # 1 - p_t is sigmoid(-z) for AI and sigmoid(z) for real; its power would have no gradient at 0.
+        loss = loss * torch.exp(focal_gamma * logsigmoid((1 - 2 * label) * logit))
+    if ai_weight != 1:
+        loss = loss * (1 + (ai_weight - 1) * label)
+    return loss.mean()
+
+
+def consistency(clean_logit: Tensor, distorted_logit: Tensor) -> Tensor:
+    """KL(p_clean || p_distorted) of the two Bernoulli distributions, mean over the batch.
+
+    p_c log(p_c / p_d) + (1 - p_c) log((1 - p_c) / (1 - p_d)), p = sigmoid(logit), with all logarithms from
+    `logsigmoid`, so that it is finite for any logits. The clean side is a target without gradient: the
+    distorted image is to be seen like the clean one, not the other way round (as in UDA, Xie et al. 2020,
+    eq. 1).
+
+    Args:
+        clean_logit: (B,) float32; no gradient.
+        distorted_logit: (B,) float32; gradients flow here.
+    """
+    clean = clean_logit.detach()
+    ai = clean.sigmoid() * (logsigmoid(clean) - logsigmoid(distorted_logit))
+    real = (-clean).sigmoid() * (logsigmoid(-clean) - logsigmoid(-distorted_logit))
+    return (ai + real).mean()
 
 
 def dense_alignment(student: Tensor, teacher: Tensor, metric: str = "layernorm_mse") -> Tensor:
@@ -39,6 +92,14 @@ def dense_alignment(student: Tensor, teacher: Tensor, metric: str = "layernorm_m
     if metric == "cosine":
         return 1 - cosine_similarity(student, teacher, dim=-1).mean()
     raise ValueError(f"unknown metric {metric}; known: {', '.join(METRICS)}")
+
+
+def layers_alignment(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], metric: str = "layernorm_mse"
+) -> Tensor:
+    """Mean of `dense_alignment` over layers, given as token maps in the same order on both sides."""
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([dense_alignment(ours, wanted, metric) for ours, wanted in pairs]).mean()
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """Recipes: every setting of a training run, typed, with one line of explanation each.
 
 A recipe file is a YAML of flat keys; what differs between the stages stands under `stage1:` and `stage2:`;
-`base:` names another recipe whose values are taken first. Several recipes are taken one after the other, so that
-`--recipe clip_l14_a featdistill_crd` is the first with the second's settings on top. Precedence: defaults <
-recipes < `--config my.yaml` < flags.
+`base:` names another recipe whose values are taken first. Several recipes are taken one after the other, so
+that `--recipe clip_l14_a featdistill_crd` is the first with the second's settings on top. Precedence:
+defaults < recipes < `--config my.yaml` < flags.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Recipe:
     amplitude_mixup: float = option(0.0, "probability that an image takes on some of another's amplitudes")
     amplitude_mixup_most: float = option(0.5, "largest share of the other image's amplitudes")
     amplitude_mixup_with: Literal["same_label", "any"] = option(
-        "same_label", "which images of the batch lend their amplitudes"
+        "same_label", "which training images lend their amplitudes"
     )
     balance: Literal["none", "class", "source", "class_source"] = option(
         "none", "what all come up equally often: classes, sources, or the sources within each class"
@@ -114,7 +114,7 @@ class DistillRecipe(Recipe):
     objective: Literal["dense", "crd", "dense+crd"] = option(
         "dense", "what is distilled: dense token maps (reading A), contrastive features (reading B), or both"
     )
-    teacher: Literal["frozen", "momentum"] = option(
+    teacher_kind: Literal["frozen", "momentum"] = option(
         "frozen", "the stage-1 expert as it is, or one that follows the student"
     )
     teacher_view: Literal["clean", "same", "other"] = option(
@@ -278,6 +278,11 @@ def _check(recipe: Recipe) -> None:
     for key in _SHARES:
         if key in values and not 0 <= values[key] <= 1:
             raise UserError(f"recipe key '{key}' must lie between 0 and 1, not {values[key]}")
+    if recipe.finetune == "lora" and (recipe.ema or values.get("teacher_kind") == "momentum"):
+        raise UserError(
+            "finetune lora leaves alone the weights that ema and a momentum teacher follow; give ema 0 and "
+            "teacher_kind frozen"
+        )
     if recipe.batch_size % recipe.accumulation:
         raise UserError(
             f"batch_size {recipe.batch_size} is no multiple of accumulation {recipe.accumulation}"

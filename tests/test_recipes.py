@@ -40,7 +40,7 @@ def test_a_later_recipe_goes_on_top_of_an_earlier_one():
     assert changed == {
         "name": "demo_clip_a+featdistill_crd",
         "objective": "crd",
-        "teacher": "momentum",
+        "teacher_kind": "momentum",
         "teacher_view": "other",
     }
 
@@ -50,11 +50,11 @@ def test_the_readings_of_the_paper_hold_what_it_states():
         resolve(DistillRecipe, "--recipe", "siglip_so400m_b", *more)
         for more in ((), ("featdistill_crd",), ("featdistill_both",))
     )
-    assert (dense.objective, dense.teacher, dense.teacher_view) == ("dense", "frozen", "clean")
-    assert (crd.objective, crd.teacher, crd.teacher_view) == ("crd", "momentum", "other")
+    assert (dense.objective, dense.teacher_kind, dense.teacher_view) == ("dense", "frozen", "clean")
+    assert (crd.objective, crd.teacher_kind, crd.teacher_view) == ("crd", "momentum", "other")
     assert (crd.momentum_base, crd.momentum_max) == (0.99, 0.9999)
     assert (crd.crd_queue, crd.crd_dim, crd.crd_temperature, crd.crd_weight) == (16384, 128, 0.07, 0.8)
-    assert (both.objective, both.teacher) == ("dense+crd", "momentum")
+    assert (both.objective, both.teacher_kind) == ("dense+crd", "momentum")
     assert {recipe.backbone for recipe in (dense, crd, both)} == {"siglip_so400m"}
     assert {recipe.seed for recipe in (dense, crd, both)} == {4}
 
@@ -100,6 +100,7 @@ def test_the_paper_recipes_hold_what_the_paper_states():
         ("resize: squish", "unknown value of resize 'squish' (did you mean squash?)"),
         ("layer_decay: 0", "recipe key 'layer_decay' must be above 0"),
         ("ema: 1.5", "recipe key 'ema' must lie between 0 and 1"),
+        ("{finetune: lora, ema: 0.9}", "finetune lora leaves alone the weights"),
         ("accumulation: 3", "no multiple of accumulation"),
         ("base: demo_clip_x", "unknown recipe 'demo_clip_x' (did you mean demo_clip_"),
         ("- a list", "must hold keys and values"),
