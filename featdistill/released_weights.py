@@ -54,10 +54,7 @@ _CLIP = _Architecture(
     1,
 )
 _SIGLIP = _Architecture(
-    # The towers were trained with the tanh form of GELU; timm's model of this name has the exact one.
-    dataclasses.replace(
-        BACKBONES["siglip_so400m"], options=BACKBONES["siglip_so400m"].options | {"act_layer": "gelu_tanh"}
-    ),
+    BACKBONES["siglip_so400m"],
     {"patch_size": 14, "embed_dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 3.7362},
     0,
 )
