@@ -1,17 +1,26 @@
-"""The challenge's metrics: ROC AUC over clean and over distorted images, and where it is won and lost.
+"""The challenge's metrics, ROC AUC over clean and over distorted images, and those that stand beside them.
 
 Everywhere: `label` is (N,) 0 real, 1 AI-generated; `score` is (N,), finite, larger is more AI-generated;
 `is_distorted` is (N,) 0 clean, 1 distorted, -1 not known. A metric that the images do not define, such as an
-AUC over one class, is None, never 0.5, 0 or NaN.
+AUC over one class, is None, never 0.5, 0 or NaN. Tied scores are one step of the ROC curve.
 """
 
-from collections.abc import Sequence
+import math
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import roc_curve as curve_of
+
+from featdistill import calibration
+from featdistill.bootstrap import Resampling, interval, model_draws
 
 # A score above it says AI-generated. The challenge ranks by AUC and sets none: the middle of [0, 1].
 THRESHOLD = 0.5
+# False alarms that a user may stand: 1 and 5 of 100 real images.
+RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
+AUCS = ("clean_auc", "robust_auc", "auc")
+ACCURACIES = ("accuracy", "real_accuracy", "ai_accuracy")
+_OF_PROBABILITIES = (*ACCURACIES, "brier", "ece")
 
 
 def roc_auc(label: np.ndarray, score: np.ndarray) -> float | None:
@@ -20,8 +29,67 @@ def roc_auc(label: np.ndarray, score: np.ndarray) -> float | None:
     Raises:
         ValueError: a label is not 0 or 1, a score is not finite, or the lengths differ.
     """
-    label, score = _checked(label, score)
-    return None if _one_class(label) else float(roc_auc_score(label, score))
+    label, score = checked(label, score)
+    return None if one_class(label) else float(roc_auc_score(label, score))
+
+
+def roc_curve(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return every point of the ROC curve: false positive rate, true positive rate, threshold.
+
+    An image whose score is at least the threshold counts as AI-generated; the thresholds fall, from infinity.
+    None where one of the two classes is missing.
+    """
+    label, score = checked(label, score)
+    return None if one_class(label) else curve_of(label, score, drop_intermediate=False)
+
+
+def tpr_at_fpr(curve: tuple[np.ndarray, np.ndarray, np.ndarray], rate: float) -> float:
+    """Return the largest true positive rate of a threshold with at most this false positive rate.
+
+    A step of the curve, nothing interpolated: what a threshold can really give on these images.
+    """
+    fpr, tpr, _ = curve
+    return float(tpr[np.searchsorted(fpr, rate, side="right") - 1])
+
+
+def equal_error_rate(curve: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
+    """Return the rate at which as many real images are flagged as AI-generated ones are missed.
+
+    Between two points of the curve it lies on their straight line, as it does for the area.
+    """
+    fpr, tpr, _ = curve
+    gap = fpr + tpr - 1
+    after = int(np.argmax(gap >= 0))
+    share = gap[after - 1] / (gap[after - 1] - gap[after])
+    return float(fpr[after - 1] + share * (fpr[after] - fpr[after - 1]))
+
+
+def best_threshold(label: np.ndarray, score: np.ndarray) -> float | None:
+    """Return the threshold of the best mean of real and AI accuracy; None where a class is missing.
+
+    It lies midway between two scores of the images, and an image above it counts as AI-generated. Of several
+    that are equally good it is the highest.
+    """
+    curve = roc_curve(label, score)
+    if curve is None:
+        return None
+    fpr, tpr, thresholds = curve
+    best = int(np.argmax(tpr - fpr))
+    if best == 0:
+        return float(thresholds[1])
+    flagged = float(thresholds[best])
+    below = float(thresholds[best + 1]) if best + 1 < len(thresholds) else math.nextafter(flagged, -math.inf)
+    middle = below + (flagged - below) / 2
+    # Between neighbouring floats there is nothing.
+    return middle if middle < flagged else below
+
+
+def accuracies(label: np.ndarray, score: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float | None]:
+    """Return `ACCURACIES`, of all images and of each class, where a score above the threshold says AI."""
+    label, score = checked(label, score)
+    right = (score > threshold) == (label == 1)
+    rows = zip(ACCURACIES, (label >= 0, label == 0, label == 1), strict=True)
+    return {name: float(right[own].mean()) if own.any() else None for name, own in rows}
 
 
 def headline(label: np.ndarray, score: np.ndarray, is_distorted: np.ndarray) -> dict:
@@ -30,128 +98,108 @@ def headline(label: np.ndarray, score: np.ndarray, is_distorted: np.ndarray) -> 
     Returns:
         Counts: `images`, `real`, `ai`, `clean`, `distorted`, and `ai_share`. The challenge's two metrics:
         `clean_auc` over the undistorted, `robust_auc` over the distorted images. Over all images: `auc`,
-        `average_precision`, and at `THRESHOLD` `accuracy`, `real_accuracy`, `ai_accuracy`. `undefined`: the
-        name of each metric that is None -> the reason.
+        `average_precision`, `RATES`, `eer`, at `THRESHOLD` `ACCURACIES`, and of probabilities `brier`, `ece`
+        and the bins of `reliability`. `undefined`: the name of each metric that is None -> the reason.
 
     Raises:
         ValueError: as `roc_auc`, or an `is_distorted` is not 0, 1 or -1.
     """
-    label, score = _checked(label, score)
-    is_distorted = _states(is_distorted, len(label))
-    real, ai = label == 0, label == 1
-    clean, distorted = is_distorted == 0, is_distorted == 1
-    result = {
+    label, score = checked(label, score)
+    parts = parts_of(is_distorted, len(label))
+    clean, distorted = parts["clean_auc"], parts["robust_auc"]
+    curve = roc_curve(label, score)
+    result: dict = {
         "images": len(label),
-        "real": int(real.sum()),
-        "ai": int(ai.sum()),
+        "real": int((label == 0).sum()),
+        "ai": int((label == 1).sum()),
         "clean": int(clean.sum()),
         "distorted": int(distorted.sum()),
-        "ai_share": float(ai.mean()) if len(label) else None,
-        "clean_auc": roc_auc(label[clean], score[clean]),
-        "robust_auc": roc_auc(label[distorted], score[distorted]),
-        "auc": roc_auc(label, score),
-        "average_precision": None if _one_class(label) else float(average_precision_score(label, score)),
+        "ai_share": float(label.mean()) if len(label) else None,
+        **{name: roc_auc(label[rows], score[rows]) for name, rows in parts.items()},
+        "average_precision": None if curve is None else float(average_precision_score(label, score)),
+        **{name: None if curve is None else tpr_at_fpr(curve, rate) for name, rate in RATES.items()},
+        "eer": None if curve is None else equal_error_rate(curve),
     }
+    is_probability = bool(((score >= 0) & (score <= 1)).all())
+    bins = calibration.reliability(label, score) if is_probability else []
+    result |= dict.fromkeys(_OF_PROBABILITIES)
+    if is_probability:
+        result |= accuracies(label, score)
+        result |= {"brier": calibration.brier(label, score), "ece": calibration.expected_error(bins)}
     reasons = {
         "clean_auc": _why(label[clean], "clean images"),
         "robust_auc": _why(label[distorted], "distorted images"),
+        "real_accuracy": "no real images",
+        "ai_accuracy": "no ai images",
     }
-    if len(label) and (is_distorted == -1).all():
-        reasons = dict.fromkeys(reasons, "the labels do not say which images are distorted")
-    is_probability = bool(((score >= 0) & (score <= 1)).all())
-    right = (score > THRESHOLD) == ai
-    for name, rows in (("accuracy", real | ai), ("real_accuracy", real), ("ai_accuracy", ai)):
-        result[name] = float(right[rows].mean()) if is_probability and rows.any() else None
-        reasons[name] = (
-            f"no {name.partition('_')[0]} images" if is_probability else "scores lie outside [0, 1]"
+    if len(label) and (np.asarray(is_distorted) == -1).all():
+        reasons |= dict.fromkeys(
+            ("clean_auc", "robust_auc"), "the labels do not say which images are distorted"
         )
+    if not is_probability:
+        reasons |= dict.fromkeys(_OF_PROBABILITIES, "scores lie outside [0, 1]")
     undefined = {name: reasons.get(name, _why(label, "images")) for name in result if result[name] is None}
-    return {**result, "undefined": undefined}
-
-
-def per_generator(label: np.ndarray, score: np.ndarray, generator: Sequence[str]) -> dict[str, dict]:
-    """Return for each generator the AUC of its images against all real ones, and `n`, how many it made.
-
-    Args:
-        generator: N names; empty where the image is real or its generator is not known.
-    """
-    label, score = _checked(label, score)
-    generator = _texts(generator, len(label))
-    real, ai = label == 0, label == 1
-    result = {}
-    for name in sorted(set(generator[ai].tolist()) - {""}):
-        own = ai & (generator == name)
-        rows = real | own
-        result[name] = {"auc": roc_auc(label[rows], score[rows]), "n": int(own.sum())}
-    return result
-
-
-def per_distortion(label: np.ndarray, score: np.ndarray, chains: Sequence[Sequence[str]]) -> dict[str, dict]:
-    """Return for each distortion the AUC over the images whose chain holds it, and their number `n`.
-
-    Args:
-        chains: for each of N images the names of its distortions; one that appears twice counts once.
-    """
-    label, score = _checked(label, score)
-    if len(chains) != len(label):
-        raise ValueError(f"{len(chains)} chains for {len(label)} labels")
-    rows_of: dict[str, list[int]] = {}
-    for row, chain in enumerate(chains):
-        for name in set(chain):
-            rows_of.setdefault(name, []).append(row)
-    return {
-        name: {"auc": roc_auc(label[rows], score[rows]), "n": len(rows)}
-        for name, rows in sorted(rows_of.items())
-    }
-
-
-def per_chain_length(label: np.ndarray, score: np.ndarray, length: np.ndarray) -> dict[str, dict]:
-    """Return for each number of distortions in a chain the AUC over its images and their number `n`.
-
-    Args:
-        length: (N,) number of distortions, 0 for clean images; negative where it is not known.
-    """
-    label, score = _checked(label, score)
-    length = np.asarray(length)
-    if length.shape != label.shape:
-        raise ValueError(f"lengths of shape {length.shape} for {len(label)} labels")
-    result = {}
-    for value in np.unique(length[length >= 0]).tolist():
-        rows = length == value
-        result[str(value)] = {"auc": roc_auc(label[rows], score[rows]), "n": int(rows.sum())}
-    return result
+    return {**result, "reliability": bins, "undefined": undefined}
 
 
 def per_expert(
-    label: np.ndarray, score: np.ndarray, is_distorted: np.ndarray, experts: dict[str, np.ndarray]
+    label: np.ndarray,
+    score: np.ndarray,
+    is_distorted: np.ndarray,
+    experts: dict[str, np.ndarray],
+    resampling: Resampling | None = None,
 ) -> dict[str, dict]:
     """Set each expert's clean and robust AUC against their mean and the ensemble's.
 
     Returns:
-        `experts`: name -> `clean_auc`, `robust_auc`; `mean` over the experts and `ensemble` (of `score`): the
-        same two.
+        `experts`: name -> `clean_auc`, `robust_auc`, and with `resampling` `intervals` of the two; `ensemble`
+        (of `score`): the same; `mean` over the experts: the two AUCs.
     """
-    is_distorted = _states(is_distorted, len(label))
-    clean, distorted = is_distorted == 0, is_distorted == 1
+    parts = parts_of(is_distorted, len(label))
+    parts.pop("auc")
     label = np.asarray(label)
-
-    def both(values: np.ndarray) -> dict[str, float | None]:
-        values = np.asarray(values)
-        return {
-            "clean_auc": roc_auc(label[clean], values[clean]),
-            "robust_auc": roc_auc(label[distorted], values[distorted]),
-        }
-
-    alone = {name: both(values) for name, values in experts.items()}
-    columns = {key: [result[key] for result in alone.values()] for key in ("clean_auc", "robust_auc")}
+    everyone = {"ensemble": score, **{f"expert {name}": values for name, values in experts.items()}}
+    scores = np.stack([checked(label, values)[1] for values in everyone.values()])
+    found: dict[str, dict] = {name: {} for name in everyone}
+    drawn = {}
+    for key, rows in parts.items():
+        own = scores[:, rows]
+        for result, values in zip(found.values(), own, strict=True):
+            result[key] = roc_auc(label[rows], values)
+        if resampling is not None:
+            drawn[key] = model_draws(label[rows], own, resampling)
+    for place, result in enumerate(found.values()):
+        if drawn:
+            result["intervals"] = {key: list(interval(values[place])) for key, values in drawn.items()}
+    alone = {name: found[f"expert {name}"] for name in experts}
+    columns = {key: [result[key] for result in alone.values()] for key in parts}
     mean = {
         key: float(np.mean(values)) if values and None not in values else None
         for key, values in columns.items()
     }
-    return {"experts": alone, "mean": mean, "ensemble": both(score)}
+    return {"experts": alone, "mean": mean, "ensemble": found["ensemble"]}
 
 
-def _checked(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def parts_of(is_distorted: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+    """Return for each of `AUCS` which images it is taken over, (N,) bool.
+
+    Raises:
+        ValueError: `is_distorted` is not (rows,), or holds something else than 0, 1 and -1.
+    """
+    is_distorted = np.asarray(is_distorted)
+    if is_distorted.shape != (rows,):
+        raise ValueError(f"is_distorted has shape {is_distorted.shape} for {rows} labels")
+    if not np.isin(is_distorted, (0, 1, -1)).all():
+        raise ValueError("is_distorted must be 0 (clean), 1 (distorted) or -1 (not known)")
+    return {"clean_auc": is_distorted == 0, "robust_auc": is_distorted == 1, "auc": np.ones(rows, dtype=bool)}
+
+
+def checked(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N,) int8 labels and (N,) float64 scores.
+
+    Raises:
+        ValueError: a label is not 0 or 1, a score is not finite, or the lengths differ.
+    """
     label, score = np.asarray(label), np.asarray(score, dtype=np.float64)
     if label.ndim != 1 or label.shape != score.shape:
         raise ValueError(f"label has shape {label.shape}, score {score.shape}; both must be (N,)")
@@ -162,23 +210,8 @@ def _checked(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return label.astype(np.int8), score
 
 
-def _states(is_distorted: np.ndarray, rows: int) -> np.ndarray:
-    is_distorted = np.asarray(is_distorted)
-    if is_distorted.shape != (rows,):
-        raise ValueError(f"is_distorted has shape {is_distorted.shape} for {rows} labels")
-    if not np.isin(is_distorted, (0, 1, -1)).all():
-        raise ValueError("is_distorted must be 0 (clean), 1 (distorted) or -1 (not known)")
-    return is_distorted.astype(np.int8)
-
-
-def _texts(values: Sequence[str], rows: int) -> np.ndarray:
-    texts = np.asarray(values, dtype=object)
-    if texts.shape != (rows,):
-        raise ValueError(f"{texts.shape} names for {rows} labels")
-    return texts
-
-
-def _one_class(label: np.ndarray) -> bool:
+def one_class(label: np.ndarray) -> bool:
+    """Return whether real or AI-generated images are missing."""
     return len(label) == 0 or label.min() == label.max()
 
 

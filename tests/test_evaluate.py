@@ -7,8 +7,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import evaluate
+from featdistill import leaderboard
+from featdistill.bootstrap import Resampling, auc_interval
 from featdistill.command_line import UserError
 from featdistill.manifest import make_manifest, write_manifest
+from featdistill.metrics import best_threshold
 from featdistill.predictions import manifest_entry, write_predictions
 
 ROWS = 40
@@ -84,18 +87,16 @@ def val_hard(tmp_path):
     return Split(tmp_path, "val_hard", seed=1)
 
 
-def run(out, *splits, labels=()):
-    flags = ["--labels", *map(str, labels)] if labels else []
-    assert (
-        evaluate.main(["--predictions", *(str(split.path) for split in splits), *flags, "--out", str(out)])
-        == 0
-    )
+def run(out, *splits, labels=(), more=("--draws", "0")):
+    flags = [*(["--labels", *map(str, labels)] if labels else []), *more]
+    paths = [str(split.path) for split in splits]
+    assert evaluate.main(["--predictions", *paths, *flags, "--out", str(out)]) == 0
     return json.loads((out / "metrics.json").read_text())
 
 
 def test_the_challenges_metrics_stand_at_the_top_by_their_names(tmp_path, val, val_hard):
     found = run(tmp_path / "out", val, val_hard)
-    assert list(found) == ["clean_auc", "robust_auc", "clean_hard_auc", "robust_hard_auc", "splits"]
+    assert list(found)[:5] == ["clean_auc", "robust_auc", "clean_hard_auc", "robust_hard_auc", "splits"]
     assert found["clean_auc"] == val.auc(val.is_distorted == 0)
     assert found["robust_auc"] == val.auc(val.is_distorted == 1)
     assert found["clean_hard_auc"] == val_hard.auc(val_hard.is_distorted == 0)
@@ -109,55 +110,96 @@ def test_all_else_is_nested_by_split(tmp_path, val):
     # A monotone function of the score has the score's ranks.
     assert found["experts"]["experts"]["clip"] == found["experts"]["ensemble"]
     own = np.array([name == "flux" for name in val.generator])
-    assert found["generators"]["flux"] == {"auc": val.auc(own | (val.label == 0)), "n": int(own.sum())}
+    part = found["generators"]["flux"]
+    assert (part["auc"], part["n"]) == (val.auc(own | (val.label == 0)), int(own.sum()))
     rows = np.array(["jpeg" in chain for chain in val.chains])
-    assert found["distortions"]["jpeg"] == {"auc": val.auc(rows), "n": int(rows.sum())}
-    assert found["chain_lengths"]["0"] == {"auc": val.auc(val.is_distorted == 0), "n": ROWS // 2}
+    part = found["distortions"]["jpeg"]
+    assert (part["auc"], part["n"]) == (val.auc(rows), int(rows.sum()))
+    part = found["chain_lengths"]["0"]
+    assert (part["auc"], part["n"]) == (val.auc(val.is_distorted == 0), ROWS // 2)
     assert sum(group["n"] for group in found["chain_lengths"].values()) == ROWS
 
 
 def test_repetition_gives_the_same_bytes(tmp_path, val, val_hard):
     for out in ("a", "b"):
-        run(tmp_path / out, val, val_hard)
-    for file in ("metrics.json", "metrics.md"):
+        run(tmp_path / out, val, val_hard, more=[])
+    files = {path.name for path in (tmp_path / "a").iterdir()}
+    assert files == {"metrics.json", "metrics.csv", "metrics.md"}
+    for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"metrics.json", "metrics.md"}
 
 
-def test_what_is_printed_is_what_is_written(tmp_path, val, capsys):
+def test_every_auc_has_an_interval(tmp_path, val):
+    found = run(tmp_path / "out", val, more=["--draws", "50", "--seed", "3"])
+    split = found["splits"]["val"]
+    assert found["bootstrap"] == {"draws": 50, "seed": 3, "confidence": 0.95}
+    rows = val.is_distorted == 1
+    expected = list(auc_interval(val.label[rows], val.score[rows], Resampling(50, 3)))
+    assert split["intervals"]["robust_auc"] == expected
+    assert split["experts"]["ensemble"]["intervals"]["robust_auc"] == expected
+    assert all(low <= high for low, high in split["intervals"].values())
+    assert set(split["intervals"]) == {"clean_auc", "robust_auc", "auc"}
+    for part in ("generators", "distortions", "levels", "chain_lengths"):
+        for row in split[part].values():
+            assert row["low"] <= row["high"] and row["real"] and row["ai"]
+    none = run(tmp_path / "none", val)["splits"]["val"]
+    assert none["intervals"]["robust_auc"] == [None, None] and none["robust_auc"] == split["robust_auc"]
+
+
+def test_what_is_printed_is_the_beginning_of_what_is_written(tmp_path, val, capsys):
     run(tmp_path / "out", val)
-    shown = capsys.readouterr().out
-    assert (tmp_path / "out" / "metrics.md").read_text() == f"# Metrics\n\n{shown}"
-    lines = shown.splitlines()
-    assert lines[2].split("|")[1].strip() == "split"
-    assert f"{val.auc(val.is_distorted == 1):.4f}" in lines[4]
-    titles = [line for line in lines if line.startswith("## ")]
+    shown, text = capsys.readouterr().out, (tmp_path / "out" / "metrics.md").read_text()
+    assert text.startswith(f"# Metrics\n\n{shown}")
+    assert f"{val.auc(val.is_distorted == 1):.4f}" in shown.splitlines()[4]
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
         "## Splits",
+        "## Metrics of the challenge",
         "## Experts",
         "## Generators",
         "## Distortions",
+        "## Levels",
         "## Chain length",
-        "## Metrics of the challenge",
+        "## Sources",
+        "## Image size",
     ]
 
 
 def test_every_table_is_a_markdown_table_of_one_width(tmp_path, val, val_hard):
+    val.generator = [name and f"{name} | of\na lab" for name in val.generator]
+    val.write_manifest()
+    val.write_predictions()
     run(tmp_path / "out", val, val_hard)
-    blocks = (tmp_path / "out" / "metrics.md").read_text().split("\n\n")
+    blocks = (tmp_path / "out" / "metrics.md").read_text().strip().split("\n\n")
     found = [block.splitlines() for block in blocks if block.startswith("|")]
-    assert len(found) == 6
+    assert len(found) == 8
     for lines in found:
-        assert len({(len(line), line.count("|")) for line in lines}) == 1
+        assert len({(len(line), line.replace("\\|", "").count("|")) for line in lines}) == 1
 
 
-def test_a_split_without_generators_has_no_column_in_their_table(tmp_path, val, val_hard):
+def test_a_line_of_the_csv_holds_one_metric(tmp_path, val, read_rows):
+    found = run(tmp_path / "out", val, more=["--draws", "20"])["splits"]["val"]
+    rows = read_rows(tmp_path / "out" / "metrics.csv")
+    assert list(rows) == ["split", "metric", "value", "low", "high", "n"]
+    assert not rows.duplicated(["split", "metric"]).any()
+    rows = rows.set_index("metric")
+    assert float(rows.loc["robust_auc", "value"]) == found["robust_auc"]
+    assert float(rows.loc["robust_auc", "low"]) == found["intervals"]["robust_auc"][0]
+    assert int(rows.loc["robust_auc", "n"]) == ROWS // 2 and rows.loc["eer", "low"] == ""
+    flux = found["generators"]["flux"]
+    assert float(rows.loc["generators/flux/auc", "high"]) == flux["high"]
+    assert int(rows.loc["generators/flux/auc", "n"]) == flux["real"] + flux["ai"]
+    jpeg = found["distortion_levels"].get("jpeg", {})
+    assert all(f"distortion_levels/jpeg/{level}/auc" in rows.index for level in jpeg)
+
+
+def test_a_split_without_generators_has_no_row_in_their_table(tmp_path, val, val_hard):
     val_hard.write_manifest(generator=[""] * ROWS)
     val_hard.write_predictions()
     run(tmp_path / "out", val, val_hard)
     text = (tmp_path / "out" / "metrics.md").read_text()
-    table = text.split("## Generators\n\n")[1].split("\n\n")[0]
-    assert "val AUC" in table and "val_hard AUC" not in table
+    table = text.split("## Generators\n\n")[1].split("## Distortions")[0]
+    assert "| val |" in table.replace("  ", "") and "val_hard" not in table
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
@@ -178,7 +220,7 @@ def test_training_labels_know_no_distortions(tmp_path, val, capsys):
     assert found["splits"]["val"]["auc"] == val.auc(val.label >= 0)
     shown = capsys.readouterr().out
     assert "- val: clean auc, robust auc n/a: the labels do not say which images are distorted" in shown
-    assert "n/a" in shown.splitlines()[4]
+    assert "n/a" in shown.splitlines()[4] and "0.5000 [" not in shown
 
 
 @pytest.mark.parametrize(("score_column", "extension"), [("score", True), ("pred", False)])
@@ -281,7 +323,7 @@ def test_distorted_images_without_a_chain_have_no_chain_length(tmp_path, val):
 def test_two_splits_of_one_kind_leave_the_official_names_out(tmp_path, val, val_hard, capsys):
     others = [Split(tmp_path, name, seed) for seed, name in ((2, "public_test"), (3, "private_test"))]
     found = run(tmp_path / "out", val_hard, *others)
-    assert list(found) == ["clean_hard_auc", "robust_hard_auc", "splits"]
+    assert list(found)[:3] == ["clean_hard_auc", "robust_hard_auc", "splits"]
     assert "not at the top of metrics.json: public_test, private_test" in capsys.readouterr().out
     found = run(tmp_path / "with_val", val, val_hard, *others)
     assert found["clean_auc"] == found["splits"]["val"]["clean_auc"]
@@ -305,24 +347,161 @@ def test_wrong_numbers_of_files_and_equal_names_are_users_errors(tmp_path, val, 
         run(tmp_path / "out", val)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("image_name,score\na,1\n", "neither a manifest"),
-        ("image_name,label\na,2\n", "label is '2'"),
-        ("image_name,label\na,1\na,0\n", "names image a more than once"),
-        ("image_name,label,distortions,distortion_scales\na,1,jpeg,[]\n", "'jpeg' is no list"),
-        ("image_name,label,distortions,distortion_scales\na,1,__import__('os'),[]\n", "is no list"),
-        ("image_name,label,distortions,distortion_scales\na,1,[3],[1]\n", "are not all names"),
-        ("image_name,label,is_distorted\na,1,maybe\n", "is_distorted is 'maybe'"),
-        ("image,name,label,distortions\na,a,1,jpeg\n", "no JSON list"),
-        ("image,name,label\na,a,real\n", "label of a is 'real'"),
-    ],
-)
-def test_labels_that_cannot_be_read_are_refused(tmp_path, content, message):
-    path = tmp_path / "labels.csv"
-    path.write_text(content)
-    with pytest.raises(UserError, match=message):
-        evaluate.read_labels(path)
-    with pytest.raises(UserError, match="do not exist"):
-        evaluate.read_labels(tmp_path / "none.csv")
+def test_a_threshold_may_come_from_another_split_or_other_files(tmp_path, val, val_hard, capsys):
+    value = best_threshold(val_hard.label, val_hard.score)
+    found = run(tmp_path / "a", val, val_hard, more=["--draws", "0", "--threshold-from", "val_hard"])
+    own = found["splits"]["val"]["threshold"]
+    assert own["value"] == value and own["chosen_on"] == "val_hard"
+    right = (val.score > value) == (val.label == 1)
+    assert own["accuracy"] == right.mean() and own["ai_accuracy"] == right[val.label == 1].mean()
+    shown = capsys.readouterr().out
+    assert shown.count("the threshold chosen on val_hard") == 2
+    assert "val_hard, on these very images, so optimistic" in shown
+    for files in ([val_hard.path], [val_hard.path, val_hard.official_labels()]):
+        more = ["--draws", "0", "--threshold-from", *map(str, files)]
+        assert run(tmp_path / "b", val, more=more)["splits"]["val"]["threshold"]["value"] == value
+    with pytest.raises(UserError, match=r"no split \(did you mean val_hard\?\)"):
+        run(tmp_path / "c", val, val_hard, more=["--threshold-from", "val_hart"])
+    val_hard.write_manifest(label=[1] * ROWS)
+    val_hard.write_predictions()
+    with pytest.raises(UserError, match="takes real and AI-generated images"):
+        run(tmp_path / "c", val, more=["--threshold-from", str(val_hard.path)])
+
+
+def test_the_pixel_free_baseline_stands_beside_the_aucs(tmp_path, val, capsys):
+    val.write_manifest(source=["a", "b"] * (ROWS // 2))
+    val.write_predictions()
+    sources = [{"source": "a", "auc": 0.75, "low": 0.7, "high": 0.8}]
+    baseline = {"auc": 0.7, "low": 0.6, "high": 0.8, "verdict": "possible", "images": 9, "telling": ["bytes"]}
+    audit = {"manifests": ["val.csv"], "baseline": {**baseline, "sources": sources}}
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "audit.json").write_text(json.dumps(audit))
+    found = run(tmp_path / "out", val, more=["--draws", "0", "--audit", str(tmp_path / "audit")])
+    assert found["pixel_free"]["auc"] == 0.7
+    rows = found["splits"]["val"]["sources"]
+    assert rows["a"]["pixel_free_auc"] == 0.75 and rows["b"]["pixel_free_auc"] is None
+    assert "reach AUC 0.7000 [0.6000, 0.8000] on val.csv" in capsys.readouterr().out
+    assert "| files alone |" in (tmp_path / "out" / "metrics.md").read_text()
+    (tmp_path / "audit" / "audit.json").write_text("[]")
+    with pytest.raises(UserError, match=r"is no audit"):
+        run(tmp_path / "out", val, more=["--audit", str(tmp_path / "audit")])
+    with pytest.raises(UserError, match=r"holds no audit\.json"):
+        run(tmp_path / "out", val, more=["--audit", str(tmp_path)])
+
+
+def test_only_the_challenges_own_test_split_is_set_beside_the_published_results(
+    tmp_path, val, monkeypatch, capsys
+):
+    test = Split(tmp_path, "public_test", seed=4)
+    assert run(tmp_path / "a", val, test)["leaderboard"] is None
+    assert "public_test: 40 images, where the challenge's has 2,500" in capsys.readouterr().out
+    monkeypatch.setattr(leaderboard, "TEST_IMAGES", ROWS)
+    board = run(tmp_path / "b", val, test)["leaderboard"]
+    robust = [row["robust_auc"] for row in board["challenge"]]
+    assert robust == sorted(robust, reverse=True) and len(robust) == 8
+    (own,) = [row for row in board["challenge"] if row["place"] is None]
+    assert own["name"] == "this run, public_test (local)"
+    assert own["robust_auc"] == test.auc(test.is_distorted == 1)
+    local = [row for row in board["table_2"] if row["local"]]
+    assert (
+        local[0]["val_robust_auc"] == val.auc(val.is_distorted == 1) and local[0]["test_robust_auc"] is None
+    )
+    assert board["featdistill_robust"] == {"public_test": 0.8558}
+    shown = capsys.readouterr().out
+    assert "local; the other rows are the published ones, mean of public and private test" in shown
+    assert "MICV" in shown and "SigLIP" in shown
+
+
+def test_any_split_is_set_beside_the_published_results_when_asked(tmp_path, val, val_hard):
+    more = ["--draws", "0", "--leaderboard"]
+    board = run(tmp_path / "a", val, val_hard, more=more)["leaderboard"]
+    assert [row["name"] for row in board["table_2"] if row["local"]] == ["this run, val (local)"]
+    board = run(tmp_path / "b", val_hard, more=more)["leaderboard"]
+    assert [row["name"] for row in board["challenge"] if row["place"] is None] == [
+        "this run, val_hard (local)"
+    ]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three runs over the same images: `good`, `bad`, and `same`, which differs from `good` by a hair."""
+    made = {}
+    for name, weight, noise in (("good", 0.3, 0.0), ("same", 0.3, 0.03), ("bad", 0.0, 0.0)):
+        (tmp_path / name).mkdir()
+        split = Split(tmp_path / name, "val")
+        rng = np.random.default_rng(9)
+        split.score = weight * split.label + (1 - weight) * rng.random(ROWS) * 0.9
+        split.score += noise * np.random.default_rng(1).random(ROWS)
+        split.write_predictions()
+        made[name] = split
+    return made
+
+
+def compare(out, *splits, more=()):
+    assert evaluate.main(["--compare", *(str(split.path) for split in splits), *more, "--out", str(out)]) == 0
+    return json.loads((out / "comparison.json").read_text())
+
+
+def test_runs_are_ranked_by_robust_auc_and_chance_is_told_from_more(tmp_path, runs, capsys):
+    found = compare(tmp_path / "out", runs["bad"], runs["same"], runs["good"])
+    names = [run["name"] for run in found["runs"]]
+    assert set(names[:2]) == {"good/val", "same/val"} and names[2] == "bad/val"
+    robust = runs["bad"].is_distorted == 1
+    assert found["runs"][2]["robust_auc"] == runs["bad"].auc(robust)
+    of = {(pair["first"], pair["second"], pair["metric"]): pair for pair in found["differences"]}
+    assert of[names[0], "bad/val", "robust_auc"]["beyond_chance"] is True
+    assert of[names[0], names[1], "robust_auc"]["beyond_chance"] is False
+    for pair in found["differences"]:
+        assert pair["low"] <= pair["difference"] <= pair["high"]
+    # Paired: what two nearly equal runs share is not in the interval of their difference.
+    pair, alone = of[names[0], names[1], "auc"], found["runs"][0]["intervals"]["auc"]
+    assert 0 < pair["high"] - pair["low"] < (alone[1] - alone[0]) / 3
+    assert found["images"] == ROWS and found["n"]["robust_auc"] == ROWS // 2
+    shown = capsys.readouterr().out
+    assert (tmp_path / "out" / "comparison.md").read_text() == shown
+    assert "beyond chance" in shown and "yes" in shown
+
+
+def test_a_comparison_does_not_depend_on_the_order_of_its_files(tmp_path, runs):
+    compare(tmp_path / "a", runs["bad"], runs["same"], runs["good"])
+    compare(tmp_path / "b", runs["good"], runs["bad"], runs["same"])
+    for file in ("comparison.json", "comparison.csv", "comparison.md"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_runs_are_compared_over_the_images_that_all_of_them_scored(tmp_path, runs, capsys):
+    keep = np.arange(ROWS) >= 6
+    runs["bad"].write_predictions(keep=keep)
+    found = compare(tmp_path / "out", runs["good"], runs["bad"])
+    assert (found["images"], found["left_out"]) == (ROWS - 6, 6)
+    good = runs["good"]
+    assert found["runs"][0]["robust_auc"] == good.auc(keep & (good.is_distorted == 1))
+    assert "6 that some run did not score are left out" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_a_users_error(tmp_path, runs, val_hard):
+    out = ["--out", str(tmp_path / "out")]
+    good, bad = (str(runs[name].path) for name in ("good", "bad"))
+    for flags, message in (
+        (["--compare", good], "two predictions files or more"),
+        (["--compare", good, good], "named twice"),
+        (["--compare", good, str(val_hard.path)], "are not in"),
+        (["--compare", good, bad, "--labels", good, bad], "one label file"),
+        (["--compare", good, bad, "--leaderboard"], "--leaderboard goes with --predictions"),
+        (["--compare", good, bad, "--predictions", good], "not allowed with"),
+        (["--predictions", good, "--draws", "-1"], "must be 0 or more"),
+        ([], "one of the arguments"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate.main([*flags, *out])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_without_a_class_has_no_difference_and_no_verdict(tmp_path, runs):
+    for name in ("good", "bad"):
+        runs[name].write_manifest(label=[1] * ROWS)
+        runs[name].write_predictions()
+    found = compare(tmp_path / "out", runs["good"], runs["bad"])
+    assert {pair["difference"] for pair in found["differences"]} == {None}
+    assert {pair["beyond_chance"] for pair in found["differences"]} == {None}
+    assert [run["name"] for run in found["runs"]] == ["bad/val", "good/val"]

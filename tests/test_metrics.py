@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from featdistill import metrics
@@ -20,7 +22,7 @@ def pairs_won(label, score):
 def made_up(rows=400, seed=0):
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 2, rows)
-    return label, np.round(0.5 * label + rng.random(rows) / 2, 2), rng.integers(0, 2, rows), rng
+    return label, np.round(0.3 * label + 0.7 * rng.random(rows), 2), rng.integers(0, 2, rows), rng
 
 
 def test_headline_has_the_values_counted_by_hand():
@@ -57,14 +59,14 @@ def test_scores_that_all_tie_give_one_half():
 
 def test_one_class_is_not_defined_and_says_why():
     found = metrics.headline(np.ones(3, int), np.array([0.1, 0.6, 0.9]), np.array([1, 1, 1]))
-    undefined = ("clean_auc", "robust_auc", "auc", "average_precision", "real_accuracy")
+    curves = ("auc", "average_precision", "tpr_at_fpr_1", "tpr_at_fpr_5", "eer")
+    undefined = ("clean_auc", "robust_auc", *curves, "real_accuracy")
     assert all(found[key] is None for key in undefined)
     assert found["ai_accuracy"] == found["accuracy"] == 2 / 3
     assert found["undefined"] == {
         "clean_auc": "no clean images",
         "robust_auc": "all distorted images are AI-generated",
-        "auc": "all images are AI-generated",
-        "average_precision": "all images are AI-generated",
+        **dict.fromkeys(curves, "all images are AI-generated"),
         "real_accuracy": "no real images",
     }
 
@@ -81,6 +83,7 @@ def test_no_images_and_logits_do_not_crash():
     assert empty["images"] == 0 and empty["auc"] is None and empty["accuracy"] is None
     logits = metrics.headline(LABEL, SCORE * 9 - 4, DISTORTED)
     assert logits["clean_auc"] == 0.75 and logits["accuracy"] is None
+    assert logits["brier"] is logits["ece"] is None and logits["reliability"] == []
     assert logits["undefined"]["accuracy"] == "scores lie outside [0, 1]"
 
 
@@ -90,9 +93,8 @@ def test_scores_that_are_not_finite_are_refused_everywhere(bad):
     calls = [
         lambda: metrics.roc_auc(LABEL, score),
         lambda: metrics.headline(LABEL, score, DISTORTED),
-        lambda: metrics.per_generator(LABEL, score, [""] * 8),
-        lambda: metrics.per_distortion(LABEL, score, [()] * 8),
-        lambda: metrics.per_chain_length(LABEL, score, DISTORTED),
+        lambda: metrics.best_threshold(LABEL, score),
+        lambda: metrics.accuracies(LABEL, score),
         lambda: metrics.per_expert(LABEL, SCORE, DISTORTED, {"clip": score}),
     ]
     for call in calls:
@@ -114,33 +116,77 @@ def test_wrong_labels_and_lengths_are_refused(label, score, distorted):
         metrics.headline(np.array(label), np.array(score), np.array(distorted))
 
 
-def test_each_generator_meets_all_real_images():
-    label, score, _, rng = made_up()
-    generator = np.where(label == 1, rng.choice(["flux", "sdxl", ""], len(label)), "")
-    found = metrics.per_generator(label, score, generator.tolist())
-    assert list(found) == ["flux", "sdxl"]
-    for name, result in found.items():
-        own = generator == name
-        rows = own | (label == 0)
-        assert result == {"auc": roc_auc_score(label[rows], score[rows]), "n": int(own.sum())}
-    assert metrics.per_generator([1, 1], [0.1, 0.2], ["flux", "flux"]) == {"flux": {"auc": None, "n": 2}}
+# Few distinct values, so that nearly all scores tie.
+TIED = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=2, max_size=30)
 
 
-def test_each_distortion_takes_the_rows_whose_chain_holds_it():
-    label, score, _, rng = made_up()
-    names = ["jpeg", "downscale", "gausblur", "jpeg"]
-    chains = [[names[i] for i in rng.integers(0, 4, rng.integers(0, 4))] for _ in label]
-    found = metrics.per_distortion(label, score, chains)
-    assert list(found) == ["downscale", "gausblur", "jpeg"]
-    for name, result in found.items():
-        rows = np.array([name in chain for chain in chains])
-        assert result == {"auc": roc_auc_score(label[rows], score[rows]), "n": int(rows.sum())}
+@settings(max_examples=60, deadline=None)
+@given(TIED)
+def test_tied_scores_give_the_values_counted_over_all_thresholds(pairs):
+    label, score = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs]) / 8
+    found = metrics.headline(label, score, np.ones(len(label)))
+    if label.min() == label.max():
+        assert found["auc"] is found["average_precision"] is found["eer"] is found["tpr_at_fpr_1"] is None
+        return
+    assert found["auc"] == pytest.approx(pairs_won(label, score), abs=1e-12)
+    assert found["auc"] == pytest.approx(roc_auc_score(label, score), abs=1e-12)
+    steps = [np.inf, *sorted(set(score.tolist()), reverse=True)]
+    fpr, tpr = ([float((score[label == own] >= step).mean()) for step in steps] for own in (0, 1))
+    for name, rate in metrics.RATES.items():
+        assert found[name] == max(hit for alarm, hit in zip(fpr, tpr, strict=True) if alarm <= rate)
+    # Average precision by its definition: the precision at each threshold, weighted by the recall it adds.
+    precision = [float(label[score >= step].mean()) for step in steps[1:]]
+    assert found["average_precision"] == pytest.approx(np.dot(np.diff(tpr), precision), abs=1e-12)
+    assert found["average_precision"] == pytest.approx(average_precision_score(label, score), abs=1e-12)
 
 
-def test_chain_lengths_leave_out_those_that_are_not_known():
-    length = np.array([0, 0, 0, 0, 2, 2, 2, -1])
-    found = metrics.per_chain_length(LABEL, SCORE, length)
-    assert found == {"0": {"auc": 0.75, "n": 4}, "2": {"auc": 0.75, "n": 3}}
+@settings(max_examples=60, deadline=None)
+@given(TIED)
+def test_at_the_equal_error_rate_the_curve_meets_the_falling_diagonal(pairs):
+    label, score = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs]) / 8
+    curve = metrics.roc_curve(label, score)
+    if curve is None:
+        return
+    rate = metrics.equal_error_rate(curve)
+    fpr, tpr, _ = curve
+    # The highest and the lowest point of the curve at this rate: on a vertical step they are not one.
+    high = np.interp(rate + 1e-9, fpr, tpr)
+    low = 1 - np.interp(1 - rate + 1e-9, 1 - fpr[::-1], 1 - tpr[::-1])
+    assert low - 1e-6 <= 1 - rate <= high + 1e-6
+
+
+def test_errors_at_a_rate_have_the_values_counted_by_hand():
+    label = np.repeat([0, 1], [20, 4])
+    score = np.r_[np.arange(20) / 40, 0.05, 0.46, 0.475, 0.9]
+    found = metrics.headline(label, score, np.ones(24))
+    # One false alarm of twenty is 5 %: of 0.475, which ties an AI-generated image.
+    assert found["tpr_at_fpr_1"] == 1 / 4 and found["tpr_at_fpr_5"] == 3 / 4
+    # Three of four found, until the threshold falls to the fifth step: a quarter of both is wrong there.
+    assert found["eer"] == pytest.approx(0.25)
+    perfect = metrics.headline(LABEL, LABEL / 1.0, DISTORTED)
+    assert (perfect["eer"], perfect["tpr_at_fpr_1"], perfect["brier"], perfect["ece"]) == (0, 1, 0, 0)
+    assert metrics.headline(LABEL, 1.0 - LABEL, DISTORTED)["eer"] == 1
+
+
+def test_the_threshold_is_that_of_the_best_balanced_accuracy_and_lies_between_scores():
+    label, score, _, _ = made_up()
+    threshold = metrics.best_threshold(label, score)
+    candidates = [score.min() - 1, *np.unique(score)]
+    reached = [balanced(label, score, own) for own in (threshold, *candidates)]
+    assert reached[0] == max(reached) and threshold not in score
+    assert metrics.best_threshold([0, 1], [0.2, 0.6]) == pytest.approx(0.4)
+    neighbours = np.array([0.5, np.nextafter(0.5, 1)])
+    assert balanced(np.array([0, 1]), neighbours, metrics.best_threshold([0, 1], neighbours)) == 1
+    # Where every cut is worse than none, nothing is flagged, or everything.
+    for labels in ([1, 0], [1, 0, 0]):
+        values = np.arange(len(labels)) / 4
+        assert balanced(np.array(labels), values, metrics.best_threshold(labels, values)) == 0.5
+    assert metrics.best_threshold([1, 1], [0.2, 0.6]) is None
+
+
+def balanced(label, score, threshold):
+    found = metrics.accuracies(label, score, threshold)
+    return (found["real_accuracy"] + found["ai_accuracy"]) / 2
 
 
 def test_experts_stand_beside_their_mean_and_the_ensemble():
