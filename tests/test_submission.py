@@ -1,75 +1,90 @@
-"""The zip for Codabench: what is written, what is refused, and the check of other people's files."""
+"""The zip for Codabench: what is written, what is refused before, and the script."""
 
+import base64
 import io
-import warnings
+import shutil
 import zipfile
 
 import numpy as np
 import pytest
+from submission_folders import (
+    GOOD,
+    GOOD_HARD,
+    ROWS,
+    as_csv,
+    content,
+    make,
+    names_of,
+    rewrite,
+    scores_of,
+    write_folder,
+    zipped,
+)
 
 import make_submission
+from featdistill.atomic import sha256_of
 from featdistill.command_line import UserError
 from featdistill.manifest import make_manifest, write_manifest
-from featdistill.predictions import manifest_entry, write_predictions
-from featdistill.submission import PROFILES, check_submission
-
-ROWS = {"val": 12, "val_hard": 8, "test": 9}
+from featdistill.submission import Part, replace_submission
+from featdistill.submission_profiles import PROFILES, adapted, label
 
 
-def names_of(slot):
-    return [f"{slot.replace('_', '')}{number:04x}.jpg" for number in range(ROWS[slot])]
-
-
-def scores_of(slot):
-    return (np.arange(ROWS[slot]) + 0.5) / ROWS[slot]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with predictions and a manifest of each slot."""
-    for slot in ROWS:
-        names = names_of(slot)
-        manifest = tmp_path / f"{slot}_manifest.csv"
-        write_manifest(
-            make_manifest({"image": [f"{slot}/{name}" for name in names], "name": names}), manifest
-        )
-        path = tmp_path / f"{slot}.csv"
-        write_predictions(path, names, scores_of(slot), {}, {"manifest": manifest_entry(manifest, path)})
-    return tmp_path
-
-
-def rewrite(folder, slot, names, score, errors=()):
-    path = folder / f"{slot}.csv"
-    sidecar = {"manifest": manifest_entry(folder / f"{slot}_manifest.csv", path)}
-    write_predictions(path, names, np.asarray(score), {}, sidecar, errors)
-
-
-def make(folder, profile, *flags, slots=(), out="submission.zip"):
-    files = [text for slot in slots for text in (f"--{slot.replace('_', '-')}", str(folder / f"{slot}.csv"))]
-    return make_submission.main(["--profile", profile, *files, "--out", str(folder / out), *map(str, flags)])
-
-
-def content(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name).decode() for name in archive.namelist()}
-
-
-def as_csv(header, names, score):
-    return (
-        "\n".join([header, *(f"{name},{value!r}" for name, value in zip(names, score, strict=True))]) + "\n"
-    )
-
-
-def zipped(path, members):
-    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        warnings.simplefilter("ignore")
-        for name, text in members:
-            archive.writestr(name, text)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("written")
+    write_folder(path)
     return path
 
 
-GOOD = as_csv("image_name,score", names_of("val"), scores_of("val").tolist())
-GOOD_HARD = as_csv("image_name,score", names_of("val_hard"), scores_of("val_hard").tolist())
+@pytest.fixture
+def folder(tmp_path, written):
+    """A folder with predictions and a manifest of each slot."""
+    return shutil.copytree(written, tmp_path / "submission")
+
+
+# Small parts with scores that are easily written in another way, and the zips of them, in base64.
+SMALL = {
+    "val": Part(["0a.jpg", "0b.jpg"], np.array([0.25, 1e-17])),
+    "val_hard": Part(["0c.jpg", "0d.jpg"], np.array([0.1 + 0.2, 1])),
+    "test": Part(["0e.jpg", "0f.jpg"], np.array([0, 0.5])),
+}
+SLOTS_OF = {"val": ("val", "val_hard"), "test": ("test",), "test-card": ("test",)}
+STORED = {
+    "val": (
+        "UEsDBBQAAAAAAAAAIQD+Aw34KgAAACoAAAAOAAAAc3VibWlzc2lvbi5jc3ZpbWFnZV9uYW1lLHNjb3JlCjBhLmpwZywwLjI1"
+        "CjBiLmpwZywxZS0xNwpQSwMEFAAAAAAAAAAhAJfZBTs3AAAANwAAABMAAABzdWJtaXNzaW9uX2hhcmQuY3N2aW1hZ2VfbmFt"
+        "ZSxzY29yZQowYy5qcGcsMC4zMDAwMDAwMDAwMDAwMDAwNAowZC5qcGcsMS4wClBLAQIUAxQAAAAAAAAAIQD+Aw34KgAAACoA"
+        "AAAOAAAAAAAAAAAAAACkAQAAAABzdWJtaXNzaW9uLmNzdlBLAQIUAxQAAAAAAAAAIQCX2QU7NwAAADcAAAATAAAAAAAAAAAA"
+        "AACkAVYAAABzdWJtaXNzaW9uX2hhcmQuY3N2UEsFBgAAAAACAAIAfQAAAL4AAAAAAA=="
+    ),
+    "test": (
+        "UEsDBBQAAAAAAAAAIQDn4QsUJwAAACcAAAATAAAAc3VibWlzc2lvbl9oYXJkLmNzdmltYWdlX25hbWUsc2NvcmUKMGUuanBn"
+        "LDAuMAowZi5qcGcsMC41ClBLAQIUAxQAAAAAAAAAIQDn4QsUJwAAACcAAAATAAAAAAAAAAAAAACkAQAAAABzdWJtaXNzaW9u"
+        "X2hhcmQuY3N2UEsFBgAAAAABAAEAQQAAAFgAAAAAAA=="
+    ),
+    "test-card": (
+        "UEsDBBQAAAAAAAAAIQCnhcRPHgAAAB4AAAAOAAAAc3VibWlzc2lvbi5jc3ZpbWFnZV9uYW1lLHByZWQKMGUsMC4wCjBmLDAu"
+        "NQpQSwECFAMUAAAAAAAAACEAp4XETx4AAAAeAAAADgAAAAAAAAAAAAAApAEAAAAAc3VibWlzc2lvbi5jc3ZQSwUGAAAAAAEA"
+        "AQA8AAAASgAAAAAA"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_zip_of_each_profile_is_the_stored_one_byte_for_byte(tmp_path, name):
+    parts = {slot: SMALL[slot] for slot in SLOTS_OF[name]}
+    with replace_submission(tmp_path / "submission.zip", parts, PROFILES[name]):
+        assert not (tmp_path / "submission.zip").exists()
+    assert (tmp_path / "submission.zip").read_bytes() == base64.b64decode(STORED[name])
+    assert [path.name for path in tmp_path.iterdir()] == ["submission.zip"]
+
+
+def test_a_body_that_fails_leaves_the_former_zip(tmp_path):
+    path = tmp_path / "submission.zip"
+    path.write_bytes(b"former")
+    with pytest.raises(ValueError), replace_submission(path, {"test": SMALL["test"]}, PROFILES["test"]):
+        raise ValueError
+    assert path.read_bytes() == b"former" and [path.name for path in tmp_path.iterdir()] == [path.name]
 
 
 def test_val_holds_two_files_with_every_image_once(folder):
@@ -107,7 +122,7 @@ def test_repetition_gives_the_same_bytes_and_nothing_else_is_left(folder):
         make(folder, "val", slots=("val", "val_hard"), out=out)
     data = (folder / "a.zip").read_bytes()
     assert data == (folder / "b.zip").read_bytes()
-    assert {path.name for path in folder.iterdir()} == before | {"a.zip", "b.zip"}
+    assert {path.name for path in folder.iterdir()} == before | {"a.zip", "b.zip", "submissions.csv"}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for member in archive.infolist():
             assert member.date_time == (1980, 1, 1, 0, 0, 0) and member.compress_type == zipfile.ZIP_STORED
@@ -146,7 +161,7 @@ def refused(folder, message, *flags, profile="val", slots=("val", "val_hard")):
     with pytest.raises(UserError, match=message) as caught:
         make(folder, profile, *flags, slots=slots)
     assert not (folder / "submission.zip").exists()
-    assert not list(folder.glob(".*"))
+    assert not list(folder.glob(".*")) and not (folder / "submissions.csv").exists()
     return str(caught.value)
 
 
@@ -216,7 +231,9 @@ def test_the_manifest_must_be_known_and_unchanged(folder):
         (["--file-name", "val=submission_hard.csv"], ("val", "val_hard"), "cannot have one name"),
         (["--file-name", "val=../x.csv"], ("val", "val_hard"), "plain name"),
         (["--file-name", "x.csv"], ("val", "val_hard"), "SLOT=NAME"),
+        (["--name-column", "score"], ("val", "val_hard"), "cannot both be in the column score"),
         (["--check", "x.zip"], ("val", "val_hard"), "without --out"),
+        (["--out", "x.csv"], ("val", "val_hard"), "must be the name of a .zip file"),
     ],
 )
 def test_wrong_flags_are_users_errors(folder, flags, slots, message):
@@ -241,31 +258,63 @@ def test_names_that_become_one_without_extension_are_refused(folder):
     names = ["a.jpg", "a.png", "b.jpg"]
     write_manifest(make_manifest({"image": names, "name": names}), folder / "test_manifest.csv")
     rewrite(folder, "test", names, [0.1, 0.2, 0.3])
-    refused(folder, r"duplicate names \(1\): a$", profile="test-card", slots=("test",))
+    refused(folder, r"duplicate names \(1\): a \(row 2\)$", profile="test-card", slots=("test",))
 
 
 @pytest.mark.parametrize(
-    ("written", "message"),
+    ("data", "message"),
     [
         (b"image_name,score\nval0000.jpg,2\n", r"submission\.zip: submission\.csv: scores outside"),
         (b"image_name,score\nval0000.jpg,0.5\n", r"submission\.zip: submission\.csv: missing rows \(11\)"),
     ],
 )
-def test_the_written_bytes_are_checked_before_the_zip_gets_its_name(folder, monkeypatch, written, message):
-    monkeypatch.setattr("featdistill.submission._csv_bytes", lambda *_: written)
+def test_the_written_bytes_are_checked_before_the_zip_gets_its_name(folder, monkeypatch, data, message):
+    monkeypatch.setattr("featdistill.submission._csv_bytes", lambda *_: data)
     refused(folder, message)
+
+
+def test_scores_that_tie_are_counted(folder, capsys):
+    rewrite(folder, "test", names_of("test"), [0.1, 0.1, 0.2, 0.3, 0.3, 0.3, 0.4, 0.5, 0.6])
+    make(folder, "test", slots=("test",))
+    assert "warning: submission_hard.csv: 5 of 9 rows share their score" in capsys.readouterr().out
+    make(folder, "val", slots=("val", "val_hard"))
+    assert "share their score" not in capsys.readouterr().out
+
+
+def test_names_that_only_a_folder_tells_apart_are_refused(folder):
+    names = ["a/x.jpg", "b/x.jpg"]
+    write_manifest(make_manifest({"image": names, "name": names}), folder / "test_manifest.csv")
+    rewrite(folder, "test", names, [0.1, 0.2])
+    refused(folder, r"names with a folder \(2\): a/x\.jpg \(row 1\)", profile="test", slots=("test",))
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "parts", "expected"),
+    [
+        ("val", [], {}, "val"),
+        (
+            "test",
+            [],
+            {"score_column": "pred", "index_column": True},
+            "test score_column=pred index_column=True",
+        ),
+        ("test-card", [], {"extension": "keep", "score_column": "pred"}, "test-card extension=keep"),
+        ("test", ["test=submission.csv"], {}, "test test=submission.csv"),
+    ],
+)
+def test_a_profile_is_called_by_its_name_and_what_was_changed(name, files, parts, expected):
+    assert label(name, adapted(name, files, **parts)) == expected
 
 
 @pytest.mark.parametrize("profile", [*PROFILES, None])
 def test_our_own_zips_pass_the_check(folder, profile, capsys):
-    slots = {"val": ("val", "val_hard"), "test": ("test",), "test-card": ("test",)}
     for name in [profile] if profile else PROFILES:
-        make(folder, name, slots=slots[name])
+        make(folder, name, slots=SLOTS_OF[name])
         capsys.readouterr()
         flags = ["--profile", profile] if profile else []
         manifests = [
             text
-            for slot in slots[name]
+            for slot in SLOTS_OF[name]
             for text in (f"--{slot.replace('_', '-')}-manifest", str(folder / f"{slot}_manifest.csv"))
         ]
         assert make_submission.main(["--check", str(folder / "submission.zip"), *flags, *manifests]) == 0
@@ -276,75 +325,17 @@ def test_the_check_prints_rows_mean_share_and_hash(folder, capsys):
     (folder / "submission.csv").write_text("image_name,score\na.jpg,0.25\nb.jpg,0.75\nc.jpg,0.8\n")
     assert make_submission.main(["--check", str(folder / "submission.csv")]) == 0
     shown = capsys.readouterr().out
-    digest = make_submission.sha256_of(folder / "submission.csv")
+    digest = sha256_of(folder / "submission.csv")
     assert f"submission.csv    3     0.6000    66.7 % {digest}" in shown
 
 
-REPEATED = GOOD + GOOD
-BAD_TABLES = {
-    "column score is missing": GOOD.replace("score", "pred", 1),
-    "column image_name is missing": GOOD.replace("image_name", "name", 1),
-    "there is an index column": "\n".join(
-        f"{'' if row == 0 else row - 1},{line}" for row, line in enumerate(GOOD.splitlines())
-    ),
-    "the columns differ": GOOD.replace("image_name,score", "score,image_name", 1),
-    "the header appears again in row 13": REPEATED,
-    r"duplicate names \(2\): val0000\.jpg, val0001\.jpg": GOOD + "".join(GOOD.splitlines(True)[1:3]),
-    r"scores that are NaN or empty \(2\): x\.jpg, y\.jpg": GOOD + "x.jpg,NaN\ny.jpg,\n",
-    r"scores that are no number \(1\): x\.jpg": GOOD + "x.jpg,high\n",
-    r"scores outside 0\.\.1 \(2\): x\.jpg, y\.jpg": GOOD + "x.jpg,1.01\ny.jpg,-inf\n",
-    "every score is 0.5, a constant": as_csv("image_name,score", names_of("val"), [0.5] * 12),
-    r"names without their image extension \(1\): x;": GOOD + "x,0.5\n",
-    "row 13 has 3 fields": GOOD + "x.jpg,0,5\n",
-    "holds a header and no rows": "image_name,score\n",
-    "is empty": "",
-    "byte order mark": "\ufeff" + GOOD,
-}
-
-
-@pytest.mark.parametrize("as_zip", [True, False])
-@pytest.mark.parametrize("message", BAD_TABLES)
-def test_the_check_refuses_a_bad_table_made_by_anyone(tmp_path, message, as_zip):
-    path = tmp_path / ("made.zip" if as_zip else "submission.csv")
-    if as_zip:
-        zipped(path, [("submission.csv", BAD_TABLES[message]), ("submission_hard.csv", GOOD_HARD)])
-    else:
-        path.write_text(BAD_TABLES[message], newline="")
-    with pytest.raises(UserError, match=message):
-        check_submission(path, PROFILES["val"])
-
-
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        ([("submission.csv", GOOD)], r"holds no submission_hard\.csv; it holds submission\.csv"),
-        ([], r"holds no submission\.csv and no submission_hard\.csv; it holds nothing"),
-        ([("s/submission.csv", GOOD), ("s/submission_hard.csv", GOOD_HARD)], "at the root, not in a folder"),
-        (
-            [("submission.csv", GOOD), ("submission_hard.csv", GOOD_HARD), ("__MACOSX/", "")],
-            "__MACOSX/, which do",
-        ),
-        ([("submission.csv", GOOD), ("submission_hard.csv", GOOD_HARD), ("a.txt", "")], r"a\.txt, which do"),
-        ([("submission.csv", GOOD), ("submission.csv", GOOD)], "there twice"),
-        ([("submission.csv", "0" * (65 * 2**20))], "more than 64 MiB"),
-    ],
-)
-def test_the_check_refuses_a_zip_of_other_files(tmp_path, members, message):
-    with pytest.raises(UserError, match=message):
-        check_submission(zipped(tmp_path / "made.zip", members), PROFILES["val"])
-
-
-def test_the_check_refuses_damaged_and_missing_files(tmp_path):
-    path = zipped(tmp_path / "made.zip", [("submission.csv", GOOD), ("submission_hard.csv", GOOD_HARD)])
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="no readable zip"):
-        check_submission(path, PROFILES["val"])
-    path.write_bytes(data[:60] + bytes([data[60] ^ 0xFF]) + data[61:])
-    with pytest.raises(UserError, match="no readable zip"):
-        check_submission(path, PROFILES["val"])
-    with pytest.raises(UserError, match="does not exist"):
-        check_submission(tmp_path / "none.zip", PROFILES["val"])
+def test_the_check_knows_the_size_of_the_splits_where_no_manifest_is_given(folder, capsys):
+    flags = ["--check", str(folder / "submission.csv"), "--profile", "val"]
+    (folder / "submission.csv").write_text(GOOD)
+    assert make_submission.main(flags) == 0
+    assert "submission.csv has 12 rows; the challenge's val has 10,000" in capsys.readouterr().out
+    assert make_submission.main([*flags, "--val-manifest", str(folder / "val_manifest.csv")]) == 0
+    assert "10,000" not in capsys.readouterr().out
 
 
 def test_the_check_compares_names_where_a_manifest_is_given(folder):
@@ -356,7 +347,7 @@ def test_the_check_compares_names_where_a_manifest_is_given(folder):
     with pytest.raises(UserError, match=r"missing rows \(1\): val000b\.jpg"):
         make_submission.main(flags)
     path.write_text(GOOD + "other.jpg,0.5\n")
-    with pytest.raises(UserError, match=r"unknown names \(1\): other\.jpg"):
+    with pytest.raises(UserError, match=r"unknown names \(1\): other\.jpg \(row 13\)"):
         make_submission.main(flags)
 
 
