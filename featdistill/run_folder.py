@@ -5,6 +5,7 @@
 | `run.json` | resolved recipe, data, teacher, versions, git commit |
 | `metrics.jsonl` | a line a log step and a line an epoch |
 | `resume/state.pt` | weights, optimiser, schedule, scaler, place in the epoch |
+| `resume/state.previous.pt` | the checkpoint before it, for the case that it is damaged |
 | `expert/`, `expert-last/` | the best expert by hold-out robust AUC, and that of the last epoch |
 | `unreadable.csv` | training images that could not be read, where there are any |
 """
@@ -21,7 +22,7 @@ import torch
 from featdistill import atomic, recipes
 from featdistill.command_line import UserError
 
-_STATE = Path("resume/state.pt")
+_STATE, _PREVIOUS = Path("resume/state.pt"), Path("resume/state.previous.pt")
 
 
 class RunFolder:
@@ -31,6 +32,7 @@ class RunFolder:
         self.path = Path(path)
         self.expert, self.expert_last = self.path / "expert", self.path / "expert-last"
         self._log = self.path / "metrics.jsonl"
+        self._newest_is_damaged = False
 
     def describe(self) -> dict[str, Any] | None:
         """Return the content of `run.json`, or None where there is no run."""
@@ -68,27 +70,47 @@ class RunFolder:
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def save_state(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint, with the length of the log that belongs to it."""
+    def save_state(self, state: dict[str, Any], *, keep_previous: bool = True) -> None:
+        """Write a checkpoint, with the length of the log that belongs to it.
+
+        Args:
+            keep_previous: keep the checkpoint before it as well; a finished run needs neither.
+        """
         length = self._log.stat().st_size if self._log.is_file() else 0
-        with atomic.replace_file(self.path / _STATE) as beside:
+        newest, previous = self.path / _STATE, self.path / _PREVIOUS
+        with atomic.replace_file(newest) as beside:
             torch.save(state | {"log_bytes": length}, beside)
+            # Moved aside only now that the new one is whole: a kill in between leaves the former one.
+            if keep_previous and newest.is_file() and not self._newest_is_damaged:
+                os.replace(newest, previous)
+        self._newest_is_damaged = False
+        if not keep_previous:
+            previous.unlink(missing_ok=True)
 
     def load_state(self) -> dict[str, Any] | None:
-        """Return the last checkpoint, or None.
+        """Return the last checkpoint that can be read, or None where there is none.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: all that there are are damaged.
         """
-        path = self.path / _STATE
-        if not path.is_file():
-            return None
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many types for a damaged file
-            raise UserError(
-                f"{path} cannot be read ({type(error).__name__}); remove it to start afresh"
-            ) from error
+        failure = None
+        for path in (self.path / _STATE, self.path / _PREVIOUS):
+            if not path.is_file():
+                continue
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # torch raises many types for a damaged file
+                failure = failure or UserError(
+                    f"{path} cannot be read ({type(error).__name__}); remove {path.parent} to start afresh"
+                )
+                continue
+            if failure:
+                self._newest_is_damaged = True
+                print(f"{self.path / _STATE} cannot be read; continuing from the checkpoint before it")
+            return state
+        if failure:
+            raise failure
+        return None
 
     def cut_log(self, length: int) -> None:
         """Drop the lines that were written after the checkpoint from which the run continues."""

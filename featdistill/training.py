@@ -11,12 +11,15 @@ from torch import nn
 
 from featdistill import atomic, engine, experts
 from featdistill.command_line import Parser, UserError
-from featdistill.dataset import Preprocessing, TrainDataset
+from featdistill.dataset import TrainDataset, check_cache
 from featdistill.distortion_presets import parse_policy
 from featdistill.equalise import read_settings
+from featdistill.image_cache import build_cache
 from featdistill.manifest import read_manifests
+from featdistill.preprocessing import Preprocessing
 from featdistill.recipes import Recipe
 from featdistill.run_folder import RunFolder, git_commit
+from featdistill.sampling import balance_weights
 
 
 def add_arguments(parser: Parser) -> None:
@@ -44,7 +47,7 @@ def run(
     stage: int,
     teacher: dict[str, Any] | None = None,
     keeps_layout_only: bool = False,
-    teacher_view: str | None = None,
+    views: tuple[str, ...] = (),
 ) -> None:
     """Train what `make_task` builds, as the recipe says.
 
@@ -52,12 +55,13 @@ def run(
         make_task: called once, with torch seeded by the recipe.
         teacher: description of the teacher for `run.json`.
         keeps_layout_only: leave out distortions that move pixels.
-        teacher_view: second view that the data set adds.
+        views: what the data set adds to each image, out of `clean` and `other`.
     """
     policy = parse_policy(recipe.distortions)
     policy = dataclasses.replace(policy, keeps_layout_only=keeps_layout_only or policy.keeps_layout_only)
     train_rows, holdout = _labelled(arguments.train, "--train"), _labelled(arguments.val, "--val")
-    accelerator = engine.make_accelerator(recipe)
+    folder = RunFolder(arguments.out)
+    accelerator = engine.make_accelerator(recipe, folder)
     description = {
         "stage": stage,
         "recipe": dataclasses.asdict(recipe),
@@ -66,27 +70,47 @@ def run(
         "versions": experts.versions(),
         "git_commit": git_commit(),
     }
-    folder = RunFolder(arguments.out)
     folder.check(description, arguments.resume)
     torch.manual_seed(recipe.seed)
     task = make_task()
     preprocessing: Preprocessing = task.expert.preprocessing
+    equalisation = read_settings(recipe.equalise) if recipe.equalise else None
+    cache = None
+    if recipe.cache:
+        check_cache(policy, recipe.crop)
+        with accelerator.local_main_process_first():
+            cache = build_cache(
+                recipe.cache,
+                train_rows,
+                preprocessing,
+                equalisation=equalisation,
+                max_side_px=policy.max_side_px,
+                key_parts=[part["sha256"] for part in description["data"]["train"]],
+                workers=recipe.workers,
+            )
     dataset = TrainDataset(
         train_rows,
         preprocessing,
         policy,
         recipe.seed,
         crop=recipe.crop,
+        crop_least_area=recipe.crop_least_area,
         flip=recipe.flip,
-        teacher_view=teacher_view,
-        equalisation=read_settings(recipe.equalise) if recipe.equalise else None,
+        views=views,
+        equalisation=equalisation,
+        synchronise_groups=recipe.synchronise_groups,
+        amplitude_mixup=recipe.amplitude_mixup,
+        amplitude_mixup_most=recipe.amplitude_mixup_most,
+        amplitude_mixup_with=recipe.amplitude_mixup_with,
+        cache=cache,
     )
+    weights = balance_weights(train_rows, recipe.balance)
     accelerator.print(
         f"stage {stage}, {recipe.name}: {recipe.backbone} at {preprocessing.size} px, "
         f"{len(train_rows)} training and {len(holdout)} hold-out images -> {folder.path}"
     )
     card = {key: description[key] for key in ("stage", "recipe", "data", "teacher", "git_commit")}
-    trainer = engine.Trainer(task, dataset, holdout, recipe, folder, accelerator, card)
+    trainer = engine.Trainer(task, dataset, holdout, recipe, folder, accelerator, card, weights)
     # All processes have looked at the folder, and nothing has been refused, before it becomes a run's.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

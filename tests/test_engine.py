@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -6,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import set_maker
@@ -13,10 +15,10 @@ from conftest import set_maker
 import distill
 import train
 from featdistill.command_line import UserError
-from featdistill.engine import learning_rate_factor, parameter_groups
+from featdistill.engine import Trainer
 from featdistill.experts import create_expert, load_expert, read_card
-from featdistill.recipes import Recipe
 from featdistill.run_folder import RunFolder, latest_experts
+from featdistill.tasks import ClassifyTask
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -50,34 +52,6 @@ def weights(run: Path) -> bytes:
 def losses(run: Path) -> list[tuple[int, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
-
-
-def test_the_learning_rate_warms_up_and_falls_on_a_cosine():
-    factors = [learning_rate_factor(step, 100, 0.1, 0.01) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1) and factors[9] == 1 and factors[10] == 1
-    assert factors[55] == pytest.approx(0.505) and 0.01 < factors[99] < 0.0113
-    assert factors[:10] == sorted(factors[:10]) and factors[9:] == sorted(factors[9:], reverse=True)
-    assert learning_rate_factor(0, 1, 0.0, 0.01) == 1
-
-
-def test_norms_and_biases_do_not_decay_and_the_head_learns_faster():
-    expert = create_expert("tiny_siglip", "random", input_size=32)
-    groups = parameter_groups(
-        expert, Recipe(learning_rate=2.0, head_learning_rate_factor=5, weight_decay=0.3)
-    )
-    by_id = {id(p): group for group in groups for p in group["params"]}
-    assert len(by_id) == len(list(expert.parameters()))
-    named = {name: by_id[id(parameter)] for name, parameter in expert.named_parameters()}
-    assert (
-        named["head.0.weight"]["peak_learning_rate"] == 10 and named["head.0.weight"]["weight_decay"] == 0.3
-    )
-    assert named["backbone.model.blocks.0.attn.qkv.weight"]["weight_decay"] == 0.3
-    for name in (
-        "backbone.model.pos_embed",
-        "backbone.model.norm.weight",
-        "backbone.model.blocks.0.attn.qkv.bias",
-    ):
-        assert named[name]["weight_decay"] == 0 and named[name]["peak_learning_rate"] == 2
 
 
 def test_a_run_folder_holds_what_the_contract_says(sets, tmp_path):
@@ -177,6 +151,84 @@ def test_data_that_cannot_be_trained_on_are_one_clear_error(tmp_path, make_set, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def teacher(sets, tmp_path_factory) -> Path:
+    """A stage-1 expert of one epoch."""
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    train.main([*SMALL, *sets, "--epochs", "1", "--out", str(run)])
+    return run / "expert"
+
+
+# What each reading is called with besides the data; the second also has a moving average.
+READINGS = {
+    "stage 1": ("train.py", []),
+    "reading A": ("distill.py", ["--objective", "dense", "--ema", "0.9"]),
+    "reading B": (
+        "distill.py",
+        ["--objective", "crd", "--teacher-kind", "momentum", "--teacher-view", "other", "--crd-queue", "24"],
+    ),
+}
+
+
+def arguments_of(reading: str, sets: list[str], teacher: Path) -> tuple[str, list[str]]:
+    script, own = READINGS[reading]
+    taught = ["--teacher", str(teacher)] if script == "distill.py" else []
+    return script, [*SMALL, *sets, *own, *taught, "--checkpoint-every-s", "0", "--log-every", "3"]
+
+
+def call(script: str, arguments: list[str]) -> int:
+    return {"train.py": train.main, "distill.py": distill.main}[script](arguments)
+
+
+def assert_equal_runs(run: Path, whole: Path) -> None:
+    assert weights(run) == weights(whole)
+    assert losses(run) == losses(whole)
+    best = [(path / "expert" / "expert.safetensors").read_bytes() for path in (run, whole)]
+    assert best[0] == best[1]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing between the step and the end of the process runs."""
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_run_that_dies_at_three_random_steps_ends_like_an_undisturbed_one(
+    reading, sets, teacher, tmp_path, monkeypatch
+):
+    script, arguments = arguments_of(reading, sets, teacher)
+    call(script, [*arguments, "--out", str(tmp_path / "whole")])
+    rng = np.random.default_rng(len(reading))
+    deaths = sorted(rng.choice(np.arange(1, 10), 3, replace=False).tolist())
+    take_step, save, write = Trainer._step, Trainer._save, torch.save
+    for number, death in enumerate(deaths):
+        # In the middle of a step, before the checkpoint of a step, and while a checkpoint is written.
+        def step(trainer, stream, death=death, number=number):
+            take_step(trainer, stream)
+            if trainer.step == death + 1 and number == 0:
+                raise Killed
+
+        def die_before_saving(trainer, death=death, number=number):
+            if trainer.step == death + 1 and number == 1:
+                raise Killed
+            save(trainer)
+
+        def die_in_saving(state, path, death=death, number=number):
+            if state["step"] == death + 1 and number == 2:
+                Path(path).write_bytes(b"half a checkpoint")
+                raise Killed
+            write(state, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", step)
+            patch.setattr(Trainer, "_save", die_before_saving)
+            patch.setattr(torch, "save", die_in_saving)
+            with pytest.raises(Killed):
+                call(script, [*arguments, "--out", str(tmp_path / "run")])
+        assert RunFolder(tmp_path / "run").load_state()["step"] == death
+    assert call(script, [*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert_equal_runs(tmp_path / "run", tmp_path / "whole")
+
+
 def start(script: str, arguments: list[str]) -> subprocess.Popen:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
@@ -185,27 +237,196 @@ def start(script: str, arguments: list[str]) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(sets, tmp_path):
-    # Lines of three steps: a kill leaves one that is half full.
-    arguments = [*SMALL, *sets, "--checkpoint-every-s", "0", "--epochs", "8", "--log-every", "3"]
-    train.main([*arguments, "--out", str(tmp_path / "whole")])
-    run = tmp_path / "killed"
-    process = start("train.py", [*arguments, "--out", str(run)])
+def kill_after(script: str, arguments: list[str], run: Path, lines: int) -> None:
+    """Start a run and kill it once its log has so many lines."""
+    process = start(script, [*arguments, "--out", str(run)])
     log, deadline = run / "metrics.jsonl", time.monotonic() + 60
-    # Four lines: the steps of the first epoch (two), its scores, and a line from the middle of the second.
     while time.monotonic() < deadline and process.poll() is None:
-        if log.is_file() and log.read_bytes().count(b"\n") >= 4:
+        if log.is_file() and log.read_bytes().count(b"\n") >= lines:
             break
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(sets, teacher, tmp_path):
+    # Lines of three steps: a kill leaves one that is half full.
+    script, arguments = arguments_of("stage 1", sets, teacher)
+    arguments = [*arguments, "--epochs", "8"]
+    call(script, [*arguments, "--out", str(tmp_path / "whole")])
+    run = tmp_path / "killed"
+    # Four lines: the steps of the first epoch (two), its scores, and a line from the middle of the second.
+    kill_after(script, arguments, run, 4)
     state = RunFolder(run).load_state()
     assert 5 <= state["step"] < 40 and state["task"] is not None
+    assert call(script, [*arguments, "--out", str(run)]) == 0
+    assert_equal_runs(run, tmp_path / "whole")
+
+
+@pytest.mark.skipif(not os.environ.get("FEATDISTILL_SLOW"), reason="takes minutes; set FEATDISTILL_SLOW=1")
+@pytest.mark.parametrize("reading", READINGS)
+def test_three_kills_of_each_reading_change_nothing(reading, sets, teacher, tmp_path):
+    script, arguments = arguments_of(reading, sets, teacher)
+    arguments = [*arguments, "--epochs", "10", "--workers", "1"]
+    call(script, [*arguments, "--out", str(tmp_path / "whole")])
+    run, rng = tmp_path / "run", np.random.default_rng(len(reading))
+    # An epoch writes three lines; each kill comes after some that the run before it had not written.
+    for lines in np.cumsum(rng.integers(3, 9, 3)):
+        kill_after(script, arguments, run, int(lines))
+    assert 0 < RunFolder(run).load_state()["step"] < 50
+    assert call(script, [*arguments, "--out", str(run)]) == 0
+    assert_equal_runs(run, tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(sets, tmp_path, capsys):
+    arguments = [*SMALL, *sets, "--checkpoint-every-s", "0", "--log-every", "3"]
+    train.main([*arguments, "--out", str(tmp_path / "whole")])
+    run = tmp_path / "run"
+    stop_at(6, [*arguments, "--out", str(run)])
+    newest, previous = run / "resume" / "state.pt", run / "resume" / "state.previous.pt"
+    states = [torch.load(path, weights_only=True)["step"] for path in (newest, previous)]
+    assert states == [6, 5]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    capsys.readouterr()
     assert train.main([*arguments, "--out", str(run)]) == 0
-    assert weights(run) == weights(tmp_path / "whole")
-    assert losses(run) == losses(tmp_path / "whole")
-    best = [(path / "expert" / "expert.safetensors").read_bytes() for path in (run, tmp_path / "whole")]
-    assert best[0] == best[1]
+    shown = capsys.readouterr().out
+    assert "state.pt cannot be read; continuing from the checkpoint before it" in shown
+    assert "at step 5 of 10" in shown
+    assert_equal_runs(run, tmp_path / "whole")
+    assert not previous.exists()
+    for path in (newest, previous):
+        path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"state\.pt cannot be read .* to start afresh"):
+        train.main([*arguments, "--out", str(run)])
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in (1, 2):
+        run.save_state({"step": step})
+    (tmp_path / "resume" / "state.pt").write_bytes(b"damaged")
+    assert run.load_state()["step"] == 1
+    run.save_state({"step": 3})
+    (tmp_path / "resume" / "state.pt").write_bytes(b"damaged")
+    assert RunFolder(tmp_path).load_state()["step"] == 1
+
+
+def stop_at(step: int, arguments: list[str], times: int = 1) -> int:
+    """Call stage 1 and send this process SIGTERM in the middle of a step."""
+    next_batch = Trainer._next_batch
+
+    def interrupted(trainer, stream):
+        if trainer.step == step - 1:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return next_batch(trainer, stream)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_next_batch", interrupted)
+        return train.main(arguments)
+
+
+def test_sigterm_saves_leaves_with_0_and_says_how_to_continue(sets, tmp_path, capsys):
+    arguments = [*SMALL, *sets, "--log-every", "3"]
+    train.main([*arguments, "--out", str(tmp_path / "whole")])
+    run, former = tmp_path / "run", signal.getsignal(signal.SIGTERM)
+    capsys.readouterr()
+    assert stop_at(4, [*arguments, "--out", str(run)], times=2) == 0
+    assert "stopped at step 4 of 10; the same command continues" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == former
+    assert RunFolder(run).load_state()["step"] == 4 and not (run / "expert").exists()
+    # The last step of an epoch: the scores are owed.
+    assert stop_at(5, [*arguments, "--out", str(run)]) == 0
+    assert not (run / "expert").exists()
+    assert train.main([*arguments, "--out", str(run)]) == 0
+    assert_equal_runs(run, tmp_path / "whole")
+
+
+def spoil(patch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
+    """Make the loss of these forward passes (from 0) what it should not be."""
+    forward, passes = ClassifyTask.forward, iter(range(1000))
+
+    def spoiled(task, batch):
+        output = forward(task, batch)
+        # Like the cross-entropy of an infinite logit: the loss is infinite, its gradient is not.
+        return output | ({"loss": output["loss"] + value} if next(passes) in steps else {})
+
+    patch.setattr(ClassifyTask, "forward", spoiled)
+
+
+def lines_of(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "skipped" in line]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_step_that_is_not_finite_is_skipped_without_a_trace_and_counted(value, sets, tmp_path, monkeypatch):
+    stages: list[tuple[str, dict]] = []
+
+    def keep(name, method):
+        def kept(task, *arguments):
+            method(task, *arguments)
+            state = {key: value.clone() for key, value in task.expert.state_dict().items()}
+            stages.append((name, state))
+
+        return kept
+
+    for name in ("after_step", "after_skip"):
+        monkeypatch.setattr(ClassifyTask, name, keep(name, getattr(ClassifyTask, name)))
+    with monkeypatch.context() as patch:
+        spoil(patch, {3, 4}, value)
+        arguments = [*SMALL, *sets, "--epochs", "1", "--log-every", "5", "--out", str(tmp_path / "run")]
+        assert train.main(arguments) == 0
+    assert [name for name, _ in stages] == ["after_step"] * 3 + ["after_skip"] * 2
+    before, after = stages[2][1], stages[4][1]
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    (line,) = lines_of(tmp_path / "run")
+    assert line["skipped"] == 2 and math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"])
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_run(sets, tmp_path, monkeypatch):
+    arguments = [*SMALL, *sets, "--skipped-steps", "2", "--checkpoint-every-s", "0"]
+    with monkeypatch.context() as patch:
+        spoil(patch, {1, 2, 4, 5, 6}, float("nan"))
+        message = r"not finite at 3 steps in a row, up to step 7; lower --learning-rate"
+        with pytest.raises(UserError, match=message):
+            train.main([*arguments, "--out", str(tmp_path / "run")])
+    assert [line["skipped"] for line in lines_of(tmp_path / "run")] == [0, 1, 1, 0, 1, 1]
+    # The count survives: a run that is started again does not get past the same place unnoticed.
+    assert RunFolder(tmp_path / "run").load_state()["skipped_in_a_row"] == 2
+
+
+@pytest.mark.parametrize("mode", ["frozen", "lora"])
+def test_an_expert_that_was_trained_in_part_is_saved_as_a_plain_one(mode, sets, tmp_path):
+    if mode == "lora":
+        pytest.importorskip("peft")
+    run = tmp_path / "run"
+    arguments = [*SMALL, *sets, "--finetune", mode, "--lora-rank", "2", "--checkpoint-every-s", "0"]
+    train.main([*arguments, "--out", str(run)])
+    stopped = tmp_path / "stopped"
+    stop_at(3, [*arguments, "--out", str(stopped)])
+    train.main([*arguments, "--out", str(stopped)])
+    assert weights(stopped) == weights(run)
+    trained = load_expert(run / "expert-last").state_dict()
+    torch.manual_seed(1)
+    start = create_expert("tiny_clip", "random", input_size=32, resize="crop").state_dict()
+    changed = {key for key in start if not torch.equal(start[key], trained[key])}
+    assert trained.keys() == start.keys() and any(key.startswith("head.") for key in changed)
+    backbone = {key.removeprefix("backbone.model.") for key in changed if key.startswith("backbone.")}
+    assert not backbone if mode == "frozen" else {"blocks.0.attn.qkv.weight"} <= backbone
+    assert not any("norm" in key or "patch_embed.backbone" in key for key in backbone)
+
+
+def test_gradient_checkpointing_and_a_balance_and_a_cache_keep_the_run_going(sets, tmp_path):
+    common = [*SMALL, *sets, "--epochs", "1", "--distortions", "official,distort_at=input"]
+    train.main([*common, "--out", str(tmp_path / "plain")])
+    both = ["--gradient-checkpointing", "--cache", str(tmp_path / "cache"), "--balance", "class"]
+    train.main([*common, *both, "--out", str(tmp_path / "run")])
+    assert len(losses(tmp_path / "run")) == len(losses(tmp_path / "plain")) == 5
+    cached = [*common, "--cache", str(tmp_path / "cache"), "--gradient-checkpointing"]
+    train.main([*cached, "--out", str(tmp_path / "cached")])
+    found, wanted = losses(tmp_path / "cached"), losses(tmp_path / "plain")
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in wanted], rel=1e-4)
 
 
 def test_two_processes_take_the_steps_of_one(sets, tmp_path):
