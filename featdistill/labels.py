@@ -31,8 +31,8 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     """Read a manifest or an official label file (`image_name,label`, and for val and test the distortions).
 
     Returns:
-        A frame with `name`; `label` (int8: 0, 1, -1 not known); `is_distorted` (likewise); `image`, `source`
-        and `generator` (text, empty where not known); `chain` (a `Chain`); `width` and `height` in px
+        A frame with `name`; `label` (int8: 0, 1, -1 not known); `is_distorted` (likewise); `image`, `source`,
+        `generator` and `group` (text, empty where not known); `chain` (a `Chain`); `width` and `height` in px
         (float64, NaN where the manifest has no such columns). `frame.attrs["path"]` is the file.
 
     Raises:
@@ -55,7 +55,7 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     found = pd.DataFrame({"name": frame["name"].astype("object")})
     for column in ("label", "is_distorted"):
         found[column] = frame[column].astype("Int8").fillna(-1).astype("int8")
-    for column in ("image", "source", "generator"):
+    for column in ("image", "source", "generator", "group"):
         found[column] = frame[column].astype("object") if column in frame else ""
     found["chain"] = pd.Series(_chains(frame["distortions"], path), dtype="object")
     for column in ("width", "height"):

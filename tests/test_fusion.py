@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from featdistill import fusion
+from featdistill import fusion, fusion_fit
 from featdistill.command_line import UserError
-from featdistill.fusion import Fusion, Labelled, parse_fusion, parse_weights
+from featdistill.fusion import Fusion, parse_fusion, parse_weights
+from featdistill.fusion_fit import Labelled
 from featdistill.manifest import make_manifest, write_manifest
 from featdistill.predictions import manifest_entry, write_predictions
 
@@ -204,9 +205,9 @@ def test_an_expert_that_is_three_times_too_sure_gets_the_temperature_three():
     rng = np.random.default_rng(2)
     label, expert = evidence(8000, rng)
     logits = expert()
-    assert fusion.fit_temperature(logits, label) == pytest.approx(1, rel=0.05)
-    sure = fusion.fit_temperature(3 * logits, label)
-    assert sure == pytest.approx(3 * fusion.fit_temperature(logits, label), rel=1e-4)
+    assert fusion_fit.fit_temperature(logits, label) == pytest.approx(1, rel=0.05)
+    sure = fusion_fit.fit_temperature(3 * logits, label)
+    assert sure == pytest.approx(3 * fusion_fit.fit_temperature(logits, label), rel=1e-4)
 
     def loss(temperature):
         return np.logaddexp(0, (1 - 2 * label) * 3 * logits / temperature).mean()
@@ -217,10 +218,10 @@ def test_an_expert_that_is_three_times_too_sure_gets_the_temperature_three():
 def test_an_expert_of_noise_or_of_inverted_scores_has_no_temperature():
     rng = np.random.default_rng(3)
     label, expert = evidence(1000, rng)
-    assert fusion.fit_temperature(rng.normal(size=1000), label) is None
-    assert fusion.fit_temperature(-expert(), label) is None
-    assert fusion.fit_temperature(np.zeros(1000), label) is None
-    assert np.isfinite(fusion.fit_temperature(np.where(label == 1, 9.0, -9.0), label))
+    assert fusion_fit.fit_temperature(rng.normal(size=1000), label) is None
+    assert fusion_fit.fit_temperature(-expert(), label) is None
+    assert fusion_fit.fit_temperature(np.zeros(1000), label) is None
+    assert np.isfinite(fusion_fit.fit_temperature(np.where(label == 1, 9.0, -9.0), label))
 
 
 @pytest.mark.parametrize("method", fusion.METHODS)
@@ -228,11 +229,11 @@ def test_noise_gets_no_weight_and_the_permutation_of_experts_permutes_the_weight
     rng = np.random.default_rng(4)
     label, expert = evidence(1500, rng)
     logits = np.stack([expert(), rng.normal(0, 3, 1500), 3 * expert(1.5)])
-    fitted = fusion.fit(labelled(logits, label), method).fusion
+    fitted = fusion_fit.fit(labelled(logits, label), method).fusion
     assert fitted.weights["e1"] == 0
     assert min(fitted.weights["e0"], fitted.weights["e2"]) > 0.1
     assert sum(fitted.weights.values()) == pytest.approx(1, abs=1e-12)
-    moved = fusion.fit(labelled(logits[[2, 0, 1]], label), method).fusion
+    moved = fusion_fit.fit(labelled(logits[[2, 0, 1]], label), method).fusion
     for first, second in (("e0", "e1"), ("e1", "e2"), ("e2", "e0")):
         assert moved.weights[second] == pytest.approx(fitted.weights[first], abs=1e-4)
         assert moved.temperature[second] == pytest.approx(fitted.temperature[first], rel=1e-3)
@@ -244,7 +245,7 @@ def test_an_expert_that_only_repeats_another_with_noise_gets_less_weight():
     good = expert()
     logits = np.stack([good, good + rng.normal(0, 2, 4000)])
     for method in fusion.METHODS:
-        fitted = fusion.fit_strengths(labelled(logits, label), method, (1e-3,))[1e-3]
+        fitted = fusion_fit.fit_strengths(labelled(logits, label), method, (1e-3,))[1e-3]
         assert fitted.weights["e1"] < 0.1
 
 
@@ -268,11 +269,11 @@ def test_no_weights_on_a_grid_lose_less_than_the_fitted_ones(method, strength):
         return pull + (np.logaddexp(0, logit) - target * logit).mean()
 
     if method == "probability_mean":
-        found = fusion._probability_weights(columns, label, strength)
+        found = fusion_fit._probability_weights(columns, label, strength)
         grid = [(value, 1 - value) for value in np.linspace(0, 1, 400)]
         assert found.sum() == pytest.approx(1, abs=1e-9)
     else:
-        found = fusion._logit_weights(columns, label, strength)
+        found = fusion_fit._logit_weights(columns, label, strength)
         grid = itertools.product(np.linspace(0, 2, 60), repeat=2)
     assert (found >= 0).all()
     assert loss(found) <= min(map(loss, grid)) + 1e-9
@@ -284,7 +285,7 @@ def test_a_strong_pull_makes_the_weights_equal(method):
     label, expert = evidence(600, rng)
     good = expert()
     rows = labelled(np.stack([good, good + rng.normal(0, 2, 600)]), label)
-    free, equal = fusion.fit_strengths(rows, method, (1e-4, 1e4)).values()
+    free, equal = fusion_fit.fit_strengths(rows, method, (1e-4, 1e4)).values()
     assert free.weights["e0"] > 0.8
     assert equal.weights["e0"] == pytest.approx(0.5, abs=1e-3)
 
@@ -294,7 +295,7 @@ def test_the_evidence_of_independent_experts_adds_up():
     label, expert = evidence(8000, rng)
     logits = np.stack([expert(), expert(1.5)])
     rows = labelled(logits, label)
-    fitted = fusion.fit_strengths(rows, "logit_mean", (0.01,))[0.01]
+    fitted = fusion_fit.fit_strengths(rows, "logit_mean", (0.01,))[0.01]
     # Log odds of independent evidence add: the mean of two has the weights 1/2 and the temperatures 1/2.
     assert list(fitted.weights.values()) == pytest.approx([0.5, 0.5], abs=0.05)
     assert list(fitted.temperature.values()) == pytest.approx([0.5, 0.5], rel=0.1)
@@ -305,7 +306,7 @@ def test_the_evidence_of_independent_experts_adds_up():
 def test_experts_without_evidence_are_averaged_plainly():
     rng = np.random.default_rng(8)
     rows = labelled(rng.normal(size=(2, 200)), np.arange(200) % 2)
-    fitted = fusion.fit(rows)
+    fitted = fusion_fit.fit(rows)
     assert fitted.fusion == Fusion("logit_mean")
     assert set(fitted.temperature_alone.values()) == {None}
 
@@ -318,10 +319,10 @@ def test_a_group_is_never_on_both_sides_of_a_fold():
     for seed in range(2):
         rng = np.random.default_rng(seed)
         logits = 2 * rng.normal(size=(24, 30))[:, group] + 0.1 * rng.normal(size=(24, 240))
-        fitted = fusion.fit(labelled(logits, label, group_names), folds=3)
+        fitted = fusion_fit.fit(labelled(logits, label, group_names), folds=3)
         assert all(len(set(fitted.fold[group == number])) == 1 for number in range(30))
         together.append(roc_auc_score(label, fitted.held_out))
-        ignored.append(roc_auc_score(label, fusion.fit(labelled(logits, label), folds=3).held_out))
+        ignored.append(roc_auc_score(label, fusion_fit.fit(labelled(logits, label), folds=3).held_out))
     assert np.mean(ignored) > 0.7
     assert np.mean(together) < 0.6
 
@@ -331,14 +332,14 @@ def test_folds_hold_both_labels_alike_and_do_not_depend_on_the_order_of_rows():
     group = rng.integers(0, 60, 500)
     label = np.where(group < 20, 0, np.where(group < 40, 1, rng.integers(0, 2, 500)))
     rows = labelled(np.zeros((2, 500)), label, [f"group {number}" for number in group])
-    fold = fusion.assign_folds(rows, 5, 0)
+    fold = fusion_fit.assign_folds(rows, 5, 0)
     for number in range(5):
         held = fold == number
         assert 60 <= held.sum() <= 140
         assert 0.35 < label[held].mean() < 0.65
     order = rng.permutation(500)
-    assert np.array_equal(fusion.assign_folds(rows.rows(order), 5, 0), fold[order])
-    assert not np.array_equal(fusion.assign_folds(rows, 5, 1), fold)
+    assert np.array_equal(fusion_fit.assign_folds(rows.rows(order), 5, 0), fold[order])
+    assert not np.array_equal(fusion_fit.assign_folds(rows, 5, 1), fold)
 
 
 def test_too_few_groups_of_a_label_are_refused():
@@ -346,9 +347,9 @@ def test_too_few_groups_of_a_label_are_refused():
         np.zeros((2, 40)), [0] * 20 + [1] * 20, ["x"] * 18 + ["y"] * 2 + list("abcdefghijklmnopqrst")
     )
     with pytest.raises(UserError, match="label 0 is in 2 groups"):
-        fusion.assign_folds(rows, 5, 0)
+        fusion_fit.assign_folds(rows, 5, 0)
     with pytest.raises(UserError, match="must be 3 or more, not 2"):
-        fusion.assign_folds(rows, 2, 0)
+        fusion_fit.assign_folds(rows, 2, 0)
 
 
 @pytest.fixture
@@ -378,7 +379,7 @@ def make_files(tmp_path):
 
 
 def run(*arguments):
-    return fusion.main([str(argument) for argument in arguments])
+    return fusion_fit.main([str(argument) for argument in arguments])
 
 
 def test_the_fit_writes_a_fusion_with_its_sources_and_the_same_bytes_again(make_files, tmp_path, capsys):
@@ -392,11 +393,11 @@ def test_the_fit_writes_a_fusion_with_its_sources_and_the_same_bytes_again(make_
     content = json.loads(first.read_text())
     assert content["fitted_on"]["rows"] == 440
     assert [file["predictions"] for file in content["fitted_on"]["files"]] == ["val.csv", "hard.csv"]
-    assert content["fitted_on"]["files"][0]["labels_sha256"] == fusion.atomic.sha256_of(val_manifest)
+    assert content["fitted_on"]["files"][0]["labels_sha256"] == fusion_fit.atomic.sha256_of(val_manifest)
     assert sum(fold["rows"] for fold in content["folds"]) == 440
     read = parse_fusion(str(first))
     assert read.describe() == {key: content[key] for key in ("method", "weights", "temperature")}
-    rows, _ = fusion.read_labelled([str(val), str(hard)], None)
+    rows, _ = fusion_fit.read_labelled([str(val), str(hard)], None)
     score = read.apply(rows.logits, rows.names)
     table = content["scores"]
     assert table["logit_mean, fitted, the same rows"]["auc"] == roc_auc_score(rows.label, score)
@@ -419,10 +420,10 @@ def test_a_fit_that_gains_nothing_is_called_that(make_files, tmp_path, capsys):
 def test_official_labels_give_the_fit_of_the_manifest(make_files, tmp_path):
     path, manifest = make_files()
     official = tmp_path / "labels.csv"
-    rows, _ = fusion.read_labelled([str(path)], [str(manifest)])
+    rows, _ = fusion_fit.read_labelled([str(path)], [str(manifest)])
     lines = [f"val_{row:04d},{label}" for row, label in enumerate(rows.label)]
     official.write_text("image_name,label\n" + "\n".join(lines[::-1]) + "\n")
-    again, _ = fusion.read_labelled([str(path)], [str(official)])
+    again, _ = fusion_fit.read_labelled([str(path)], [str(official)])
     assert np.array_equal(rows.label, again.label)
     assert np.array_equal(rows.logits, again.logits)
 
@@ -432,7 +433,7 @@ def test_the_groups_of_a_manifest_are_read_and_rows_without_one_are_their_own(ma
     names = [f"val_{row:04d}.jpg" for row in range(6)]
     columns = {"image": names, "name": names, "label": [0, 1] * 3, "group": ["x", "x", "", "", "y", "x"]}
     write_manifest(make_manifest(columns), manifest)
-    rows, _ = fusion.read_labelled([str(path)], [str(manifest)])
+    rows, _ = fusion_fit.read_labelled([str(path)], [str(manifest)])
     assert rows.group.tolist() == ["x", "x", f"name:{names[2]}", f"name:{names[3]}", "y", "x"]
 
 
@@ -449,13 +450,13 @@ def test_input_that_cannot_be_fitted_is_refused_by_its_path(make_files, tmp_path
     ]
     for predictions, labels, message in cases:
         with pytest.raises(UserError, match=message):
-            fusion.read_labelled(list(map(str, predictions)), labels and list(map(str, labels)))
+            fusion_fit.read_labelled(list(map(str, predictions)), labels and list(map(str, labels)))
     text = path.read_text().splitlines()
     bare = tmp_path / "bare.csv"
     bare.write_text("\n".join(text) + "\n")
     with pytest.raises(UserError, match=r"bare.csv has no sidecar"):
-        fusion.read_labelled([str(bare)], None)
+        fusion_fit.read_labelled([str(bare)], None)
     name, score, *_ = text[1].split(",")
     bare.write_text("\n".join([text[0], f"{name},{score},1.5,0.1", *text[2:]]) + "\n")
     with pytest.raises(UserError, match=r"bare.csv: column clip holds numbers outside"):
-        fusion.read_labelled([str(bare)], [str(manifest)])
+        fusion_fit.read_labelled([str(bare)], [str(manifest)])
