@@ -27,6 +27,7 @@ format that is not in `FORMATS` are a `BrokenImage`. Decoding takes up to about 
 import contextlib
 import io
 import os
+import re
 import stat
 from functools import lru_cache
 from pathlib import Path
@@ -215,5 +216,6 @@ def _open_archive(archive: str, process: int) -> Archive | ParquetImages:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    # Some errors name the object they read from by its address, which is another one in every run.
+    text = re.sub(r" ?<[^<>]* at 0x[0-9a-fA-F]+>", "", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -325,3 +325,12 @@ def test_the_longer_side_is_limited_and_the_ratio_kept():
     assert limit_side(image[:, :20], 30).shape == (30, 16, 3)
     assert limit_side(image[:9], 45).shape == (9, 45, 3)
     np.testing.assert_allclose(limit_side(image, 45).mean(), image.mean(), atol=0.5)
+
+
+def test_a_reason_is_the_same_in_every_run():
+    reasons = set()
+    for _ in range(2):
+        with pytest.raises(BrokenImage) as error:
+            decode(b"no image at all")
+        reasons.add(str(error.value))
+    assert len(reasons) == 1 and "0x" not in reasons.pop()
