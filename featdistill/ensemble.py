@@ -1,24 +1,30 @@
-"""Scores of many experts over many images: decode once, score with all, fuse; go on where one stopped."""
+"""Scores of many experts over many images: each image is decoded once, by worker processes, for all experts.
 
-import contextlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+On a GPU three things go on at once: workers fill page-locked uint8 batches, one batch is copied to the
+device, and another is scored; what was scored is fetched one batch late, so that the device never waits for
+its own results.
+
+What an image scores depends on its place in its batch and on the size of that batch, in the last bits: matrix
+products round otherwise for other shapes. It does not depend on its neighbours, not even on whether they can
+be read: in the place of a broken image another of the batch is scored once more.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from featdistill import atomic
-from featdistill.command_line import progress
 from featdistill.dataset import Broken, ScoreDataset, make_loader
 from featdistill.distortion_policy import DistortionPolicy
 from featdistill.equalise import Equalisation
 from featdistill.experts import Expert
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from featdistill.precision import attention_kernels, autocast
+from featdistill.tta import PLAIN, View
 
 
 @dataclass(frozen=True)
@@ -42,121 +48,132 @@ def score(
     experts: Sequence[Expert],
     rows: pd.DataFrame,
     *,
+    policy: DistortionPolicy | None = None,
+    seed: int = 0,
+    equalisation: Equalisation | None = None,
+    **settings: Any,
+) -> Iterator[ScoredBatch]:
+    """Score rows of a manifest batch by batch.
+
+    Args:
+        experts: in evaluation mode, on the device.
+        policy: distorts each image as (seed, name) says before it is scored.
+        equalisation: see `TrainDataset`.
+        settings: see `score_dataset`.
+    """
+    keys = [expert.preprocessing.key for expert in experts]
+    yield from score_dataset(experts, ScoreDataset(rows, keys, policy, seed, equalisation), **settings)
+
+
+def score_dataset(
+    experts: Sequence[Expert],
+    dataset: Dataset,
+    *,
     device: torch.device | str = "cpu",
     batch_size: int = 32,
     workers: int = 0,
     precision: str = "fp32",
-    policy: DistortionPolicy | None = None,
-    seed: int = 0,
-    equalisation: Equalisation | None = None,
+    views: Sequence[View] = PLAIN,
+    full_batches: bool = False,
     batches: Sequence[int] | None = None,
 ) -> Iterator[ScoredBatch]:
-    """Score rows of a manifest batch by batch.
+    """Score the items of a data set batch by batch.
 
     Which images share a batch depends on `batch_size` alone, so that a continued run gives the same numbers.
 
     Args:
-        experts: in evaluation mode, on `device`.
-        policy: distorts each image as (seed, name) says before it is scored.
-        equalisation: see `TrainDataset`.
+        experts: in evaluation mode, on `device`, perhaps compiled.
+        dataset: a `ScoreDataset`, or for `views` what `tta.make_dataset` gives.
+        precision: of the arithmetic of experts whose weights are float32 (autocast); experts that have been
+            cast keep their own.
+        views: each expert's logits are averaged over them.
+        full_batches: the last batch is filled up, so that every forward pass has the same shape.
         batches: numbers of the batches wanted; all by default.
     """
-    keys = [expert.preprocessing.key for expert in experts]
-    dataset = ScoreDataset(rows, keys, policy, seed, equalisation)
-    count = -(-len(rows) // batch_size)
-    numbers = list(range(count)) if batches is None else list(batches)
-    items = [
-        list(range(number * batch_size, min(len(rows), (number + 1) * batch_size))) for number in numbers
-    ]
     device = torch.device(device)
-    for number, batch in zip(numbers, make_loader(dataset, items, workers), strict=True):
-        logits = np.zeros((len(experts), 0), np.float32)
+    numbers = range(-(-len(dataset) // batch_size)) if batches is None else batches
+    parts = [range(n * batch_size, min(len(dataset), (n + 1) * batch_size)) for n in numbers]
+    loader = make_loader(dataset, parts, workers)
+    under_way: _UnderWay | None = None
+    for number, part, batch in zip(numbers, parts, _on_device(loader, device), strict=True):
+        launched = _UnderWay(number, batch["broken"], torch.zeros((len(experts), 0)))
         if "images" in batch:
-            images = {key: value.to(device, non_blocking=True) for key, value in batch["images"].items()}
-            with torch.inference_mode(), autocast(device, precision):
-                found = [expert(images[expert.preprocessing.key]) for expert in experts]
-            logits = torch.stack(found).float().cpu().numpy()
-        yield ScoredBatch(
-            number, batch["index"].tolist() if "index" in batch else [], logits, batch["broken"]
-        )
+            launched.rows = batch["index"].tolist()
+            slots = [row - part.start for row in launched.rows]
+            images = _in_place(batch["images"], slots, batch_size if full_batches else len(part))
+            with autocast(device, precision), attention_kernels(device):
+                found = [_mean_logits(expert, images, views) for expert in experts]
+            launched.send(torch.stack(found).float(), slots)
+        if under_way:
+            yield under_way.fetch()
+        under_way = launched
+        if device.type == "cpu":
+            yield under_way.fetch()
+            under_way = None
+    if under_way:
+        yield under_way.fetch()
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Return the context in which a forward pass has the given precision."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, PRECISIONS[precision])
+@dataclass
+class _UnderWay:
+    """A batch whose logits are still on their way from the device."""
+
+    number: int
+    broken: list[Broken]
+    logits: Tensor
+    rows: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    arrival: Any = None
+
+    def send(self, logits: Tensor, slots: list[int]) -> None:
+        self.slots = slots
+        # Without blocking, the result is in page-locked memory, and there only when the event has happened.
+        self.logits = logits.to("cpu", non_blocking=True)
+        if logits.is_cuda:
+            self.arrival = torch.cuda.Event()
+            self.arrival.record(torch.cuda.current_stream(logits.device))
+
+    def fetch(self) -> ScoredBatch:
+        if self.arrival:
+            self.arrival.synchronize()
+        return ScoredBatch(self.number, self.rows, self.logits.numpy()[:, self.slots], self.broken)
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return P(AI) of logits in float64: in float32 every logit above 17 gives 1, and they all tie."""
-    positive = np.exp(-np.abs(logits.astype(np.float64)))
-    return np.where(logits >= 0, 1, positive) / (1 + positive)
+def _on_device(batches: Iterable[dict], device: torch.device) -> Iterator[dict]:
+    """Bring each batch to the device; on a GPU in a stream of its own, while another batch is scored."""
+    if device.type == "cpu":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for batch in batches:
+        images = batch.get("images", {})
+        # Of no effect where the stream is None.
+        with torch.cuda.stream(stream):
+            images = {key: pixels.to(device, non_blocking=True) for key, pixels in images.items()}
+        if stream:
+            computing = torch.cuda.current_stream(device)
+            computing.wait_stream(stream)
+            for pixels in images.values():
+                # Their memory must not be used anew before the computing is done with it.
+                pixels.record_stream(computing)
+        yield batch | ({"images": images} if images else {})
 
 
-def fuse(expert_probabilities: np.ndarray) -> np.ndarray:
-    """Average the experts' probabilities (paper, eq. 3): (experts, N) -> (N,)."""
-    return expert_probabilities.mean(axis=0)
+def _in_place(images: dict, slots: list[int], size: int) -> dict:
+    """Return batches of `size` in which each image lies in its slot and the first fills those left empty."""
+    if slots == list(range(size)):
+        return images
+    order = [0] * size
+    for position, slot in enumerate(slots):
+        order[slot] = position
+    return {key: pixels[order] for key, pixels in images.items()}
 
 
-class PartialScores:
-    """The scores of a run under way, a line a batch, so that a killed run loses at most one batch.
-
-    The first line says what is being scored; a file that says otherwise is not continued but started afresh.
-    """
-
-    def __init__(self, path: Path, what: dict[str, Any]) -> None:
-        self.path, self.batches = path, []
-        header = json.dumps(what, sort_keys=True)
-        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        # A line without its end is what a kill in the middle of writing leaves.
-        whole = [line for line in lines if line.endswith(b"\n")]
-        if whole and whole[0].decode() == header + "\n":
-            self.batches = [_parse_batch(line) for line in whole[1:]]
-        else:
-            whole = [f"{header}\n".encode()]
-        # Beside and renamed: a second kill must not cost what the first one left.
-        with atomic.replace_file(path) as beside:
-            beside.write_bytes(b"".join(whole))
-
-    def append(self, batch: ScoredBatch) -> None:
-        """Add a batch and bring it to the disk."""
-        self.batches.append(batch)
-        line = json.dumps([batch.number, batch.rows, batch.logits.tolist(), batch.broken])
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-    def remove(self) -> None:
-        """Drop the file: the finished predictions have taken its place."""
-        self.path.unlink(missing_ok=True)
-
-
-def score_resumably(
-    experts: Sequence[Expert], rows: pd.DataFrame, partial: PartialScores, what: str, **settings: Any
-) -> tuple[np.ndarray, list[Broken]]:
-    """Score all rows, going on from what `partial` holds.
-
-    Args:
-        what: shown beside the bar.
-        settings: see `score`.
-
-    Returns:
-        Logits (experts, rows) float32, NaN where the image could not be read, and the broken rows in order.
-    """
-    done = {batch.number for batch in partial.batches}
-    count = -(-len(rows) // settings["batch_size"])
-    missing = [number for number in range(count) if number not in done]
-    scored = sum(len(batch.rows) + len(batch.broken) for batch in partial.batches)
-    with progress(len(rows), what, initial=scored) as bar:
-        for batch in score(experts, rows, batches=missing, **settings):
-            partial.append(batch)
-            bar.update(len(batch.rows) + len(batch.broken))
-    logits = np.full((len(experts), len(rows)), np.nan, np.float32)
-    for batch in partial.batches:
-        logits[:, batch.rows] = batch.logits
-    return logits, sorted(broken for batch in partial.batches for broken in batch.broken)
-
-
-def _parse_batch(line: bytes) -> ScoredBatch:
-    number, rows, logits, broken = json.loads(line)
-    return ScoredBatch(number, rows, np.array(logits, np.float32), [Broken(*item) for item in broken])
+def _mean_logits(expert: Expert, images: dict, views: Sequence[View]) -> Tensor:
+    found = []
+    for view in views:
+        pixels = images[view.key(expert.preprocessing.key)]
+        pixels = pixels.flip(-1) if view.mirrored else pixels
+        with torch.inference_mode():
+            found.append(expert(pixels))
+    return found[0] if len(found) == 1 else torch.stack(found).mean(0)

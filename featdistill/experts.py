@@ -87,11 +87,14 @@ class Expert(nn.Module):
         """
         images = images / 255 if images.dtype == torch.uint8 else images
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        # Normalised in float32 whatever the weights are, so that only the result is rounded to their type.
+        images = images.to(next(self.backbone.parameters()).dtype)
         if layers == 1:
             feature, *tokens = self.backbone(images)
         else:
             feature, tokens = self.backbone.intermediates(images, layers)
-        return Encoded(self.head(feature)[:, 0].float(), feature, tuple(tokens))
+        logit = self.head(feature.to(self.head[-1].weight.dtype))[:, 0]
+        return Encoded(logit.float(), feature, tuple(tokens))
 
 
 def create_expert(

@@ -1,26 +1,20 @@
-import os
+import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import set_maker
 
 import predict
-from featdistill import ensemble
+from featdistill import predictor
 from featdistill.command_line import UserError
 from featdistill.dataset import prepare
 from featdistill.experts import create_expert, load_expert, save_expert
+from featdistill.fusion import Fusion
 from featdistill.image_io import read_image
 from featdistill.manifest import read_manifest
 from featdistill.predictions import read_predictions, read_sidecar
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +52,6 @@ def test_the_score_is_the_mean_of_the_experts_probabilities(make_set, tmp_path, 
         np.testing.assert_allclose(found[name], expected, atol=2e-5)
     np.testing.assert_allclose(found["score"], (found["alpha"] + found["beta"]) / 2, atol=1e-15)
     assert found["score"].nunique() == 6
-
-
-def test_probabilities_of_large_logits_do_not_tie():
-    logits = np.array([-800, -30, 0, 20, 20.000002, 30], np.float32)
-    found = ensemble.probabilities(logits)
-    assert np.all(np.diff(found) > 0) and found[2] == 0.5 and np.all((found >= 0) & (found <= 1))
-    np.testing.assert_allclose(found[1], 1 / (1 + np.exp(30.0)), rtol=1e-12)
 
 
 def test_a_second_run_does_nothing_and_another_ensemble_is_refused(make_set, tmp_path, experts, capsys):
@@ -146,37 +133,141 @@ def test_what_is_not_there_is_one_clear_error(make_set, tmp_path, experts, monke
         run("--experts", *experts)
 
 
-def test_a_killed_run_continues_to_the_same_bytes(tmp_path, experts):
-    manifest = set_maker(tmp_path)("val", 240)
-    arguments = ["--manifest", str(manifest), "--experts", *experts]
-    run(*arguments, "--out", str(tmp_path / "whole.csv"))
-    out = tmp_path / "killed.csv"
-    command = [sys.executable, str(ROOT / "predict.py"), *arguments, "--out", str(out), "--workers", "0"]
-    process = subprocess.Popen(
-        [*command, "--batch-size", "4", "--device", "cpu"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )
-    partial, deadline = tmp_path / ".killed.csv.partial", time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        if partial.is_file() and partial.read_bytes().count(b"\n") >= 5:
-            break
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not out.is_file()
-    # What a kill in the middle of a line leaves.
-    with partial.open("ab") as file:
-        file.write(b"[7, [28, 29")
-    assert run(*arguments, "--out", str(out)) == 0
-    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert not partial.exists()
+def test_a_few_images_make_a_table_and_no_file(make_set, tmp_path, experts, capsys, monkeypatch):
+    images = sorted(str(path) for path in make_set("val", 3).parent.glob("*.jpg"))
+    monkeypatch.chdir(tmp_path)
+    run("--manifest", "val/manifest.csv", "--experts", *experts, "--out", "val.csv")
+    expected, before = read_predictions("val.csv"), sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    Path(images[1]).write_text("no image")
+    assert run(*images, "nowhere.png", "--experts", *experts) == 1
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["image", "P(AI)", "alpha", "beta"]
+    for line, row in ((table[1], 0), (table[3], 2)):
+        name, *shown = line.split()
+        assert name == images[row]
+        wanted = expected.loc[row, ["score", "alpha", "beta"]].to_numpy(dtype=float)
+        np.testing.assert_allclose([float(value) for value in shown], wanted, atol=1e-4)
+    assert "could not be read" in table[2] and "could not be read" in table[4] and "nowhere.png" in table[4]
+    assert any("alpha" in line and "tiny:clip at 48 px" in line for line in table[5:])
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_scores_under_way_for_another_ensemble_are_not_continued(tmp_path):
-    path = tmp_path / "partial"
-    batch = ensemble.ScoredBatch(0, [0, 1], np.array([[1.5, -2.25]], np.float32), [])
-    ensemble.PartialScores(path, {"experts": "a"}).append(batch)
-    again = ensemble.PartialScores(path, {"experts": "a"}).batches
-    assert len(again) == 1 and again[0].logits.tolist() == [[1.5, -2.25]] and again[0].rows == [0, 1]
-    assert ensemble.PartialScores(path, {"experts": "b"}).batches == []
+def test_json_says_the_same_and_nothing_else(make_set, experts, capsys):
+    image = str(make_set("val", 1).parent / "00000.jpg")
+    assert run(image, "gone.jpg", "--experts", *experts, "--json", "--fusion", "logit_mean") == 1
+    found = json.loads(capsys.readouterr().out)
+    good, broken = found["images"]
+    assert good["name"] == image and "FileNotFoundError" in broken["error"] and "score" not in broken
+    logits = [np.log(p / (1 - p)) for p in good["experts"].values()]
+    assert good["score"] == pytest.approx(1 / (1 + np.exp(-np.mean(logits))), abs=1e-12)
+    assert list(found["experts"]) == ["alpha", "beta"] and found["fusion"] == "logit_mean"
+    with pytest.raises(UserError, match="--json is for images given one by one"):
+        run(image, "--json", "--out", "scores.csv", "--experts", *experts)
+
+
+def test_images_given_one_by_one_can_go_to_a_file(make_set, tmp_path, experts):
+    images = [str(path) for path in sorted(make_set("val", 2).parent.glob("*.jpg"))]
+    assert run(*images, images[0], "--experts", *experts, "--out", str(tmp_path / "few.csv")) == 0
+    assert read_predictions(tmp_path / "few.csv")["name"].tolist() == images
+
+
+def test_every_choice_stands_in_the_sidecar_and_changes_the_scores(make_set, tmp_path, experts):
+    arguments = ["--manifest", str(make_set("val", 5)), "--experts", *experts]
+    choices = {
+        "plain": [],
+        "weights": ["--weights", "alpha=3,beta=1"],
+        "tta": ["--tta", "five_crop+hflip"],
+        "resize": ["--resize", "squash"],
+        "precision": ["--precision", "bf16"],
+    }
+    scores, sidecars = {}, {}
+    for name, further in choices.items():
+        out = tmp_path / f"{name}.csv"
+        assert run(*arguments, *further, "--out", str(out)) == 0
+        scores[name], sidecars[name] = read_predictions(out), read_sidecar(out)
+    plain = sidecars["plain"]
+    assert plain["fusion"] == "probability_mean" and plain["tta"] == "none" and plain["compile"] is False
+    for name, key in (("weights", "fusion"), ("tta", "tta"), ("resize", "preprocessing"), ("precision",) * 2):
+        changed = {k for k in plain if plain[k] != sidecars[name][k]}
+        assert changed == {key} and not np.allclose(
+            scores[name]["score"], scores["plain"]["score"], atol=1e-9
+        )
+    assert sidecars["weights"]["fusion"]["weights"] == {"alpha": 0.75, "beta": 0.25}
+    assert sidecars["tta"]["tta"] == "hflip+five_crop"
+    weighted = 0.75 * scores["weights"]["alpha"] + 0.25 * scores["weights"]["beta"]
+    np.testing.assert_allclose(scores["weights"]["score"], weighted, atol=1e-15)
+
+
+def test_the_authors_experts_can_be_taken_as_they_are(shared, tmp_path, capsys):
+    folder = shared / "golden" / "released_experts"
+    image = next((shared / "pool").rglob("*.jpg"))
+    assert run(str(image), "--released", str(folder), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["experts"]) == 2 and 0 < found["images"][0]["score"] < 1
+    with pytest.raises(UserError, match="the released experts do not say where the splits are"):
+        run("--split", "val", "--released", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "fp8"], "precision fp8 needs a GPU of compute capability 8.9"),
+        (["--precision", "fp16"], "precision fp16 needs a GPU"),
+        (["--batch-size", "0"], "--batch-size must be a number above 0 or auto"),
+        (["--tta", "flip"], "unknown test-time augmentation 'flip'"),
+        (["--weights", "alpha=1"], "no weight for expert beta"),
+        (["--device", "gpu"], "--device gpu is no device"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_one_clear_error(arguments, message, experts):
+    with pytest.raises(UserError, match=message):
+        predict.main(["x.jpg", "--device", "cpu", "--experts", *experts, *arguments])
+
+
+def test_recorded_batch_size_is_kept_where_the_run_leaves_it_open(make_set, tmp_path, experts, monkeypatch):
+    """As on a GPU, where `auto` would estimate another number each time."""
+    monkeypatch.setattr(predict, "_batch_size", lambda asked, device: None if asked == "auto" else int(asked))
+    arguments = ["--manifest", str(make_set("val", 7)), "--experts", *experts, "--device", "cpu"]
+    arguments += ["--workers", "0", "--out", str(tmp_path / "val.csv")]
+    predict.main([*arguments, "--batch-size", "3"])
+    whole = (tmp_path / "val.csv").read_bytes()
+    assert predict.main(arguments) == 0 and (tmp_path / "val.csv").read_bytes() == whole
+    # Under way: the batch size of the journal counts.
+    sidecar = read_sidecar(tmp_path / "val.csv")
+    (tmp_path / "val.csv").unlink()
+    (tmp_path / "val.csv.json").unlink()
+    (tmp_path / ".val.csv.partial").write_text(json.dumps(sidecar, sort_keys=True) + "\n")
+    assert predict.main(arguments) == 0
+    assert read_sidecar(tmp_path / "val.csv")["batch_size"] == 3
+    assert (tmp_path / "val.csv").read_bytes() == whole
+    # Another process goes by the journal of the main one, and does its own part alone.
+    (tmp_path / "val.csv").unlink()
+    (tmp_path / "val.csv.json").unlink()
+    (tmp_path / ".val.csv.partial.0-of-2").write_text(json.dumps(sidecar, sort_keys=True) + "\n")
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert predict.main(arguments) == 0
+    lines = (tmp_path / ".val.csv.partial.1-of-2").read_text().splitlines()
+    assert json.loads(lines[0]) == sidecar and [json.loads(line)[0] for line in lines[1:]] == [1]
+
+
+def test_fp8_is_taken_only_where_it_moves_no_score_too_far(make_set, experts, monkeypatch):
+    """The decision alone, which needs no hardware: on a CPU a layer of 8 bits is only slow."""
+    monkeypatch.setattr(predictor, "require_float8", lambda device: None)
+    rows = read_manifest(make_set("val", 6))
+    loaded = {name: load_expert(folder) for name, folder in zip(("alpha", "beta"), experts, strict=True)}
+    hashes, cpu = dict.fromkeys(loaded, "0" * 64), torch.device("cpu")
+    ready = predictor.Predictor(loaded, hashes, Fusion(), cpu, "fp8", 4, 0)
+    try:
+        moved = ready._float8_moves(rows)
+    except (RuntimeError, NotImplementedError) as error:
+        pytest.skip(f"this PyTorch has no 8-bit products on a CPU: {error}")
+    assert 0 < moved < 0.5
+    for most, expected in ((moved * 0.99, "bf16"), (moved * 1.01, "fp8")):
+        monkeypatch.setattr(predictor, "_FLOAT8_MOST", most)
+        assert ready.decide(rows) == {"precision": expected, "batch_size": 4}
+    # A continued run goes by what was settled, whichever it was; another precision is another run.
+    for known in ("bf16", "fp8", "fp32"):
+        settled = ready.settle(ready.sidecar(), {"precision": known})["precision"]
+        assert settled == ("bf16" if known == "bf16" else "fp8")
