@@ -3,6 +3,7 @@
     python evaluate.py --predictions val.csv val_hard.csv --out scores
     python evaluate.py --predictions val.csv --labels val_labels.csv --threshold-from holdout.csv --out scores
     python evaluate.py --compare run_a/val.csv run_b/val.csv --out comparison
+    python evaluate.py --protocol genimage --predictions genimage.csv --out scores
 
 Labels are a manifest or an official label file, by default the manifest in the predictions' sidecar. A split
 is called what its predictions file is called; with `hard` in the name it gives the metrics of the hard split.
@@ -13,14 +14,24 @@ is called what its predictions file is called; with `hard` in the name it gives 
 | `metrics.csv` | a line a metric: `split,metric,value,low,high,n` |
 | `metrics.md` | the same as tables |
 
-`--compare` writes `comparison.json`, `.csv` and `.md`.
+`--compare` writes `comparison.json`, `.csv` and `.md`; `--protocol` writes `protocol.json`, `.csv` and `.md`,
+a row a generator of the benchmark and the mean over them.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from featdistill import atomic, bootstrap, command_line, comparison, evaluation, leaderboard, score_tables
+from featdistill import (
+    atomic,
+    bootstrap,
+    command_line,
+    comparison,
+    evaluation,
+    leaderboard,
+    protocols,
+    score_tables,
+)
 from featdistill.bootstrap import Resampling
 from featdistill.command_line import UserError
 
@@ -55,6 +66,11 @@ def build_parser() -> command_line.Parser:
     parser.add_argument(
         "--leaderboard", action="store_true", help="set any split beside the published results"
     )
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help=f"score by the generators of a benchmark: {' or '.join(protocols.PROTOCOLS)}",
+    )
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws of the intervals; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other images")
     return parser
@@ -64,6 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.draws < 0 or args.seed < 0:
         raise UserError("--draws and --seed must be 0 or more")
+    if args.protocol:
+        return score_by_protocol(args)
     return compare(args) if args.compare else score(args)
 
 
@@ -93,6 +111,20 @@ def score(args: argparse.Namespace) -> int:
     return 0
 
 
+def score_by_protocol(args: argparse.Namespace) -> int:
+    """Write a benchmark's table: a row a generator, and the mean over them."""
+    if not args.predictions:
+        raise UserError("--protocol goes with --predictions")
+    for flag in ("threshold_from", "audit", "leaderboard"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} does not go with --protocol")
+    result = protocols.score(args.protocol, args.predictions, args.labels)
+    text = protocols.markdown(result)
+    print(text, end="")
+    save(Path(args.out), "protocol", result, text, protocols.csv_rows(result), protocols.CSV_HEADER)
+    return 0
+
+
 def compare(args: argparse.Namespace) -> int:
     """Rank the runs, and say which differences are beyond chance."""
     if args.labels and len(args.labels) != 1:
@@ -108,10 +140,17 @@ def compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def save(out: Path, name: str, result: dict, text: str, rows: Iterable[tuple]) -> None:
+def save(
+    out: Path,
+    name: str,
+    result: dict,
+    text: str,
+    rows: Iterable[tuple],
+    header: Sequence[str] = score_tables.CSV_HEADER,
+) -> None:
     """Write a result as JSON, CSV and Markdown."""
     atomic.write_json(out / f"{name}.json", result)
-    atomic.write_text(out / f"{name}.csv", atomic.csv_text(score_tables.CSV_HEADER, rows))
+    atomic.write_text(out / f"{name}.csv", atomic.csv_text(header, rows))
     atomic.write_text(out / f"{name}.md", text)
 
 

@@ -68,7 +68,7 @@ def build_parser() -> Parser:
         "--fusion",
         default="probability_mean",
         metavar="HOW",
-        help="probability_mean, logit_mean, or the file that python -m featdistill.fusion wrote",
+        help="probability_mean, logit_mean, or the file that python -m featdistill.fusion_fit wrote",
     )
     ensemble.add_argument("--weights", metavar="A=2,B=1", help="weights of the experts (default: all equal)")
     ensemble.add_argument(

@@ -331,6 +331,6 @@ def test_a_reason_is_the_same_in_every_run():
     reasons = set()
     for _ in range(2):
         with pytest.raises(BrokenImage) as error:
-            decode(b"no image at all")
+            image_io.decode(b"no image at all")
         reasons.add(str(error.value))
     assert len(reasons) == 1 and "0x" not in reasons.pop()
