@@ -3,17 +3,22 @@
 #
 #   bash run_all.sh                                    the demo: synthetic data made on the spot, no download, CPU
 #   PROFILE=paper DATA=archives bash run_all.sh        the paper's way on the official archives in DATA
+#   METHOD=featdistill_crd bash run_all.sh             the paper's other reading of stage 2, or any recipe on top
 #
 # A second run goes on where the first was stopped. Further settings, by environment: MANIFESTS and RUNS (where
-# manifests and results go), EXPERTS (recipes to train), GPUS (processes to launch), PYTHON.
+# manifests and results go), EXPERTS (recipes to train), METHOD (recipes on top of each), GPUS (processes to launch),
+# PYTHON.
 set -euo pipefail
 # Threads that wait must not keep a core busy that loader workers or other programs need.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 cd "$(dirname "${BASH_SOURCE[0]}")"
+# A stage that is asked to stop saves and ends with status 0: what comes after it must not begin.
+trap 'exit 143' TERM
 
 PROFILE=${PROFILE:-demo}
 RUNS=${RUNS:-runs/$PROFILE}
 PYTHON=${PYTHON:-python}
+METHOD=${METHOD:-}
 GPUS=${GPUS:-$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)}
 
 case $PROFILE in
@@ -46,11 +51,11 @@ more=() # the demo's own table of generators; the challenge publishes none
 data=(--train "$MANIFESTS/train.csv" --val "$MANIFESTS/holdout.csv")
 
 # Experts
-teachers=() experts=()
+experts=()
 for expert in $EXPERTS; do
-  launch train.py --recipe "$expert" "${data[@]}" --out "$RUNS/stage1/$expert"
-  launch distill.py --recipe "$expert" --teacher "$RUNS/stage1/$expert/expert" "${data[@]}" --out "$RUNS/stage2/$expert"
-  teachers+=("$RUNS/stage1/$expert/expert") experts+=("$RUNS/stage2/$expert/expert")
+  launch train.py --recipe "$expert" $METHOD "${data[@]}" --out "$RUNS/stage1/$expert"
+  launch distill.py --recipe "$expert" $METHOD --teacher "$RUNS/stage1/$expert/expert" "${data[@]}" --out "$RUNS/stage2/$expert"
+  experts+=("$RUNS/stage2/$expert/expert")
 done
 
 # Predictions: the experts of stage 2. Status 1 says that some images could not be read; the rest is there.
@@ -62,20 +67,22 @@ for split in val val_hard public_test private_test; do
   answers="$DATA/organisers/${split}_labels.csv"
   if [ -f "$answers" ]; then labels+=("$answers"); else labels+=("$MANIFESTS/$split.csv"); fi
 done
-"$PYTHON" predict.py --manifest "${manifests[@]}" --experts "${experts[@]}" --out "$RUNS/predictions" || [ $? -eq 1 ]
+launch predict.py --manifest "${manifests[@]}" --experts "${experts[@]}" --out "$RUNS/predictions" || [ $? -eq 1 ]
 
-# The zips of the validation and of the test phase; one that is refused does not keep the scores from being shown.
+# Scores of the splits whose labels are known, and the report
 failed=0
+"$PYTHON" evaluate.py --predictions "${predictions[@]}" --labels "${labels[@]}" --out "$RUNS/scores" || failed=$?
+known=() # the ledger of submissions notes them
+[ ! -f "$RUNS/scores/metrics.json" ] || known=(--scores "$RUNS/scores/metrics.json")
+
+# The zips of the validation and of the test phase; one that is refused does not keep the others from being made.
 if [ -f "$MANIFESTS/val.csv" ] && [ -f "$MANIFESTS/val_hard.csv" ]; then
   "$PYTHON" make_submission.py --profile val --val "$RUNS/predictions/val.csv" \
-    --val-hard "$RUNS/predictions/val_hard.csv" --out "$RUNS/submission_val.zip" || failed=$?
+    --val-hard "$RUNS/predictions/val_hard.csv" --out "$RUNS/submission_val.zip" "${known[@]}" || failed=$?
 fi
 for split in public_test private_test; do
   [ -f "$MANIFESTS/$split.csv" ] || continue
   "$PYTHON" make_submission.py --profile test --test "$RUNS/predictions/$split.csv" \
-    --out "$RUNS/submission_$split.zip" || failed=$?
+    --out "$RUNS/submission_$split.zip" "${known[@]}" || failed=$?
 done
-
-# Scores of the splits whose labels are known
-"$PYTHON" evaluate.py --predictions "${predictions[@]}" --labels "${labels[@]}" --out "$RUNS/scores" || failed=$?
 exit "$failed"
