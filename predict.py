@@ -12,28 +12,23 @@ not be read, `OUT.errors.csv`; the status is then 1. A run that was killed is co
 also by another number of processes. On several machines the folder of OUT must be one that all of them see.
 """
 
-import dataclasses
 import os
 from argparse import Namespace
 from pathlib import Path
 
-# Read once, when PyTorch is loaded. Threads that wait would else keep a core busy that the workers need: on
-# two cores that cost 30 % more CPU time.
+# Read once, when PyTorch is loaded. Threads that wait would else spin on a core that the workers need: on two
+# cores that other programs used too, three runs took 1.5 to 1.8 times the processor time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torch
 
 from featdistill import command_line, prediction_jobs, single_images
 from featdistill.command_line import Parser, UserError
-from featdistill.experts import Expert, load_expert, read_card
-from featdistill.fusion import Fusion, parse_fusion, parse_weights
 from featdistill.precision import PRECISIONS
 from featdistill.prediction_jobs import Job
 from featdistill.predictor import Predictor
+from featdistill.predictor_setup import Sources, build_predictor
 from featdistill.processes import Process
-from featdistill.released_weights import read_released, released_hashes
 from featdistill.run_folder import latest_experts
-from featdistill.tta import TTA, parse_tta
+from featdistill.tta import TTA
 from featdistill.tuning import DEFAULT_BATCH_SIZE
 
 RESIZES = ("shorter", "squash", "crop")
@@ -41,7 +36,7 @@ RESIZES = ("shorter", "squash", "crop")
 
 def build_parser() -> Parser:
     parser = Parser(description="Score images with an ensemble of experts: P(AI-generated), averaged.")
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("image", nargs="*", default=[], metavar="IMAGE", help="images; without --out, a table")
     what.add_argument(
         "--split", nargs="+", metavar="NAME", help="splits by name: NAME.csv in the --data folder"
@@ -99,6 +94,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    _check_input(arguments)
     process = Process.from_environment()
     is_table = bool(arguments.image) and arguments.out is None
     if arguments.json and not is_table:
@@ -118,98 +114,27 @@ def main(argv: list[str] | None = None) -> int:
     return max(prediction_jobs.predict(predictor, job, process) for job in jobs)
 
 
-def _build(arguments: Namespace, process: Process) -> tuple[Predictor, dict[str, dict[str, str]], list[Path]]:
+def _check_input(arguments: Namespace) -> None:
+    """Raise a `UserError` where nothing is asked for."""
+    if arguments.image or arguments.split or arguments.manifest or arguments.images:
+        return
+    for path in arguments.experts or ():
+        if Path(path).is_file():
+            raise UserError(f"--experts takes folders, and {path} is a file; give images before --experts")
+    raise UserError("nothing to score; give images, or --split, --manifest or --images (see --help)")
+
+
+def _build(arguments: Namespace, process: Process) -> tuple[Predictor, Sources, list[Path]]:
     """Return the ensemble, where each expert comes from, and the folders of those that are ours."""
-    device = _device(arguments.device, process)
-    precision = arguments.precision or ("bf16" if device.type == "cuda" else "fp32")
-    if precision == "fp16" and device.type == "cpu":
-        raise UserError("precision fp16 needs a GPU; give --precision bf16 or fp32")
-    batch_size = _batch_size(arguments.batch_size, device)
-    views = parse_tta(arguments.tta)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(8, max(1, cores // process.local_world)) if arguments.workers is None else arguments.workers
-    if workers < 0:
-        raise UserError("--workers must be at least 0")
-    fusion = parse_fusion(arguments.fusion)
     folders = [Path(folder) for folder in arguments.experts or ()]
     if not folders and not arguments.released:
         folders = latest_experts()
-    experts, hashes, sources = _load(folders, arguments.released, arguments.resize)
-    if arguments.weights:
-        weights = parse_weights(arguments.weights, list(experts))
-        fusion = Fusion(fusion.method, weights, fusion.temperature)
-    predictor = Predictor(
-        experts, hashes, fusion, device, precision, batch_size, workers, arguments.compile, *views
+    flags = ("resize", "fusion", "weights", "tta", "device", "precision", "batch_size", "workers")
+    settings = {flag: getattr(arguments, flag) for flag in flags}
+    built = build_predictor(
+        folders, arguments.released, compiled=arguments.compile, process=process, **settings
     )
-    return predictor, sources, folders
-
-
-def _load(
-    folders: list[Path], released: str | None, resize: str | None
-) -> tuple[dict[str, Expert], dict[str, str], dict[str, dict[str, str]]]:
-    """Return experts, the hashes of their weights, and what each is and where it lies, all by name."""
-    named = _names(folders)
-    experts = {name: load_expert(folder) for name, folder in named.items()}
-    hashes = {name: read_card(folder)["weights_sha256"] for name, folder in named.items()}
-    places = {name: str(folder) for name, folder in named.items()}
-    if released:
-        theirs, their_hashes = read_released(released), released_hashes(released)
-        for own, expert in theirs.items():
-            name = _free_name(own, experts)
-            experts[name], hashes[name] = expert, their_hashes[own]
-            places[name] = f"{Path(released) / own}.pth"
-    sources = {}
-    for name, expert in experts.items():
-        if resize:
-            expert.preprocessing = dataclasses.replace(expert.preprocessing, resize=resize)
-        fitted, spec = expert.preprocessing, expert.spec
-        backbone = f"{spec.library}:{spec.name} at {fitted.size} px, {fitted.resize}"
-        sources[name] = {"folder": places[name], "backbone": backbone}
-    return experts, hashes, sources
-
-
-def _device(asked: str | None, process: Process) -> torch.device:
-    """Return the device; of several processes on a machine, each takes its own GPU."""
-    try:
-        device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"--device {asked} is no device; give cuda, cuda:1 or cpu") from error
-    if device.type != "cuda":
-        return device
-    count = torch.cuda.device_count()
-    if device.index is None:
-        device = torch.device("cuda", process.local_rank % max(1, count))
-    if device.index >= count:
-        raise UserError(f"there is no GPU {device}: {count} are to be seen; give another --device")
-    # The thread that page-locks batches goes by the current device.
-    torch.cuda.set_device(device)
-    return device
-
-
-def _batch_size(asked: str, device: torch.device) -> int | None:
-    if asked == "auto":
-        return None if device.type == "cuda" else DEFAULT_BATCH_SIZE
-    if not asked.isascii() or not asked.isdigit() or int(asked) < 1:
-        raise UserError(f"--batch-size must be a number above 0 or auto, not {asked}")
-    return int(asked)
-
-
-def _names(folders: list[Path]) -> dict[str, Path]:
-    """Name each expert after its run: `runs/x/stage2/clip_l14_a/expert` is `clip_l14_a`."""
-    names: dict[str, Path] = {}
-    for folder in folders:
-        absolute = folder.resolve()
-        name = absolute.parent.name if absolute.name in ("expert", "expert-last") else absolute.name
-        names[_free_name(name, names)] = folder
-    return names
-
-
-def _free_name(name: str, taken: dict[str, object]) -> str:
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name}_{number}"
-    return free
+    return *built, folders
 
 
 def _jobs(arguments: Namespace, folders: list[Path], process: Process) -> list[Job]:

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from featdistill.experts import create_expert
+from featdistill.backbones import BackboneSpec, build, resolve_spec
+from featdistill.experts import Expert
 
 GIB = 2**30
 
@@ -45,6 +46,14 @@ def step_s(step: Callable[[], object], device: torch.device, *, steps: int, warm
     return statistics.median(times)
 
 
+def step_s_within(step: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """As `step_s`, with as many steps as take about `seconds`, a tenth of them unmeasured."""
+    step()
+    once = step_s(step, device, steps=1, warmup=0)
+    steps = max(1, min(1000, int(seconds / once)))
+    return step_s(step, device, steps=steps, warmup=steps // 10)
+
+
 def forget_peak(device: torch.device) -> None:
     """Start measuring the peak of memory anew."""
     if device.type == "cuda":
@@ -67,8 +76,13 @@ def matrix_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
 
 def forward_flops(backbone: str, input_size: int | None = None) -> float:
     """Return the floating-point operations of an expert's forward pass on one image; nothing is computed."""
+    return spec_flops(resolve_spec(backbone, input_size))
+
+
+def spec_flops(spec: BackboneSpec) -> float:
+    """As `forward_flops`, of an expert on this backbone; its head is that of a new one."""
     with torch.device("meta"):
-        expert = create_expert(backbone, "random", input_size=input_size).requires_grad_(False)
+        expert = Expert(build(spec), spec).requires_grad_(False)
         size = expert.preprocessing.size
         with FlopCounterMode(display=False) as counter:
             expert(torch.empty(1, 3, size, size))

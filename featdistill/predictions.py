@@ -94,7 +94,8 @@ def write_predictions(
         errors_path(path).unlink(missing_ok=True)
     rows = zip(names, *(values.tolist() for values in arrays.values()), strict=True)
     atomic.write_text(path, atomic.csv_text(["name", *arrays], rows))
-    atomic.write_json(sidecar_path(path), sidecar)
+    # Sorted: a continued run takes some of it from the journal, whose order is another.
+    atomic.write_json(sidecar_path(path), sidecar, sort_keys=True)
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:

@@ -43,6 +43,7 @@ class Predictor:
         precision: one of `PRECISIONS`.
         batch_size: images a batch, or None where it is to be found.
         tta, views: see `featdistill.tta`.
+        known: what else is known of some experts, for the sidecar: a title -> name -> text.
     """
 
     experts: dict[str, Expert]
@@ -55,6 +56,7 @@ class Predictor:
     compiled: bool = False
     tta: str = "none"
     views: Sequence[View] = PLAIN
+    known: dict[str, dict[str, str]] = field(default_factory=dict)
     _ready: dict[Any, list[nn.Module]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class Predictor:
         is_plain = fusion["weights"] is None and fusion["temperature"] is None
         found = {
             "experts": dict(self.hashes),
+            **self.known,
             "preprocessing": {
                 name: dataclasses.asdict(expert.preprocessing) for name, expert in self.experts.items()
             },

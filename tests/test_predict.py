@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import predict
-from featdistill import predictor
+from featdistill import predictor, predictor_setup
 from featdistill.command_line import UserError
 from featdistill.dataset import prepare
 from featdistill.experts import create_expert, load_expert, save_expert
@@ -129,7 +129,7 @@ def test_what_is_not_there_is_one_clear_error(make_set, tmp_path, experts, monke
         run("--split", "val")
     with pytest.raises(UserError, match=r"empty is no expert: it has no expert\.json"):
         run("--manifest", str(make_set("val", 2)), "--experts", "empty")
-    with pytest.raises(UserError, match=r"one of the arguments .* is required"):
+    with pytest.raises(UserError, match=r"nothing to score"):
         run("--experts", *experts)
 
 
@@ -227,7 +227,8 @@ def test_a_choice_that_cannot_be_is_one_clear_error(arguments, message, experts)
 
 def test_recorded_batch_size_is_kept_where_the_run_leaves_it_open(make_set, tmp_path, experts, monkeypatch):
     """As on a GPU, where `auto` would estimate another number each time."""
-    monkeypatch.setattr(predict, "_batch_size", lambda asked, device: None if asked == "auto" else int(asked))
+    open_size = lambda asked, device: None if asked == "auto" else int(asked)  # noqa: E731
+    monkeypatch.setattr(predictor_setup, "_batch_size", open_size)
     arguments = ["--manifest", str(make_set("val", 7)), "--experts", *experts, "--device", "cpu"]
     arguments += ["--workers", "0", "--out", str(tmp_path / "val.csv")]
     predict.main([*arguments, "--batch-size", "3"])
@@ -271,3 +272,12 @@ def test_fp8_is_taken_only_where_it_moves_no_score_too_far(make_set, experts, mo
     for known in ("bf16", "fp8", "fp32"):
         settled = ready.settle(ready.sidecar(), {"precision": known})["precision"]
         assert settled == ("bf16" if known == "bf16" else "fp8")
+
+
+def test_nothing_to_score_and_images_behind_the_experts_are_said(tmp_path):
+    with pytest.raises(UserError, match="nothing to score"):
+        predict.main(["--experts", str(tmp_path)])
+    image = tmp_path / "a.png"
+    image.write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.png is a file; give images before --experts"):
+        predict.main(["--experts", str(tmp_path), str(image)])
