@@ -4,6 +4,7 @@
     python evaluate.py --predictions val.csv --labels val_labels.csv --threshold-from holdout.csv --out scores
     python evaluate.py --compare run_a/val.csv run_b/val.csv --out comparison
     python evaluate.py --protocol genimage --predictions genimage.csv --out scores
+    python evaluate.py --sweep holdout.csv --experts runs/paper/stage2/*/expert --out sweep
 
 Labels are a manifest or an official label file, by default the manifest in the predictions' sidecar. A split
 is called what its predictions file is called; with `hard` in the name it gives the metrics of the hard split.
@@ -13,12 +14,19 @@ is called what its predictions file is called; with `hard` in the name it gives 
 | `metrics.json` | all that was found |
 | `metrics.csv` | a line a metric: `split,metric,value,low,high,n` |
 | `metrics.md` | the same as tables |
+| `report.html` | all of it as a page with charts and the surest mistakes, in one file; `--no-report`: none |
 
 `--compare` writes `comparison.json`, `.csv` and `.md`; `--protocol` writes `protocol.json`, `.csv` and `.md`,
 a row a generator of the benchmark and the mean over them.
+
+`--sweep` applies each operation at each level to labelled images, and writes `sweep.json`, `.csv` and `.md`,
+the AUC that is left, and `sweep.html`; a report in the same folder shows it too. A sweep that was killed is
+continued by the same command. It alone needs PyTorch.
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -30,7 +38,9 @@ from featdistill import (
     evaluation,
     leaderboard,
     protocols,
+    report,
     score_tables,
+    sweep_plan,
 )
 from featdistill.bootstrap import Resampling
 from featdistill.command_line import UserError
@@ -43,6 +53,7 @@ def build_parser() -> command_line.Parser:
     what.add_argument(
         "--compare", nargs="+", metavar="FILE", help="predictions of several runs for the same images"
     )
+    what.add_argument("--sweep", metavar="MANIFEST", help="distort its labelled images in every way")
     parser.add_argument(
         "--labels",
         nargs="+",
@@ -73,6 +84,14 @@ def build_parser() -> command_line.Parser:
     )
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws of the intervals; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other images")
+    parser.add_argument("--no-report", action="store_true", help="write no page")
+    parser.add_argument(
+        "--gallery",
+        type=int,
+        metavar="N",
+        help=f"mistakes of each class that the page shows as pictures (default: {report.GALLERY}); 0: none",
+    )
+    sweep_plan.add_arguments(parser)
     return parser
 
 
@@ -80,6 +99,11 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.draws < 0 or args.seed < 0:
         raise UserError("--draws and --seed must be 0 or more")
+    if args.gallery is not None and args.gallery < 0:
+        raise UserError("--gallery must be 0 or more")
+    if args.sweep:
+        return sweep_robustness(args)
+    sweep_plan.refuse_flags(args)
     if args.protocol:
         return score_by_protocol(args)
     return compare(args) if args.compare else score(args)
@@ -107,7 +131,15 @@ def score(args: argparse.Namespace) -> int:
         "leaderboard": leaderboard.leaderboard(published) if published else None,
     }
     print(score_tables.summary(result), end="")
-    save(Path(args.out), "metrics", result, score_tables.markdown(result), score_tables.csv_rows(result))
+    out = Path(args.out)
+    save(out, "metrics", result, score_tables.markdown(result), score_tables.csv_rows(result))
+    if not args.no_report:
+        most = report.GALLERY if args.gallery is None else args.gallery
+        found = report.read_sweep(out / "sweep.json")
+        lost = report.write_report(out / "report.html", result, splits, sweep=found, gallery=most)
+        if lost:
+            line = f"{len(lost)} pictures of the report could not be shown; the first: {lost[0]}"
+            print(line, file=sys.stderr)
     return 0
 
 
@@ -115,7 +147,7 @@ def score_by_protocol(args: argparse.Namespace) -> int:
     """Write a benchmark's table: a row a generator, and the mean over them."""
     if not args.predictions:
         raise UserError("--protocol goes with --predictions")
-    for flag in ("threshold_from", "audit", "leaderboard"):
+    for flag in ("threshold_from", "audit", "leaderboard", "no_report", "gallery"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} does not go with --protocol")
     result = protocols.score(args.protocol, args.predictions, args.labels)
@@ -129,7 +161,7 @@ def compare(args: argparse.Namespace) -> int:
     """Rank the runs, and say which differences are beyond chance."""
     if args.labels and len(args.labels) != 1:
         raise UserError("--compare holds all runs against one label file; give one with --labels")
-    for flag in ("threshold_from", "audit", "leaderboard"):
+    for flag in ("threshold_from", "audit", "leaderboard", "no_report", "gallery"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} goes with --predictions, not with --compare")
     labels = args.labels[0] if args.labels else None
@@ -138,6 +170,23 @@ def compare(args: argparse.Namespace) -> int:
     print(text, end="")
     save(Path(args.out), "comparison", result, text, score_tables.comparison_rows(result))
     return 0
+
+
+def sweep_robustness(args: argparse.Namespace) -> int:
+    """Write what each operation at each level leaves of the AUC."""
+    for flag in ("labels", "threshold_from", "audit", "leaderboard", "protocol"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} goes with --predictions, not with --sweep")
+    # Threads that wait would else keep a core busy that the loader's workers need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # PyTorch is for this alone: all else runs where there is none.
+    from featdistill import sweep
+
+    status, out = sweep.run(args), Path(args.out)
+    if not args.no_report:
+        found = report.read_sweep(out / "sweep.json")
+        report.write_report(out / "sweep.html", {"splits": {}}, (), sweep=found)
+    return status
 
 
 def save(

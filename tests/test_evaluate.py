@@ -124,7 +124,7 @@ def test_repetition_gives_the_same_bytes(tmp_path, val, val_hard):
     for out in ("a", "b"):
         run(tmp_path / out, val, val_hard, more=[])
     files = {path.name for path in (tmp_path / "a").iterdir()}
-    assert files == {"metrics.json", "metrics.csv", "metrics.md"}
+    assert files == {"metrics.json", "metrics.csv", "metrics.md", "report.html"}
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
