@@ -17,6 +17,7 @@ import dataclasses
 from featdistill import command_line, recipes, training
 from featdistill.command_line import Parser
 from featdistill.experts import load_expert, read_card
+from featdistill.masking import make_masking
 from featdistill.recipes import DistillRecipe
 from featdistill.tasks import DistillTask, needed_views
 from featdistill.teachers import FrozenTeacher, MomentumTeacher
@@ -64,6 +65,16 @@ def main(argv: list[str] | None = None) -> int:
             bce_weight=recipe.bce_weight,
             consistency_weight=recipe.consistency_weight,
             ema=recipe.ema,
+            masking=make_masking(
+                student,
+                recipe.mask,
+                ratio=recipe.mask_ratio,
+                level=recipe.mask_level,
+                select=recipe.mask_select,
+                score=recipe.mask_score,
+                probability=recipe.mask_prob,
+                seed=recipe.seed,
+            ),
         )
 
     training.run(

@@ -10,6 +10,7 @@ killed run needs: the same command continues it.
 from featdistill import command_line, recipes, training
 from featdistill.command_line import Parser
 from featdistill.experts import create_expert
+from featdistill.masking import make_masking
 from featdistill.recipes import Recipe
 from featdistill.tasks import ClassifyTask, needed_views
 
@@ -42,6 +43,16 @@ def main(argv: list[str] | None = None) -> int:
             bce_weight=recipe.bce_weight,
             consistency_weight=recipe.consistency_weight,
             ema=recipe.ema,
+            masking=make_masking(
+                expert,
+                recipe.mask,
+                ratio=recipe.mask_ratio,
+                level=recipe.mask_level,
+                select=recipe.mask_select,
+                score=recipe.mask_score,
+                probability=recipe.mask_prob,
+                seed=recipe.seed,
+            ),
         )
 
     views = needed_views(consistency_weight=recipe.consistency_weight)

@@ -50,8 +50,9 @@ class TrainDataset(Dataset):
     """Training rows: a distorted, cropped, perhaps mirrored image, and where asked for further views of it.
 
     Items are addressed by (epoch, index), so that workers need no state. An item is a dict with `images` (3,
-    S, S) uint8, `label` float, `index` int and, for each of `views`, `images_clean` or `images_other`, (3, S,
-    S) uint8; or `Broken`. All views are of one decoded image, cropped and mirrored alike.
+    S, S) uint8, `label` float, `epoch` and `index` int and, for each of `views`, `images_clean` or
+    `images_other`, (3, S, S) uint8; or `Broken`. All views are of one decoded image, cropped and mirrored
+    alike.
 
     Args:
         rows: labelled rows of a manifest.
@@ -142,7 +143,7 @@ class TrainDataset(Dataset):
             return Broken(index, str(error))
         self._mix(squares, epoch, index, place)
         planes = {view: to_planes(square) for view, square in squares.items()}
-        return planes | {"label": self.labels[index], "index": index}
+        return planes | {"label": self.labels[index], "epoch": epoch, "index": index}
 
     def _number(self, index: int) -> int:
         """Return what an item's generator is seeded with: the index, or what its group has in common."""

@@ -13,6 +13,7 @@ import open_clip.transformer
 import timm.models
 from torch import Tensor, nn
 
+from featdistill import token_dropping
 from featdistill.command_line import UserError
 
 
@@ -32,6 +33,19 @@ class Backbone(nn.Module):
     std: tuple[float, float, float]
     interpolation: str
 
+    @property
+    def grid(self) -> int | None:
+        """How many patches a side of the input is cut into that stay apart to the last layer.
+
+        None for networks whose tokens are not those of patches.
+        """
+        return None
+
+    @property
+    def drops_tokens(self) -> bool:
+        """Whether `intermediates` can leave patch tokens out."""
+        return False
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode normalised images.
 
@@ -47,15 +61,23 @@ class Backbone(nn.Module):
         pooled, tokens = self.intermediates(images, 1)
         return pooled, tokens[-1]
 
-    def intermediates(self, images: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
+    def intermediates(
+        self, images: Tensor, layers: int, keep: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Return the pooled feature and the patch tokens of the last `layers` layers, in their order.
 
         The last is that of `forward`, after the final norm; the earlier ones are as the layers leave them. A
         layer is a block of a transformer. Of a hierarchical network it is a stage, so that earlier layers
         have more and narrower tokens.
 
+        Args:
+            images: see `forward`.
+            keep: the places (B, K) int64 of the patch tokens that the blocks get, beside class and register
+                tokens; None for all. Each has the position of its place. K tokens come back.
+
         Raises:
             UserError: the backbone has fewer layers.
+            ValueError: tokens are to be left out where `drops_tokens` says that they cannot.
         """
         raise NotImplementedError
 
@@ -104,8 +126,18 @@ class TimmBackbone(Backbone):
         pooled = self.model.forward_head(features, pre_logits=not self.projects)
         return pooled, _tokens_of(self.model, features)
 
-    def intermediates(self, images: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
-        features, tokens = _timm_intermediates(self.model, images, layers)
+    @property
+    def grid(self) -> int | None:
+        return token_dropping.timm_grid(self.model)
+
+    @property
+    def drops_tokens(self) -> bool:
+        return token_dropping.timm_can(self.model)
+
+    def intermediates(
+        self, images: Tensor, layers: int, keep: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        features, tokens = _timm_intermediates(self.model, images, layers, keep)
         return self.model.forward_head(features, pre_logits=not self.projects), tokens
 
     def layers(self) -> list[list[str]]:
@@ -136,15 +168,28 @@ class OpenClipBackbone(Backbone):
 class OpenClipTransformer(OpenClipBackbone):
     """open_clip's own vision transformer: CLIP and, with attention pooling, CoCa."""
 
-    def intermediates(self, images: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
+    @property
+    def grid(self) -> int | None:
+        return self.visual.grid_size[0]
+
+    @property
+    def drops_tokens(self) -> bool:
+        return True
+
+    def intermediates(
+        self, images: Tensor, layers: int, keep: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         visual = self.visual
         _check_layers(visual, layers, len(visual.transformer.resblocks))
-        output = visual.forward_intermediates(images, indices=layers, output_fmt="NLC")
-        tokens = output["image_intermediates"]
+        if keep is None:
+            output = visual.forward_intermediates(images, indices=layers, output_fmt="NLC")
+            pooled, tokens = output["image_features"], output["image_intermediates"]
+        else:
+            pooled, tokens = token_dropping.open_clip_intermediates(visual, images, layers, keep)
         # With attention pooling the norm comes behind it, and has the width of what was pooled.
         if visual.attn_pool is None:
             tokens[-1] = visual.ln_post(tokens[-1])
-        return output["image_features"], tokens
+        return pooled, tokens
 
     def layers(self) -> list[list[str]]:
         stem = r"^(?:conv1|class_embedding|positional_embedding|ln_pre)"
@@ -158,8 +203,12 @@ class OpenClipTransformer(OpenClipBackbone):
 class OpenClipResNet(OpenClipBackbone):
     """CLIP's ResNet: the tokens are the map before attention pooling, the feature what the pooling gives."""
 
-    def intermediates(self, images: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
+    def intermediates(
+        self, images: Tensor, layers: int, keep: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         _check_layers(self.visual, layers, 5)  # the stem and four stages
+        if keep is not None:
+            raise ValueError("a convolutional network cannot leave tokens out")
         output = self.visual.forward_intermediates(images, indices=layers)
         return output["image_features"], [_rows(tokens) for tokens in output["image_intermediates"]]
 
@@ -176,8 +225,18 @@ class OpenClipResNet(OpenClipBackbone):
 class OpenClipTimm(OpenClipBackbone):
     """An open_clip model whose image tower is a timm model with a projection behind it."""
 
-    def intermediates(self, images: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
-        features, tokens = _timm_intermediates(self.visual.trunk, images, layers)
+    @property
+    def grid(self) -> int | None:
+        return token_dropping.timm_grid(self.visual.trunk)
+
+    @property
+    def drops_tokens(self) -> bool:
+        return token_dropping.timm_can(self.visual.trunk)
+
+    def intermediates(
+        self, images: Tensor, layers: int, keep: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        features, tokens = _timm_intermediates(self.visual.trunk, images, layers, keep)
         return self.visual.head(self.visual.trunk.forward_head(features)), tokens
 
     def layers(self) -> list[list[str]]:
@@ -196,9 +255,14 @@ OPEN_CLIP_TOWERS: dict[type[nn.Module], type[OpenClipBackbone]] = {
 }
 
 
-def _timm_intermediates(model: nn.Module, images: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
+def _timm_intermediates(
+    model: nn.Module, images: Tensor, layers: int, keep: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
     """Return the features of timm's `forward_features` and the tokens of the last layers."""
     _check_layers(model, layers, len(model.feature_info))
+    if keep is not None:
+        features, tokens = token_dropping.timm_intermediates(model, images, layers, keep)
+        return features, [*tokens[:-1], _tokens_of(model, features)]
     features, maps = model.forward_intermediates(images, indices=layers)
     return features, [_rows(tokens) for tokens in maps[:-1]] + [_tokens_of(model, features)]
 

@@ -214,9 +214,7 @@ class Trainer:
     def _step(self, stream: Iterator[dict]) -> None:
         """Take one optimiser step, or leave it out where its loss or gradient is not finite."""
         recipe, accelerator = self.recipe, self.accelerator
-        factor = optimisation.learning_rate_factor(
-            self.step, self.batches.end, recipe.warmup, recipe.final_learning_rate
-        )
+        factor = optimisation.scheduled_factor(self.step, self.batches.end, recipe)
         optimisation.set_learning_rates(self.optimizer, factor)
         self.log.learning_rate = recipe.learning_rate * factor
         former = [buffer.clone() for buffer in self.statistics]

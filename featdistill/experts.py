@@ -74,25 +74,27 @@ class Expert(nn.Module):
         # Depthwise convolutions are several times faster so; transformers do not mind.
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B,) float32 for images (B, 3, S, S), uint8 or float in [0, 1]."""
-        return self.encode(images).logit
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return logits (B,) float32 for images (B, 3, S, S), uint8 or float in [0, 1]; see `encode`."""
+        return self.encode(images, keep=keep).logit
 
-    def encode(self, images: Tensor, layers: int = 1) -> Encoded:
+    def encode(self, images: Tensor, layers: int = 1, keep: Tensor | None = None) -> Encoded:
         """Return all that objectives compare; see `Encoded`.
 
         Args:
             images: (B, 3, S, S), uint8 or float in [0, 1].
             layers: of how many of the last layers the tokens are wanted.
+            keep: the places (B, K) int64 of the patches whose tokens the backbone's blocks get, see
+                `Backbone.intermediates`; None for all.
         """
         images = images / 255 if images.dtype == torch.uint8 else images
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         # Normalised in float32 whatever the weights are, so that only the result is rounded to their type.
         images = images.to(next(self.backbone.parameters()).dtype)
-        if layers == 1:
+        if layers == 1 and keep is None:
             feature, *tokens = self.backbone(images)
         else:
-            feature, tokens = self.backbone.intermediates(images, layers)
+            feature, tokens = self.backbone.intermediates(images, layers, keep)
         logit = self.head(feature.to(self.head[-1].weight.dtype))[:, 0]
         return Encoded(logit.float(), feature, tuple(tokens))
 

@@ -1,4 +1,4 @@
-"""AdamW as the recipe asks for it: the schedule, what decays, and how fast each layer learns."""
+"""The optimiser that the recipe asks for: its schedule, what decays, and how fast each layer learns."""
 
 import math
 from typing import Any
@@ -29,8 +29,22 @@ def learning_rate_factor(step: int, total: int, warmup: float, final: float) -> 
     return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
 
 
+def scheduled_factor(step: int, total: int, recipe: Recipe) -> float:
+    """Return the learning rate at a step relative to its peak, as the recipe's schedule has it.
+
+    `step` multiplies it by `step_factor` every `step_epochs` epochs, after the same warm-up as the cosine's.
+
+    Args:
+        step, total: see `learning_rate_factor`; `total` is of all epochs.
+    """
+    if recipe.schedule == "cosine":
+        return learning_rate_factor(step, total, recipe.warmup, recipe.final_learning_rate)
+    falls = step * recipe.epochs // total // recipe.step_epochs
+    return learning_rate_factor(step, total, recipe.warmup, 1.0) * recipe.step_factor**falls
+
+
 def parameter_groups(task: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return AdamW's groups, each with its `peak_learning_rate` and `weight_decay`.
+    """Return the optimiser's groups, each with its `peak_learning_rate` and `weight_decay`.
 
     The head and the task's own parameters (projections) learn at `head_learning_rate_factor` times the
     recipe's rate; the backbone's last layer (norm, pooling, projection) at that rate, and each layer before
@@ -66,8 +80,9 @@ def parameter_groups(task: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def make_optimizer(task: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """Return AdamW over the task's trained parameters; on a GPU its fused kernel, which reads them once."""
-    return torch.optim.AdamW(parameter_groups(task, recipe), fused=device.type == "cuda")
+    """Return the optimiser of what the task trains; on a GPU its fused kernel, which reads weights once."""
+    optimizer = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+    return optimizer(parameter_groups(task, recipe), fused=device.type == "cuda")
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

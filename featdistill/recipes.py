@@ -68,6 +68,25 @@ class Recipe:
         "none", "what all come up equally often: classes, sources, or the sources within each class"
     )
 
+    limit_per_class: int | None = option(
+        None, "most training images of each class, drawn by the seed; none: all of them"
+    )
+
+    mask: Literal["none", "texture", "smooth", "random"] = option(
+        "none", "which patches are hidden from the student in training: textured, smooth or random ones"
+    )
+    mask_ratio: float = option(0.5, "share of an image's patches that is hidden")
+    mask_level: Literal["pixel", "token"] = option(
+        "pixel", "paint patches over, or leave their tokens out of the transformer, which is faster"
+    )
+    mask_select: Literal["top", "sample"] = option(
+        "top", "hide the most textured patches, or draw them in proportion to their texture"
+    )
+    mask_score: Literal["differences", "sobel", "variance"] = option(
+        "differences", "how the texture of a patch is measured"
+    )
+    mask_prob: float = option(1.0, "probability that an image is masked (a whole batch, at level token)")
+
     label_smoothing: float = option(0.0, "moves both labels towards 0.5 by half of this")
     focal_gamma: float = option(0.0, "focal loss: how much less easy images count; 0: cross-entropy")
     ai_weight: float = option(1.0, "weight of AI-generated images in cross-entropy; real ones count 1")
@@ -88,10 +107,16 @@ class Recipe:
     epochs: int = option(2, "passes over the training rows")
     batch_size: int = option(128, "images an optimiser step, over all processes and accumulation steps")
     accumulation: int = option(1, "forward passes an optimiser step is made of, per process")
-    learning_rate: float = option(1e-5, "peak learning rate of the backbone (AdamW)")
+    optimizer: Literal["adamw", "adam"] = option("adamw", "adam adds the weight decay to the gradient")
+    learning_rate: float = option(1e-5, "peak learning rate of the backbone")
     head_learning_rate_factor: float = option(10.0, "learning rate of the head, relative to the backbone's")
-    weight_decay: float = option(0.05, "decoupled weight decay; none on norms, biases and embeddings")
+    weight_decay: float = option(0.05, "weight decay; none on norms, biases and embeddings")
     warmup: float = option(0.05, "share of the steps over which the learning rate rises linearly")
+    schedule: Literal["cosine", "step"] = option(
+        "cosine", "how the learning rate falls after that: on a cosine, or by a factor every few epochs"
+    )
+    step_epochs: int = option(2, "epochs between two falls of schedule step")
+    step_factor: float = option(0.7, "what schedule step multiplies the learning rate by")
     final_learning_rate: float = option(0.01, "learning rate at the end of the cosine, relative to the peak")
     clip_norm: float = option(1.0, "largest norm of the gradient; 0: not clipped")
     precision: Literal["fp32", "bf16", "fp16"] = option("bf16", "arithmetic of the forward pass")
@@ -261,16 +286,17 @@ _AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulation": 1, "workers": 0, "log
 _AT_LEAST |= {"learning_rate": 0, "weight_decay": 0, "clip_norm": 0, "head_hidden": 0, "score_batch_size": 1}
 _AT_LEAST |= {"focal_gamma": 0, "bce_weight": 0, "consistency_weight": 0, "last_n": 1, "lora_rank": 1}
 _AT_LEAST |= {"skipped_steps": 0, "dense_weight": 0, "dense_layers": 1, "crd_weight": 0, "crd_dim": 1}
-_AT_LEAST |= {"crd_queue": 1}
-_ABOVE_0 = ("ai_weight", "lora_alpha", "layer_decay", "crop_least_area", "crd_temperature")
+_AT_LEAST |= {"crd_queue": 1, "step_epochs": 1, "limit_per_class": 1}
+_ABOVE_0 = ("ai_weight", "lora_alpha", "layer_decay", "crop_least_area", "crd_temperature", "step_factor")
 _SHARES = ("head_dropout", "flip", "warmup", "final_learning_rate", "label_smoothing", "amplitude_mixup")
 _SHARES += ("amplitude_mixup_most", "crop_least_area", "layer_decay", "momentum_base", "momentum_max", "ema")
+_SHARES += ("mask_ratio", "mask_prob", "step_factor")
 
 
 def _check(recipe: Recipe) -> None:
     values = dataclasses.asdict(recipe)
     for key, least in _AT_LEAST.items():
-        if key in values and values[key] < least:
+        if values.get(key) is not None and values[key] < least:
             raise UserError(f"recipe key '{key}' must be at least {least}, not {values[key]}")
     for key in _ABOVE_0:
         if key in values and values[key] <= 0:

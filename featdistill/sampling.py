@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from featdistill.command_line import UserError, one_of
+from featdistill.manifest import hash_ranks
 
 # What comes up equally often, by the columns whose values tell it apart.
 BALANCES = {"none": (), "class": ("label",), "source": ("source",), "class_source": ("label", "source")}
@@ -50,6 +51,18 @@ def balance_weights(rows: pd.DataFrame, balance: str = "none") -> np.ndarray | N
         share = share / (values.groupby(parts).transform("nunique") if parts else values.nunique())
         parts.append(values)
     return (own * share * own.sum() / own.groupby(parts).transform("sum")).to_numpy(np.float64)
+
+
+def limit_per_class(rows: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
+    """Return at most `most` rows of each label, a random choice that depends on (seed, name) alone.
+
+    With a larger limit the same rows are chosen, and more. The order of the rows stays.
+    """
+    if most is None:
+        return rows
+    ranks = pd.Series(hash_ranks(rows["name"], seed), index=rows.index)
+    places = ranks.groupby(rows["label"]).rank(method="first")
+    return rows[places <= most].reset_index(drop=True)
 
 
 def _own_weights(rows: pd.DataFrame) -> np.ndarray | None:

@@ -18,8 +18,10 @@ from torch import Tensor, nn, no_grad
 
 from featdistill.contrastive import ContrastiveDistillation
 from featdistill.experts import Expert
+from featdistill.masking import PatchMasking
 from featdistill.objectives import binary_cross_entropy, consistency, layers_alignment, token_cosine
 from featdistill.teachers import FrozenTeacher, WeightAverage, momentum_at
+from featdistill.token_dropping import tokens_at
 
 OBJECTIVES = ("dense", "crd", "dense+crd")
 TEACHER_VIEWS = ("clean", "same", "other")
@@ -40,6 +42,7 @@ class ClassifyTask(nn.Module):
         bce_weight: weight of cross-entropy.
         consistency_weight: weight of `objectives.consistency`; above 0, the student sees the clean view too.
         ema: decay of a moving average of the weights; 0 for none.
+        masking: hides patches of the images from the student; the clean view stays whole.
     """
 
     keeps_layout_only = False
@@ -54,9 +57,10 @@ class ClassifyTask(nn.Module):
         bce_weight: float = 1.0,
         consistency_weight: float = 0.0,
         ema: float = 0.0,
+        masking: PatchMasking | None = None,
     ) -> None:
         super().__init__()
-        self.expert = expert
+        self.expert, self.masking = expert, masking
         self.average = WeightAverage(expert, ema) if ema else None
         self.label_options = {
             "label_smoothing": label_smoothing,
@@ -86,12 +90,12 @@ class ClassifyTask(nn.Module):
 
         Args:
             batch: `images` (B, 3, S, S), `label` (B,), and `images_clean` or `images_other` (B, 3, S, S) as
-                `views` says.
+                `views` says; for masking, `epoch` and `index` (B,) int64.
 
         Returns:
             `loss`, `logit` (B,), and the parts of the loss, unweighted, as 0-dim tensors.
         """
-        logit = self.expert(batch["images"])
+        logit = self.expert(*self._seen(batch))
         return self._output(logit, self._label_parts(logit, batch))
 
     def after_step(self, step: int, total: int) -> None:
@@ -115,6 +119,10 @@ class ClassifyTask(nn.Module):
         average = {"average": self.average.expert} if self.average else {}
         return {"expert": self.expert, **average}
 
+    def _seen(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return the images that the student sees, and which of their tokens it keeps; None: all."""
+        return self.masking(batch) if self.masking else (batch["images"], None)
+
     def _label_parts(self, logit: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = {"bce": binary_cross_entropy(logit, batch["label"], **self.label_options)}
         if "consistency" in self.weights:
@@ -135,6 +143,9 @@ class DistillTask(ClassifyTask):
 
     A frozen teacher is not in the checkpoint: it never changes, and is read again from its own folder.
 
+    With masking, the teacher sees the whole image. Tokens that the student does without are not compared;
+    those of patches that are painted over are: the student is to make up what the teacher sees there.
+
     Args:
         expert: the student.
         teacher: what it is held against.
@@ -145,7 +156,7 @@ class DistillTask(ClassifyTask):
         dense_layers: how many of the last layers are compared.
         crd_dim, crd_temperature, crd_queue, crd_negatives: see `contrastive.ContrastiveDistillation`.
         momentum_base, momentum_max: see `teachers.momentum_at`; for a momentum teacher and CRD's projections.
-        label_options: see `ClassifyTask`.
+        options: see `ClassifyTask`.
     """
 
     def __init__(
@@ -165,9 +176,9 @@ class DistillTask(ClassifyTask):
         crd_negatives: str = "all",
         momentum_base: float = 0.99,
         momentum_max: float = 0.9999,
-        **label_options: float,
+        **options: Any,
     ) -> None:
-        super().__init__(expert, **label_options)
+        super().__init__(expert, **options)
         for what, value, known in (
             ("objective", objective, OBJECTIVES),
             ("teacher_view", teacher_view, TEACHER_VIEWS),
@@ -213,11 +224,13 @@ class DistillTask(ClassifyTask):
         """
         is_dense = "dense" in self.weights
         layers = self.dense_layers if is_dense else 1
-        logit, feature, tokens = self.expert.encode(batch["images"], layers)
+        images, keep = self._seen(batch)
+        logit, feature, tokens = self.expert.encode(images, layers, keep)
         seen = "images" if self.teacher_view == "same" else f"images_{self.teacher_view}"
         _, wanted_feature, wanted = self.teacher(batch[seen], layers)
         parts, measures = self._label_parts(logit, batch), {}
         if is_dense:
+            wanted = wanted if keep is None else tuple(tokens_at(layer, keep) for layer in wanted)
             parts["dense"] = layers_alignment(tokens, wanted, self.metric)
             measures["token_cosine"] = token_cosine(tokens[-1], wanted[-1])
         if self.crd:

@@ -19,7 +19,7 @@ from featdistill.manifest import read_manifests
 from featdistill.preprocessing import Preprocessing
 from featdistill.recipes import Recipe
 from featdistill.run_folder import RunFolder, git_commit
-from featdistill.sampling import balance_weights
+from featdistill.sampling import balance_weights, limit_per_class
 
 
 def add_arguments(parser: Parser) -> None:
@@ -60,6 +60,7 @@ def run(
     policy = parse_policy(recipe.distortions)
     policy = dataclasses.replace(policy, keeps_layout_only=keeps_layout_only or policy.keeps_layout_only)
     train_rows, holdout = _labelled(arguments.train, "--train"), _labelled(arguments.val, "--val")
+    train_rows = limit_per_class(train_rows, recipe.limit_per_class, recipe.seed)
     folder = RunFolder(arguments.out)
     accelerator = engine.make_accelerator(recipe, folder)
     description = {

@@ -70,7 +70,9 @@ def test_all_views_of_an_item_are_cropped_and_mirrored_alike(make_set, distort_a
         for epoch in range(3):
             place, plan, other, _ = draws(policy, 1, epoch)
             item = dataset[epoch, 1]
-            assert sorted(item) == sorted(["images", "index", "label", *(f"images_{view}" for view in views)])
+            extra = [f"images_{view}" for view in views]
+            assert sorted(item) == sorted(["epoch", "images", "index", "label", *extra])
+            assert (item["epoch"], item["index"]) == (epoch, 1)
             assert torch.equal(item["images"], view(plan, place))
             if "clean" in views:
                 assert torch.equal(item["images_clean"], view((), place))
@@ -200,7 +202,7 @@ def test_the_batches_do_not_depend_on_the_number_of_workers(make_set, workers):
     assert torch.equal(state, torch.get_rng_state())
     assert len(found) == len(expected) == len(batches) == 4
     for one, other in zip(found, expected, strict=True):
-        assert sorted(one) == ["broken", "images", "images_other", "index", "label"]
+        assert sorted(one) == ["broken", "epoch", "images", "images_other", "index", "label"]
         assert all(torch.equal(one[key], other[key]) for key in one if key != "broken")
 
 

@@ -7,6 +7,7 @@ from featdistill.optimisation import (
     learning_rate_factor,
     make_optimizer,
     parameter_groups,
+    scheduled_factor,
     set_learning_rates,
 )
 from featdistill.recipes import Recipe
@@ -25,6 +26,36 @@ def test_the_learning_rate_warms_up_and_falls_on_a_cosine():
     assert factors[55] == pytest.approx(0.505) and 0.01 < factors[99] < 0.0113
     assert factors[:10] == sorted(factors[:10]) and factors[9:] == sorted(factors[9:], reverse=True)
     assert learning_rate_factor(0, 1, 0.0, 0.01) == 1
+
+
+def test_the_step_schedule_is_pytorchs_steplr_epoch_by_epoch():
+    recipe = Recipe(schedule="step", step_epochs=2, step_factor=0.7, warmup=0.0, epochs=5)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.7)
+    for epoch in range(5):
+        for step in range(3 * epoch, 3 * epoch + 3):
+            assert scheduled_factor(step, 15, recipe) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    warming = Recipe(schedule="step", step_epochs=1, step_factor=0.5, warmup=0.2, epochs=5)
+    assert [scheduled_factor(step, 15, warming) for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 0.5])
+
+
+def test_the_cosine_is_what_a_recipe_has_without_a_word():
+    recipe = Recipe(warmup=0.1, final_learning_rate=0.05)
+    for step in (0, 7, 50, 99):
+        assert scheduled_factor(step, 100, recipe) == learning_rate_factor(step, 100, 0.1, 0.05)
+
+
+def test_adam_adds_the_decay_to_the_gradient_and_adamw_does_not():
+    task = ClassifyTask(create_expert("tiny_clip", "random", input_size=32))
+    adam, adamw = (
+        make_optimizer(task, Recipe(optimizer=name), torch.device("cpu")) for name in ("adam", "adamw")
+    )
+    assert type(adam) is torch.optim.Adam and type(adamw) is torch.optim.AdamW
+    assert [group["weight_decay"] for group in adam.param_groups] == [
+        group["weight_decay"] for group in adamw.param_groups
+    ]
 
 
 def test_norms_and_biases_do_not_decay_and_the_head_learns_faster():

@@ -66,6 +66,18 @@ def test_the_strong_recipe_is_as_severe_as_the_top_teams():
     assert strong.ema > 0 and strong.layer_decay < 1
 
 
+@pytest.mark.parametrize("name", ["mpft_genimage", "mpft_universalfakedetect"])
+def test_the_masking_recipes_hold_the_protocol_that_they_name(name):
+    recipe = resolve(Recipe, "--recipe", name)
+    assert (recipe.backbone, recipe.resize, recipe.crop) == ("clip_l14", "crop", "random")
+    assert (recipe.head_hidden, recipe.head_dropout, recipe.distortions) == (0, 0.5, "none")
+    assert (recipe.limit_per_class, recipe.balance) == (800, "class")
+    assert (recipe.optimizer, recipe.learning_rate, recipe.head_learning_rate_factor) == ("adam", 5e-5, 1)
+    assert (recipe.schedule, recipe.step_epochs, recipe.step_factor, recipe.warmup) == ("step", 2, 0.7, 0)
+    assert (recipe.mask, recipe.mask_ratio) == ("texture", 0.5)
+    assert resolve(Recipe, "--recipe", name, "--mask", "none").mask == "none"
+
+
 def test_a_switch_is_true_or_false():
     assert not resolve(Recipe, "--recipe", "demo_clip_a").compile
     assert resolve(Recipe, "--recipe", "demo_clip_a", "--compile").compile
@@ -97,6 +109,9 @@ def test_the_paper_recipes_hold_what_the_paper_states():
         ("epochs: many", "recipe key 'epochs' must be of type int"),
         ("flip: 2", "recipe key 'flip' must lie between 0 and 1"),
         ("epochs: 0", "recipe key 'epochs' must be at least 1"),
+        ("limit_per_class: 0", "recipe key 'limit_per_class' must be at least 1"),
+        ("mask: textur", "unknown value of mask 'textur' (did you mean texture?)"),
+        ("mask_ratio: 1.5", "recipe key 'mask_ratio' must lie between 0 and 1"),
         ("resize: squish", "unknown value of resize 'squish' (did you mean squash?)"),
         ("layer_decay: 0", "recipe key 'layer_decay' must be above 0"),
         ("ema: 1.5", "recipe key 'ema' must lie between 0 and 1"),

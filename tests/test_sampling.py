@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from featdistill.command_line import UserError
-from featdistill.sampling import TrainBatches, balance_weights
+from featdistill.sampling import TrainBatches, balance_weights, limit_per_class
 
 
 def indices(**options) -> list[list[tuple[int, int]]]:
@@ -132,3 +132,16 @@ def test_sources_that_are_not_known_cannot_be_balanced():
             balance_weights(rows, balance)
     with pytest.raises(UserError, match=r"did you mean class"):
         balance_weights(rows, "classes")
+
+
+def test_a_limit_takes_as_many_rows_of_each_class_wherever_they_stand():
+    rows = pd.DataFrame({"name": [f"{row}.jpg" for row in range(60)], "label": [0.0] * 40 + [1.0] * 20})
+    few = limit_per_class(rows, 12, seed=3)
+    assert few["label"].value_counts().to_dict() == {0.0: 12, 1.0: 12}
+    assert few["name"].tolist() == [name for name in rows["name"] if name in set(few["name"])]
+    shuffled = limit_per_class(rows.sample(frac=1, random_state=1), 12, seed=3)
+    assert set(shuffled["name"]) == set(few["name"]) and list(shuffled.index) == list(range(24))
+    assert set(few["name"]) != set(limit_per_class(rows, 12, seed=4)["name"])
+    assert set(few["name"]) < set(limit_per_class(rows, 30, seed=3)["name"])
+    assert limit_per_class(rows, 30, seed=3)["label"].value_counts().to_dict() == {0.0: 30, 1.0: 20}
+    assert limit_per_class(rows, None, seed=3) is rows
