@@ -1,13 +1,15 @@
-"""What each part of the method brings: distortions in stage 1, stage 2 against more of stage 1, over seeds.
+"""What each part of the method brings: distortions, stage 2 against more of stage 1, masking; over seeds.
 
     python benchmarks/method_study.py --recipe demo_clip_a --seeds 1 2 3 --out study \\
         --train data/demo/train.csv --val data/demo/holdout.csv --test data/demo/val.csv
 
 Each seed trains stage 1 once for every distortion policy, and from the one of the recipe's own policy every
 variant of stage 2, all of the same length; `continued` is cross-entropy alone, so that what the others bring
-is not the longer training. The expert of the last epoch is scored on `--test`, which no run has seen: clean,
-and under a preset of distortions drawn from (draw, name). A table gives the mean over the seeds and, against
-the reference of its half, the mean difference of the same seed with its 95 % interval (Student's t).
+is not the longer training. Masking (MPFT) is tried in stage 1, under the recipe's own distortions.
+
+The expert of the last epoch is scored on `--test`, which no run has seen: clean, and under a preset of
+distortions drawn from (draw, name). A table gives the mean over the seeds and, against the reference of its
+half, the mean difference of the same seed with its 95 % interval (Student's t).
 
 A study that was stopped goes on with the same command; finished runs and scores are kept.
 """
@@ -19,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import stats
+from sklearn.metrics import average_precision_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,6 +42,14 @@ POLICIES = {
     "official and extended": "released_featdistill",
 }
 BASE = "official and extended"
+# Stage 1 with half of the patches masked, by what they hold.
+MASKS = {
+    "no mask": [],
+    "random": ["--mask", "random"],
+    "smooth": ["--mask", "smooth"],
+    "texture": ["--mask", "texture"],
+}
+REFERENCES = {"stage 1": "none", "stage 2": "continued", "masking": "no mask"}
 # Stage 2; every variant trains as long as the others, from the same stage-1 expert.
 STAGE_2 = {
     "continued": ["--objective", "crd", "--teacher-view", "same", "--crd-weight", "0"],
@@ -61,6 +72,7 @@ def build_parser() -> Parser:
     parser.add_argument("--draws", type=int, default=1, help="distorted copies of each test image")
     parser.add_argument("--policies", nargs="*", default=list(POLICIES), metavar="NAME", help="of stage 1")
     parser.add_argument("--stage2", nargs="*", default=list(STAGE_2), metavar="NAME", help="variants")
+    parser.add_argument("--masks", nargs="*", default=[], metavar="NAME", help=", ".join(MASKS))
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe keys of both stages"
     )
@@ -73,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
         one_of("policy", name, POLICIES)
     for name in arguments.stage2:
         one_of("variant", name, STAGE_2)
+    for name in arguments.masks:
+        one_of("mask", name, MASKS)
     if len(set(arguments.seeds)) < 2:
         raise UserError("--seeds needs two different ones at least: an interval is taken over them")
     out, test = Path(arguments.out), read_manifests(arguments.test)
@@ -92,9 +106,14 @@ def main(argv: list[str] | None = None) -> int:
             flags += ["--distortions", POLICIES[BASE], *_others(STAGE_2[name])]
             distill.main([*flags, *common, *data, "--teacher", str(teacher), "--out", str(run)])
             rows.append({"half": "stage 2", "variant": name, "seed": seed} | _score(run, test, arguments))
+        for name in arguments.masks:
+            run = out / f"seed{seed}" / "masking" / _folder(name)
+            flags = ["--recipe", *arguments.recipe, "--seed", str(seed), *MASKS[name]]
+            train.main([*flags, *common, *data, "--out", str(run)])
+            rows.append({"half": "masking", "variant": name, "seed": seed} | _score(run, test, arguments))
     table = pd.DataFrame(rows)
-    references = {"stage 1": "none", "stage 2": "continued"}
-    text = "\n\n".join(_markdown(half, table, reference) for half, reference in references.items())
+    tried = [half for half in REFERENCES if half in set(table["half"])]
+    text = "\n\n".join(_markdown(half, table, REFERENCES[half]) for half in tried)
     write_text(out / "study.csv", table.to_csv(index=False))
     write_text(out / "study.md", text + "\n")
     print(text)
@@ -102,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _score(run: Path, test: pd.DataFrame, arguments) -> dict[str, float]:
-    """Return the clean and the distorted AUC of a run's last expert on the test rows."""
+    """Return AUC and average precision of a run's last expert on the test rows, clean and distorted."""
     path, folder = run / "study_score.json", run / "expert-last"
     what = {
         "weights": sha256_of(folder / WEIGHTS_FILE),
@@ -120,12 +139,15 @@ def _score(run: Path, test: pd.DataFrame, arguments) -> dict[str, float]:
     distorted = np.concatenate(
         [_logits(expert, test, policy=policy, seed=draw, **settings) for draw in range(arguments.draws)]
     )
-    auc = {
+    again = np.tile(label, arguments.draws)
+    scores = {
         "clean": metrics.roc_auc(label, clean),
-        "distorted": metrics.roc_auc(np.tile(label, arguments.draws), distorted),
+        "distorted": metrics.roc_auc(again, distorted),
+        "clean AP": float(average_precision_score(label, clean)),
+        "distorted AP": float(average_precision_score(again, distorted)),
     }
-    write_json(path, {"what": what, "auc": auc})
-    return auc
+    write_json(path, {"what": what, "auc": scores})
+    return scores
 
 
 def _logits(expert, rows: pd.DataFrame, **settings) -> np.ndarray:
@@ -140,15 +162,17 @@ def _logits(expert, rows: pd.DataFrame, **settings) -> np.ndarray:
 def _markdown(half: str, table: pd.DataFrame, reference: str) -> str:
     """Return one half's table: means over the seeds, and differences to the reference with their interval."""
     part = table[table["half"] == half]
-    lines = [f"| {half} | clean AUC | against {reference} | distorted AUC | against {reference} |"]
-    lines.append("|---|---|---|---|---|")
+    lines = [f"| {half} | clean AUC | against {reference} | distorted AUC | against {reference} | AP |"]
+    lines.append("|---|---|---|---|---|---|")
     for name in dict.fromkeys(part["variant"]):
+        own = part[part["variant"] == name].set_index("seed")
+        base = part[part["variant"] == reference].set_index("seed")
         cells = [name]
         for column in ("clean", "distorted"):
-            values = part[part["variant"] == name].set_index("seed")[column]
-            base = part[part["variant"] == reference].set_index("seed")[column]
-            cells.append(f"{values.mean():.4f}")
-            cells.append("" if name == reference or base.empty else _difference(values - base))
+            cells.append(f"{own[column].mean():.4f}")
+            difference = own[column] - base[column] if len(base) else None
+            cells.append("" if name == reference or difference is None else _difference(difference))
+        cells.append(" / ".join(f"{own[f'{column} AP'].mean():.4f}" for column in ("clean", "distorted")))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
