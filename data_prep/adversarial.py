@@ -1,7 +1,7 @@
 """Attacks on an expert within a budget: images it takes for the other class although they look the same.
 
 The attack is on the pixels of the image itself, not on the expert's input. What lies between the two (resize
-and crop, see `featdistill.dataset.fit`) is linear in each direction apart from rounding, so it is written as
+and crop, see `featdistill.preprocessing.fit`) is linear in each direction apart from rounding, so it is written as
 two matrices, and the gradient goes back through them. That way the perturbation does not have to be enlarged
 afterwards, keeps its budget exactly, and is of the same kind in images of every size.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import interpolate
 
-from featdistill.dataset import prepare
 from featdistill.experts import Expert
+from featdistill.preprocessing import offset, prepare
 
 METHODS = ("pgd", "mi-pgd")
 
@@ -121,7 +121,7 @@ def see(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def input_matrices(height: int, width: int, size: int, resize: str) -> tuple[Tensor, Tensor]:
-    """Return what `dataset.fit` does to the rows and to the columns of an image, in the middle of it.
+    """Return what `preprocessing.fit` does to the rows and to the columns of an image, in the middle of it.
 
     Args:
         height, width: of the image in px.
@@ -138,14 +138,14 @@ def input_matrices(height: int, width: int, size: int, resize: str) -> tuple[Ten
 def _axis_matrix(side: int, shorter: int, size: int, resize: str) -> Tensor:
     if resize == "crop":
         whole = side * -(-size // side)
-        places = (torch.arange(size) + (whole - size) // 2) % side
+        places = (torch.arange(size) + offset(0.5, whole - size)) % side
         return torch.eye(side)[places]
     target = size if resize == "squash" else size * side // shorter
     matrix = torch.eye(side)
     if target != side:
         # One direction at a time: the other one keeps its length, which leaves it as it is.
         matrix = interpolate(matrix[None, None], (target, side), mode="bicubic", antialias=True)[0, 0]
-    top = (target - size) // 2
+    top = offset(0.5, target - size)
     return matrix[top : top + size].clone()
 
 

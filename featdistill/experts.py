@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from featdistill import __version__, atomic
 from featdistill.backbones import Backbone, BackboneSpec, build, resolve_spec
 from featdistill.command_line import UserError
-from featdistill.dataset import Preprocessing
+from featdistill.preprocessing import Preprocessing
 
 WEIGHTS_FILE, CARD_FILE = "expert.safetensors", "expert.json"
 _FORMAT = 1

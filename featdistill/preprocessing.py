@@ -132,11 +132,14 @@ def _box(image: np.ndarray, area: float, aspect: float) -> tuple[int, int]:
 
 
 def _part(image: np.ndarray, height: int, width: int, place: Place) -> np.ndarray:
-    top = _offset(place.top, image.shape[0] - height)
-    left = _offset(place.left, image.shape[1] - width)
+    top = offset(place.top, image.shape[0] - height)
+    left = offset(place.left, image.shape[1] - width)
     return image[top : top + height, left : left + width]
 
 
-def _offset(share: float, room: int) -> int:
-    """Return where a crop begins. In the centre it is rounded, as the authors' release (torchvision) does."""
+def offset(share: float, room: int) -> int:
+    """Return where a crop begins that has so much room, in px.
+
+    In the centre it is rounded, as the authors' release (torchvision) does.
+    """
     return round(share * max(0, room)) if share == 0.5 else int(share * max(0, room))

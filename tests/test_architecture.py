@@ -36,6 +36,9 @@ ROWS: list[tuple[tuple[str, ...], set[str]]] = [
         (
             *("metrics", "bootstrap", "calibration", "predictions", "labels", "fusion", "fusion_fit"),
             *("breakdowns", "evaluation", "comparison", "leaderboard", "score_tables", "plot_run"),
+            *("agreement", "protocols", "markdown_table", "sweep_plan", "sweep_tables"),
+            *("report", "report_split", "report_experts", "report_gallery"),
+            *("report_charts", "report_drawing", "report_markup"),
             *("submission", "submission_profiles", "submission_check", "submission_difference", "ledger"),
         ),
         {"sklearn", "scipy", "matplotlib"},
@@ -48,17 +51,19 @@ ROWS: list[tuple[tuple[str, ...], set[str]]] = [
         (
             *("backbones", "encoders", "tiny_backbones", "backbone_weights", "open_clip_backbones"),
             *("input_sizes", "experts", "released_files", "released_weights"),
+            *("token_dropping", "token_maps"),
         ),
         {"timm", "open_clip", "safetensors"},
     ),
-    (("objectives", "contrastive", "teachers", "tasks"), set()),
+    (("objectives", "contrastive", "masking", "teachers", "tasks"), set()),
     (("recipes", "run_folder"), {"yaml"}),
     (
         (
             *("ensemble", "predictor", "precision", "float8", "tuning", "tta", "processes"),
-            *("partial_scores", "prediction_jobs", "single_images"),
+            *("partial_scores", "prediction_jobs", "predictor_setup", "single_images"),
+            *("sweep", "explain", "interactive", "app_page"),
         ),
-        set(),
+        {"gradio"},
     ),
     (
         (
@@ -71,9 +76,9 @@ ROWS: list[tuple[tuple[str, ...], set[str]]] = [
 TORCH_FREE_ROWS = 7
 # They attack an expert, or pass images through an autoencoder.
 DATA_WITH_MODELS = {"hard_negatives.py", "adversarial.py", "reconstructions.py"}
-SCRIPTS = ("train", "distill", "predict", "make_submission", "evaluate", "backbone_study")
+SCRIPTS = ("train", "distill", "predict", "make_submission", "evaluate", "backbone_study", "app")
 # Imported only where they are asked for, and missed with one clear line.
-OPTIONAL = {"peft"}
+OPTIONAL = {"peft", "gradio"}
 PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 PACKAGES |= {"open_clip": "open_clip_torch"}
 
@@ -120,10 +125,12 @@ def test_the_first_rows_and_what_needs_no_model_import_no_torch():
     heavy = {"torch", "timm", "open_clip", "accelerate", "safetensors"}
     heavy |= {name for names, _ in ROWS[TORCH_FREE_ROWS:] for name in names}
     light = [path for names, _ in ROWS[:TORCH_FREE_ROWS] for name in names for path in module_paths(name)]
-    light += [ROOT / "evaluate.py", ROOT / "make_submission.py"]
+    light += [ROOT / "make_submission.py"]
     light += [path for path in (ROOT / "data_prep").glob("*.py") if path.name not in DATA_WITH_MODELS]
     for path in light:
         assert not imports(path) & heavy, path.name
+    # `--sweep` scores images, and imports what does so only then.
+    assert imports(ROOT / "evaluate.py") & heavy == {"sweep"}
 
 
 def test_nothing_imports_a_script():

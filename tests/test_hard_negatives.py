@@ -18,10 +18,10 @@ from data_prep.adversarial import Attack, attack, input_matrices, score, see
 from data_prep.reconstructions import load_autoencoder, reconstruct
 from featdistill import manifest
 from featdistill.command_line import UserError
-from featdistill.dataset import prepare
 from featdistill.experts import create_expert, load_expert, save_expert
 from featdistill.image_io import limit_side, read_image
 from featdistill.manifest import read_manifest, write_manifest
+from featdistill.preprocessing import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

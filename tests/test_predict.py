@@ -9,12 +9,12 @@ import torch
 import predict
 from featdistill import predictor, predictor_setup
 from featdistill.command_line import UserError
-from featdistill.dataset import prepare
 from featdistill.experts import create_expert, load_expert, save_expert
 from featdistill.fusion import Fusion
 from featdistill.image_io import read_image
 from featdistill.manifest import read_manifest
 from featdistill.predictions import read_predictions, read_sidecar
+from featdistill.preprocessing import prepare
 
 
 @pytest.fixture(scope="module")
