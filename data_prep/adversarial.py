@@ -1,8 +1,8 @@
 """Attacks on an expert within a budget: images it takes for the other class although they look the same.
 
 The attack is on the pixels of the image itself, not on the expert's input. What lies between the two (resize
-and crop, see `featdistill.preprocessing.fit`) is linear in each direction apart from rounding, so it is written as
-two matrices, and the gradient goes back through them. That way the perturbation does not have to be enlarged
+and crop, see `preprocessing.fit`) is linear in each direction apart from rounding, so it is written as two
+matrices, and the gradient goes back through them. That way the perturbation does not have to be enlarged
 afterwards, keeps its budget exactly, and is of the same kind in images of every size.
 """
 

@@ -19,6 +19,7 @@ from featdistill.manifest import read_manifests
 from featdistill.preprocessing import Preprocessing
 from featdistill.recipes import Recipe
 from featdistill.run_folder import RunFolder, git_commit
+from featdistill.working_memory import keep_freed_memory
 from featdistill.sampling import balance_weights, limit_per_class
 
 
@@ -63,6 +64,9 @@ def run(
     train_rows = limit_per_class(train_rows, recipe.limit_per_class, recipe.seed)
     folder = RunFolder(arguments.out)
     accelerator = engine.make_accelerator(recipe, folder)
+    if accelerator.device.type == "cpu":
+        # Activations of one step are the memory of the next.
+        keep_freed_memory()
     description = {
         "stage": stage,
         "recipe": dataclasses.asdict(recipe),
