@@ -17,7 +17,6 @@ import dataclasses
 from featdistill import command_line, recipes, training
 from featdistill.command_line import Parser
 from featdistill.experts import load_expert, read_card
-from featdistill.masking import make_masking
 from featdistill.recipes import DistillRecipe
 from featdistill.tasks import DistillTask, needed_views
 from featdistill.teachers import FrozenTeacher, MomentumTeacher
@@ -59,22 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             crd_negatives=recipe.crd_negatives,
             momentum_base=recipe.momentum_base,
             momentum_max=recipe.momentum_max,
-            label_smoothing=recipe.label_smoothing,
-            focal_gamma=recipe.focal_gamma,
-            ai_weight=recipe.ai_weight,
-            bce_weight=recipe.bce_weight,
-            consistency_weight=recipe.consistency_weight,
-            ema=recipe.ema,
-            masking=make_masking(
-                student,
-                recipe.mask,
-                ratio=recipe.mask_ratio,
-                level=recipe.mask_level,
-                select=recipe.mask_select,
-                score=recipe.mask_score,
-                probability=recipe.mask_prob,
-                seed=recipe.seed,
-            ),
+            **training.task_settings(student, recipe),
         )
 
     training.run(

@@ -10,7 +10,6 @@ killed run needs: the same command continues it.
 from featdistill import command_line, recipes, training
 from featdistill.command_line import Parser
 from featdistill.experts import create_expert
-from featdistill.masking import make_masking
 from featdistill.recipes import Recipe
 from featdistill.tasks import ClassifyTask, needed_views
 
@@ -35,25 +34,7 @@ def main(argv: list[str] | None = None) -> int:
             head_hidden=recipe.head_hidden,
             head_dropout=recipe.head_dropout,
         )
-        return ClassifyTask(
-            expert,
-            label_smoothing=recipe.label_smoothing,
-            focal_gamma=recipe.focal_gamma,
-            ai_weight=recipe.ai_weight,
-            bce_weight=recipe.bce_weight,
-            consistency_weight=recipe.consistency_weight,
-            ema=recipe.ema,
-            masking=make_masking(
-                expert,
-                recipe.mask,
-                ratio=recipe.mask_ratio,
-                level=recipe.mask_level,
-                select=recipe.mask_select,
-                score=recipe.mask_score,
-                probability=recipe.mask_prob,
-                seed=recipe.seed,
-            ),
-        )
+        return ClassifyTask(expert, **training.task_settings(expert, recipe))
 
     views = needed_views(consistency_weight=recipe.consistency_weight)
     training.run(arguments, recipe, make_task, stage=1, views=views)

@@ -15,6 +15,7 @@ import pandas as pd
 from featdistill.command_line import UserError, one_of
 from featdistill.labels import label_rows, source_of
 from featdistill.manifest import read_manifest
+from featdistill.markdown_table import table
 from featdistill.metrics import THRESHOLD, headline
 from featdistill.predictions import match_names, name_list, read_errors, read_predictions
 
@@ -152,7 +153,7 @@ def markdown(result: dict) -> str:
     for own in result["published"]:
         lines.append((f"{own['method']} ({own['note']})", "", "", f"{own['accuracy']:g}", "", "", "", ""))
     notes = "\n".join(f"- {note}" for note in _notes(result))
-    return f"# {result['title']} protocol\n\n{_table(lines)}\n\n{notes}\n"
+    return f"# {result['title']} protocol\n\n{table(lines[0], lines[1:])}\n\n{notes}\n"
 
 
 def csv_rows(result: dict) -> Iterator[tuple]:
@@ -303,14 +304,3 @@ def _number(value: float | None) -> str:
 
 def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.casefold()))
-
-
-def _table(lines: list[tuple[str, ...]]) -> str:
-    """Return a Markdown table, the first column to the left, the others to the right."""
-    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = (":" + "-" * (width[0] - 1), *("-" * (size - 1) + ":" for size in width[1:]))
-    padded = (
-        [line[0].ljust(width[0]), *(cell.rjust(size) for cell, size in zip(line[1:], width[1:], strict=True))]
-        for line in (lines[0], rule, *lines[1:])
-    )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from featdistill.evaluation import official_metrics
+from featdistill.markdown_table import table
 from featdistill.metrics import ACCURACIES, AUCS
 
 CSV_HEADER = ("split", "metric", "value", "low", "high", "n")
@@ -65,8 +66,8 @@ def csv_rows(result: dict) -> Iterator[tuple]:
         tables = {key: found[key] for key in _GROUPS}
         for distortion, levels in found["distortion_levels"].items():
             tables[f"distortion_levels/{distortion}"] = levels
-        for key, table in tables.items():
-            for group, row in table.items():
+        for key, groups in tables.items():
+            for group, row in groups.items():
                 name = f"{key}/{group}"
                 yield split, f"{name}/auc", row["auc"], row["low"], row["high"], row["real"] + row["ai"]
                 for share, n in zip(
@@ -99,11 +100,11 @@ def comparison_markdown(result: dict) -> str:
     parts = [
         "# Comparison",
         f"{result['images']:,} images that all runs scored{left_out if result['left_out'] else ''}.",
-        _table(["place", "run", "robust AUC", "clean AUC", "AUC"], runs),
+        table(["place", "run", "robust AUC", "clean AUC", "AUC"], runs),
         "## Differences",
         "First minus second, with the 95 % interval of a paired bootstrap. Each pair by itself: of twenty "
         "equal pairs one will seem different.",
-        _table(["first", "second", "metric", "difference", "95 %", "beyond chance"], pairs),
+        table(["first", "second", "metric", "difference", "95 %", "beyond chance"], pairs),
     ]
     return _joined(parts)
 
@@ -129,7 +130,7 @@ def _summary(result: dict) -> list[str]:
     official = official_metrics(splits)
     if official:
         cells = [_number(value) for value in official.values()]
-        parts += ["## Metrics of the challenge", _table(list(official), [cells])]
+        parts += ["## Metrics of the challenge", table(list(official), [cells])]
     board = result.get("leaderboard")
     if board:
         parts += ["## Beside the published results", f"This run is {board['note']}.", _board_table(board)]
@@ -194,12 +195,12 @@ def _headline_table(splits: dict[str, dict]) -> str:
         ]
         for name, split in splits.items()
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _more_table(splits: dict[str, dict]) -> str:
     rows = [[name, *(_number(split[key]) for key in _MORE)] for name, split in splits.items()]
-    return _table(["split", *_MORE.values()], rows)
+    return table(["split", *_MORE.values()], rows)
 
 
 def _expert_table(splits: dict[str, dict]) -> str:
@@ -216,7 +217,7 @@ def _expert_table(splits: dict[str, dict]) -> str:
             intervals = row.get("intervals", {})
             aucs = [_with_interval(row[key], intervals.get(key)) for key in ("robust_auc", "clean_auc")]
             rows.append([name, split, *aucs])
-    return _table(["expert", "split", "robust AUC", "clean AUC"], rows)
+    return table(["expert", "split", "robust AUC", "clean AUC"], rows)
 
 
 def _group_table(splits: dict[str, dict], key: str, note: str) -> list[str]:
@@ -243,7 +244,7 @@ def _group_table(splits: dict[str, dict], key: str, note: str) -> list[str]:
         *(_MORE[own] for own in _SHARES),
         *(["files alone"] if pixel_free else []),
     ]
-    return [note, _table(header, rows)]
+    return [note, table(header, rows)]
 
 
 def _board_table(board: dict) -> str:
@@ -256,7 +257,7 @@ def _board_table(board: dict) -> str:
         ]
         for row in board["challenge"]
     ]
-    return _table(["#", "team", "clean AUC", "robust AUC"], rows)
+    return table(["#", "team", "clean AUC", "robust AUC"], rows)
 
 
 def _table_2(board: dict) -> str:
@@ -267,7 +268,7 @@ def _table_2(board: dict) -> str:
         ]
         for row in board["table_2"]
     ]
-    return _table(["backbone", "val", "test"], rows)
+    return table(["backbone", "val", "test"], rows)
 
 
 def _bounds(row: dict) -> tuple[float | None, float | None]:
@@ -290,17 +291,3 @@ def _with_interval(value: float | None, bounds: tuple | list | None) -> str:
 
 def _joined(parts: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table, the first column to the left, the others to the right."""
-    rows = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
-    # Markdown wants two characters at least, to say how a column is aligned.
-    width = [max(2, *map(len, column)) for column in zip(header, *rows, strict=True)]
-
-    def line(cells: list[str]) -> str:
-        padded = [cell.rjust(size) for cell, size in zip(cells, width, strict=True)]
-        return f"| {' | '.join([cells[0].ljust(width[0]), *padded[1:]])} |"
-
-    rule = [":" + "-" * (width[0] - 1), *("-" * (size - 1) + ":" for size in width[1:])]
-    return "\n".join([line(header), "| " + " | ".join(rule) + " |", *(line(row) for row in rows)])

@@ -14,13 +14,15 @@ from featdistill.command_line import Parser, UserError
 from featdistill.dataset import TrainDataset, check_cache
 from featdistill.distortion_presets import parse_policy
 from featdistill.equalise import read_settings
+from featdistill.experts import Expert
 from featdistill.image_cache import build_cache
 from featdistill.manifest import read_manifests
+from featdistill.masking import make_masking
 from featdistill.preprocessing import Preprocessing
 from featdistill.recipes import Recipe
 from featdistill.run_folder import RunFolder, git_commit
-from featdistill.working_memory import keep_freed_memory
 from featdistill.sampling import balance_weights, limit_per_class
+from featdistill.working_memory import keep_freed_memory
 
 
 def add_arguments(parser: Parser) -> None:
@@ -38,6 +40,22 @@ def add_arguments(parser: Parser) -> None:
         default="auto",
         help="continue the run in RUN if there is one, or refuse to",
     )
+
+
+def task_settings(expert: Expert, recipe: Recipe) -> dict[str, Any]:
+    """Return what the tasks of both stages take from a recipe alike."""
+    keys = ("label_smoothing", "focal_gamma", "ai_weight", "bce_weight", "consistency_weight", "ema")
+    masking = make_masking(
+        expert,
+        recipe.mask,
+        ratio=recipe.mask_ratio,
+        level=recipe.mask_level,
+        select=recipe.mask_select,
+        score=recipe.mask_score,
+        probability=recipe.mask_prob,
+        seed=recipe.seed,
+    )
+    return {key: getattr(recipe, key) for key in keys} | {"masking": masking}
 
 
 def run(
