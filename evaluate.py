@@ -21,7 +21,8 @@ a row a generator of the benchmark and the mean over them.
 
 `--sweep` applies each operation at each level to labelled images, and writes `sweep.json`, `.csv` and `.md`,
 the AUC that is left, and `sweep.html`; a report in the same folder shows it too. A sweep that was killed is
-continued by the same command. It alone needs PyTorch.
+continued by the same command. With `--explain EXPERT`, the page shows below each of the surest mistakes where
+that expert looks. These two alone need PyTorch.
 """
 
 import argparse
@@ -44,6 +45,7 @@ from featdistill import (
 )
 from featdistill.bootstrap import Resampling
 from featdistill.command_line import UserError
+from featdistill.report_gallery import Explainer
 
 
 def build_parser() -> command_line.Parser:
@@ -91,6 +93,11 @@ def build_parser() -> command_line.Parser:
         metavar="N",
         help=f"mistakes of each class that the page shows as pictures (default: {report.GALLERY}); 0: none",
     )
+    parser.add_argument(
+        "--explain",
+        metavar="EXPERT",
+        help="an expert's folder: the page shows below each mistake where this expert looks",
+    )
     sweep_plan.add_arguments(parser)
     return parser
 
@@ -112,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
 def score(args: argparse.Namespace) -> int:
     """Write the metrics of each split that has labels."""
     resampling = Resampling(args.draws, args.seed)
+    explainer = choose_explainer(args)
     splits = evaluation.load_splits(args.predictions, args.labels)
     threshold = evaluation.choose_threshold(args.threshold_from, splits) if args.threshold_from else None
     pixel_free = evaluation.read_audit(args.audit) if args.audit else None
@@ -136,18 +144,33 @@ def score(args: argparse.Namespace) -> int:
     if not args.no_report:
         most = report.GALLERY if args.gallery is None else args.gallery
         found = report.read_sweep(out / "sweep.json")
-        lost = report.write_report(out / "report.html", result, splits, sweep=found, gallery=most)
+        lost = report.write_report(
+            out / "report.html", result, splits, sweep=found, gallery=most, explainer=explainer
+        )
         if lost:
             line = f"{len(lost)} pictures of the report could not be shown; the first: {lost[0]}"
             print(line, file=sys.stderr)
     return 0
 
 
+def choose_explainer(args: argparse.Namespace) -> Explainer | None:
+    """Return what makes the maps of `--explain`, or None where none is asked for."""
+    if not args.explain:
+        return None
+    if args.no_report or args.gallery == 0:
+        flag = "--no-report" if args.no_report else "--gallery 0"
+        raise UserError(f"--explain adds to the page's pictures; leave out {flag}")
+    # As for `--sweep`, PyTorch is for this alone.
+    from featdistill import explain
+
+    return explain.explainer(args.explain)
+
+
 def score_by_protocol(args: argparse.Namespace) -> int:
     """Write a benchmark's table: a row a generator, and the mean over them."""
     if not args.predictions:
         raise UserError("--protocol goes with --predictions")
-    for flag in ("threshold_from", "audit", "leaderboard", "no_report", "gallery"):
+    for flag in ("threshold_from", "audit", "leaderboard", "no_report", "gallery", "explain"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} does not go with --protocol")
     result = protocols.score(args.protocol, args.predictions, args.labels)
@@ -161,7 +184,7 @@ def compare(args: argparse.Namespace) -> int:
     """Rank the runs, and say which differences are beyond chance."""
     if args.labels and len(args.labels) != 1:
         raise UserError("--compare holds all runs against one label file; give one with --labels")
-    for flag in ("threshold_from", "audit", "leaderboard", "no_report", "gallery"):
+    for flag in ("threshold_from", "audit", "leaderboard", "no_report", "gallery", "explain"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} goes with --predictions, not with --compare")
     labels = args.labels[0] if args.labels else None
@@ -174,7 +197,7 @@ def compare(args: argparse.Namespace) -> int:
 
 def sweep_robustness(args: argparse.Namespace) -> int:
     """Write what each operation at each level leaves of the AUC."""
-    for flag in ("labels", "threshold_from", "audit", "leaderboard", "protocol"):
+    for flag in ("labels", "threshold_from", "audit", "leaderboard", "protocol", "explain"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} goes with --predictions, not with --sweep")
     # Threads that wait would else keep a core busy that the loader's workers need.

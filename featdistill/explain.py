@@ -20,9 +20,12 @@ from featdistill.experts import Expert, load_expert, read_card
 from featdistill.image_io import BrokenImage, read_image
 from featdistill.masking import KINDS, SCORES, SELECTIONS, PatchMasking, fill_patches, texture_scores
 from featdistill.preprocessing import prepare
+from featdistill.report_gallery import ExpertMap, Explainer
 from featdistill.token_maps import LOGIT, token_map
 
 _PANEL_IN, _TOP_IN, _BOTTOM_IN, _DPI = 3.1, 0.75, 0.45, 120
+# How much of a map covers the grey image below it.
+_ALPHA = 0.7
 
 
 def explain(
@@ -67,6 +70,41 @@ def explain(
     }
 
 
+def explainer(folder: str | Path) -> Explainer:
+    """Return what lays an expert's map over images, for the report's surest mistakes.
+
+    Raises:
+        UserError: the folder holds no expert.
+    """
+    expert = load_expert(folder)
+    name = _name(expert, folder)
+
+    def explained(image: np.ndarray) -> ExpertMap:
+        found = explain(expert, image)
+        return ExpertMap(overlay(found), name, _colouring(found)[0], found["probability"])
+
+    return explained
+
+
+def overlay(found: dict[str, Any]) -> np.ndarray:
+    """Return the map over the grey input as (S, S, 3) uint8, in the colours of `draw`.
+
+    Args:
+        found: what `explain` returned.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    _, colours = _colouring(found)
+    scaled = Normalize(colours.get("vmin"), colours.get("vmax"))(found["map"])
+    painted = colormaps[colours["cmap"]](scaled)[..., :3]
+    side = found["image"].shape[0]
+    down, across = (np.arange(side) * tokens // side for tokens in found["map"].shape)
+    grey = found["image"].mean(axis=2)[..., None]
+    mixed = _ALPHA * 255 * painted[np.ix_(down, across)] + (1 - _ALPHA) * grey
+    return mixed.round().astype(np.uint8)
+
+
 def draw(found: dict[str, Any], title: str, mask_title: str, out: str | Path) -> None:
     """Write a PNG of four panels; the same content gives the same bytes.
 
@@ -91,18 +129,13 @@ def draw(found: dict[str, Any], title: str, mask_title: str, out: str | Path) ->
         panels[-1].set_axis_off()
     panels[0].imshow(image)
     panels[0].set_title(f"input, {side} x {side} px", fontsize=10, loc="left")
-    for panel, values, name in (
-        (panels[1], np.sqrt(found["texture"]), "texture of each patch (square root)"),
-        (panels[3], found["map"], found["map_kind"]),
+    texture = ("texture of each patch (square root)", {"cmap": "viridis"})
+    for panel, values, (name, colours) in (
+        (panels[1], np.sqrt(found["texture"]), texture),
+        (panels[3], found["map"], _colouring(found)),
     ):
-        colours = {"cmap": "viridis"}
-        if name == LOGIT:
-            # Real and AI-generated have colours of their own, and 0 has none.
-            most = float(np.abs(values).max())
-            colours = {"cmap": "coolwarm", "vmin": -most, "vmax": most}
-            name += " (red: AI)"
         panel.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        shown = panel.imshow(values, alpha=0.7, extent=(-0.5, side - 0.5, side - 0.5, -0.5), **colours)
+        shown = panel.imshow(values, alpha=_ALPHA, extent=(-0.5, side - 0.5, side - 0.5, -0.5), **colours)
         panel.set_title(name, fontsize=10, loc="left")
         left, _, width, _ = panel.get_position().bounds
         # A little narrower than the panel, so that its last number has room.
@@ -118,6 +151,20 @@ def draw(found: dict[str, Any], title: str, mask_title: str, out: str | Path) ->
     with atomic.replace_file(out) as beside:
         # Without matplotlib's version in the file, the bytes depend on the content alone.
         figure.savefig(beside, format="png", metadata={"Software": None})
+
+
+def _colouring(found: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return what an expert's map is called, and the colours that it is shown in."""
+    kind = found["map_kind"]
+    if kind != LOGIT:
+        return kind, {"cmap": "viridis"}
+    # Real and AI-generated have colours of their own, and 0 has none.
+    most = float(np.abs(found["map"]).max())
+    return f"{kind} (red: AI)", {"cmap": "coolwarm", "vmin": -most, "vmax": most}
+
+
+def _name(expert: Expert, folder: str | Path) -> str:
+    return read_card(folder).get("recipe", {}).get("name", expert.spec.name)
 
 
 def build_parser() -> Parser:
@@ -159,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     hidden = found["mask"]
     mask_title = f"{arguments.mask} masked, {hidden.sum()} of {hidden.size} patches"
-    name = read_card(arguments.expert).get("recipe", {}).get("name", expert.spec.name)
+    name = _name(expert, arguments.expert)
     draw(found, f"{Path(arguments.image).name}, seen by {name}", mask_title, arguments.out)
     print(f"P(AI) {found['probability']:.4f}; {found['map_kind']} -> {arguments.out}")
     return 0

@@ -17,6 +17,7 @@ from featdistill.command_line import UserError
 from featdistill.evaluation import Split
 from featdistill.predictions import read_sidecar
 from featdistill.report_charts import heat_map, tenth_below
+from featdistill.report_gallery import Explainer
 from featdistill.report_markup import (
     Content,
     Html,
@@ -76,6 +77,7 @@ def write_report(
     *,
     sweep: dict | None = None,
     gallery: int = GALLERY,
+    explainer: Explainer | None = None,
 ) -> list[str]:
     """Write the page.
 
@@ -84,6 +86,7 @@ def write_report(
         splits: those of `result`, in any order; others are passed over.
         sweep: of `read_sweep`.
         gallery: pictures of mistakes of each class and split; 0 for none.
+        explainer: gives an expert's map that is shown below each of these pictures; None for no maps.
 
     Returns:
         A line for each picture that could not be shown.
@@ -91,7 +94,7 @@ def write_report(
     by_name = {split.name: split for split in splits}
     sections, lost, links = [], [], []
     for place, (name, found) in enumerate(result["splits"].items(), start=1):
-        section, own = split_section(f"split-{place}", by_name[name], found, gallery)
+        section, own = split_section(f"split-{place}", by_name[name], found, gallery, explainer)
         sections.append(section)
         lost += [f"{name}: {line}" for line in own]
         links.append((f"split-{place}", f"Split {name}"))

@@ -1,11 +1,13 @@
 """The surest mistakes of a split as small pictures that stand in the page itself."""
 
 import base64
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from featdistill.command_line import UserError
+from featdistill.command_line import UserError, progress
 from featdistill.image_io import BrokenImage, encode_jpeg, limit_side, read_image
 from featdistill.labels import Chain
 from featdistill.manifest import read_manifest
@@ -17,12 +19,35 @@ _SIDE_PX = 160
 _QUALITY = 80
 
 
-def gallery(frame: pd.DataFrame, most: int) -> tuple[list[Html], list[str]]:
+class ExpertMap(NamedTuple):
+    """What an expert makes of the parts of an image.
+
+    Attributes:
+        picture: (S, S, 3) uint8 RGB, the map over the image as the expert sees it.
+        expert: its name.
+        kind: what the map shows.
+        probability: P(AI) by this expert alone.
+    """
+
+    picture: np.ndarray
+    expert: str
+    kind: str
+    probability: float
+
+
+# Takes an image (H, W, 3) uint8 RGB.
+Explainer = Callable[[np.ndarray], ExpertMap]
+
+
+def gallery(
+    frame: pd.DataFrame, most: int, explainer: Explainer | None = None
+) -> tuple[list[Html], list[str]]:
     """Return the pictures that the ensemble got wrong most surely.
 
     Args:
         frame: as `labels.join` gives it, with scores in [0, 1].
         most: of each class.
+        explainer: gives a map that is shown below each picture; None for no maps.
 
     Returns:
         Two lists of pictures with their headings, real images first, and a line for each picture that could
@@ -38,20 +63,29 @@ def gallery(frame: pd.DataFrame, most: int) -> tuple[list[Html], list[str]]:
         ("AI-generated images with the lowest P(AI)", "AI-generated", is_ai & (score <= THRESHOLD), score),
     )
     locations = _locations(frame)
-    parts, lost = [], []
+    parts, lost, maps = [], [], []
     for title, kind, wrong, surest in sides:
         rows = np.flatnonzero(wrong)
         rows = rows[np.lexsort((names[rows].astype(str), surest[rows]))][:most]
         pictures = []
-        for row in rows:
-            picture, reason = _picture(kind, frame.iloc[row], locations[row])
-            pictures.append(picture)
-            lost += [f"{names[row]}: {reason}"] if reason else []
+        with progress(len(rows), f"explain, {kind}", show=explainer is not None) as bar:
+            for row in rows:
+                picture, reason, found = _picture(kind, frame.iloc[row], locations[row], explainer)
+                pictures.append(picture)
+                lost += [f"{names[row]}: {reason}"] if reason else []
+                maps += [found] if found else []
+                bar.update()
         counted = f"{len(rows)} of {int(wrong.sum()):,} mistakes at {THRESHOLD} are shown."
         parts.append(element("h4", title))
         parts.append(element("p", counted if len(rows) else f"None is wrong at {THRESHOLD}.", class_="note"))
         parts += [element("ul", pictures, class_="gallery")] if pictures else []
-    return parts, lost
+    # They are all of one expert, and of one kind.
+    return [*map(_map_note, maps[:1]), *parts], lost
+
+
+def _map_note(found: ExpertMap) -> Html:
+    text = f": {found.kind}, over the image as it sees it. It shows where the expert looks, not why it errs."
+    return element("p", "Below each picture, of expert ", named(found.expert), text, class_="note")
 
 
 def _locations(frame: pd.DataFrame) -> list[str]:
@@ -71,24 +105,36 @@ def _locations(frame: pd.DataFrame) -> list[str]:
     return [images[place] if place >= 0 else "" for place in places]
 
 
-def _picture(kind: str, row: pd.Series, location: str) -> tuple[Html, str | None]:
+def _picture(
+    kind: str, row: pd.Series, location: str, explainer: Explainer | None
+) -> tuple[Html, str | None, ExpertMap | None]:
     text = f"{kind} image {row['name']}, P(AI) {number(row['score'], 3)}"
     caption: list[Content] = [
         element("strong", number(row["score"], 3)),
         *(element("span", named(line)) for line in (row["generator"], _chain_text(row["chain"])) if line),
         element("span", named(row["name"]), class_="name"),
     ]
-    reason, shown = None, None
+    reason, found = None, None
     try:
         if not location:
             raise BrokenImage("the labels do not say where it is")
-        data = encode_jpeg(limit_side(read_image(location), _SIDE_PX), _QUALITY)
-        source = f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"
-        shown = element("img", src=source, alt=text)
+        image = read_image(location)
+        shown = [_inlined(image, text)]
+        if explainer:
+            found = explainer(image)
+            own = number(found.probability, 3)
+            shown.append(_inlined(found.picture, f"Expert {found.expert}, {found.kind}, P(AI) {own}"))
+            caption.append(element("span", named(found.expert), f": {own}"))
     except BrokenImage as error:
         reason = str(error)
-        shown = element("p", "not found or not readable", class_="missing")
-    return element("li", element("figure", shown, element("figcaption", caption))), reason
+        shown = [element("p", "not found or not readable", class_="missing")]
+    return element("li", element("figure", shown, element("figcaption", caption))), reason, found
+
+
+def _inlined(image: np.ndarray, text: str) -> Html:
+    data = encode_jpeg(limit_side(image, _SIDE_PX), _QUALITY)
+    source = f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"
+    return element("img", src=source, alt=text)
 
 
 def _chain_text(chain: Chain) -> str:

@@ -17,7 +17,7 @@ from featdistill.report_charts import (
 )
 from featdistill.report_drawing import legend
 from featdistill.report_experts import expert_parts
-from featdistill.report_gallery import gallery
+from featdistill.report_gallery import Explainer, gallery
 from featdistill.report_markup import (
     Content,
     Html,
@@ -56,13 +56,16 @@ _BINS = 20
 _GROUP_HEADER = ("AUC", "95 % interval", "real", "AI")
 
 
-def split_section(identity: str, split: Split, found: dict, most: int) -> tuple[Html, list[str]]:
+def split_section(
+    identity: str, split: Split, found: dict, most: int, explainer: Explainer | None = None
+) -> tuple[Html, list[str]]:
     """Return the section of a split, and a line for each of its pictures that could not be shown.
 
     Args:
         identity: begins the identities of all that the section holds.
         found: what `evaluation.score_split` returns.
         most: pictures of mistakes of each class; 0 for none.
+        explainer: see `report_gallery.gallery`.
     """
     cards = [
         _headline(found),
@@ -77,7 +80,7 @@ def split_section(identity: str, split: Split, found: dict, most: int) -> tuple[
     cards += [_card("Experts", experts, wide=True)] if experts else []
     lost: list[str] = []
     if most and found["brier"] is not None:
-        pictures, lost = gallery(split.frame, most)
+        pictures, lost = gallery(split.frame, most, explainer)
         cards.append(_card("Surest mistakes", pictures, wide=True))
     left_out = [
         f"; left out: {found[state]:,} {state}" for state in ("unreadable", "unlabelled") if found[state]

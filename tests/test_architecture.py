@@ -129,8 +129,8 @@ def test_the_first_rows_and_what_needs_no_model_import_no_torch():
     light += [path for path in (ROOT / "data_prep").glob("*.py") if path.name not in DATA_WITH_MODELS]
     for path in light:
         assert not imports(path) & heavy, path.name
-    # `--sweep` scores images, and imports what does so only then.
-    assert imports(ROOT / "evaluate.py") & heavy == {"sweep"}
+    # `--sweep` and `--explain` pass images through experts, and import what does so only then.
+    assert imports(ROOT / "evaluate.py") & heavy == {"sweep", "explain"}
 
 
 def test_nothing_imports_a_script():

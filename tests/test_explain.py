@@ -10,7 +10,7 @@ from featdistill.backbones import resolve_spec
 from featdistill.command_line import UserError
 from featdistill.encoders import OpenClipTransformer
 from featdistill.experts import Expert, create_expert, save_expert
-from featdistill.explain import explain, main
+from featdistill.explain import explain, main, overlay
 from featdistill.masking import PatchMasking, texture_scores
 from featdistill.preprocessing import prepare
 from featdistill.token_maps import CLASS_TOKEN, LOGIT, NORM, POOLING, token_map
@@ -107,6 +107,22 @@ def test_an_explanation_shows_the_input_its_texture_and_what_training_would_hide
     assert found["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
     one, other = (explain(expert, image, mask="random", seed=seed)["mask"] for seed in (0, 1))
     assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", [CLASS_TOKEN, LOGIT])
+def test_a_map_laid_over_an_image_gives_each_token_its_part_and_its_colour(kind):
+    values = np.array([[-1, 0, 2], [0, 0, 0]], dtype=np.float32)
+    found = {"image": np.full((12, 12, 3), 100, np.uint8), "map": values, "map_kind": kind}
+    painted = overlay(found).reshape(2, 6, 3, 4, 3).swapaxes(1, 2)
+    assert (painted == painted[:, :, :1, :1]).all()
+    colours = painted[:, :, 0, 0].astype(int)
+    assert (colours[1] == colours[0, 1]).all() and (colours[0, 0] != colours[0, 2]).any()
+    red_over_blue = colours[..., 0] - colours[..., 2]
+    if kind == LOGIT:
+        assert red_over_blue[0, 0] < -50 < 50 < red_over_blue[0, 2] and abs(red_over_blue[1, 0]) < 5
+    # What is below stays visible: 0.3 of a step of 100.
+    brighter = overlay(found | {"image": np.full((12, 12, 3), 200, np.uint8)}).astype(int)
+    assert (brighter - overlay(found) == 30).all()
 
 
 def test_the_command_writes_a_picture_and_the_same_bytes_again(tmp_path, capsys):

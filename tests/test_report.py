@@ -14,7 +14,9 @@ import evaluate
 from featdistill import evaluation, report
 from featdistill.bootstrap import Resampling
 from featdistill.command_line import UserError
-from featdistill.image_io import decode
+from featdistill.experts import create_expert, save_expert
+from featdistill.explain import explain, overlay
+from featdistill.image_io import decode, limit_side, read_image
 from featdistill.report_markup import element, escape
 
 HOSTILE = "</title></style><script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; \x07\u202e{}"
@@ -190,6 +192,51 @@ def test_the_gallery_can_be_smaller_or_left_out(tmp_path):
     assert "Surest mistakes" not in titles(read_page(path)) and not read_page(path).all("img")
     with pytest.raises(UserError, match="--gallery"):
         run(tmp_path / "out", predictions, more=["--gallery", "-1"])
+
+
+@pytest.mark.parametrize("backbone", ["tiny_clip", "timm:test_resnet"])
+def test_below_each_mistake_stands_where_an_expert_looks(tmp_path, backbone):
+    expert = create_expert(backbone, "random", input_size=96 if backbone == "tiny_clip" else None).eval()
+    save_expert(expert, tmp_path / "expert", {"recipe": {"name": HOSTILE}})
+    images = [str(tmp_path / "data" / f"picture_{row % 6}.jpg") for row in range(160)]
+    images[::3] = [str(tmp_path / "nowhere.jpg")] * len(images[::3])
+    predictions = make_split(tmp_path / "data", "val", changes={"image": images})
+    frame = evaluation.load_splits([str(predictions)])[0].frame.set_index("name")
+    plain = read_page(run(tmp_path / "plain", predictions, more=["--draws", "0"])[0])
+    more = ["--draws", "0", "--explain", str(tmp_path / "expert")]
+    page = read_page(run(tmp_path / "out", predictions, more=more)[0])
+    own, before = (card(one, "Surest mistakes") for one in (page, plain))
+    assert "where the expert looks" in own.text() and "where the expert looks" not in before.text()
+    explained = 0
+    for figure, without in zip(own.all("figure"), before.all("figure"), strict=True):
+        found, name = figure.all("img"), figure.all(class_="name")[0].text()
+        if not without.all("img"):
+            assert not found and "nowhere" in frame.loc[name, "image"]
+            continue
+        assert found[0].attributes == without.all("img")[0].attributes
+        wanted = explain(expert, read_image(frame.loc[name, "image"]))
+        text = f"{wanted['probability']:.3f}"
+        assert found[1]["alt"].startswith(f"Expert {HOSTILE}".replace("\x07", "\ufffd"))
+        assert wanted["map_kind"] in found[1]["alt"] and found[1]["alt"].endswith(f"P(AI) {text}")
+        shown = decode(base64.b64decode(found[1]["src"].partition(",")[2]))
+        assert np.abs(shown.astype(int) - limit_side(overlay(wanted), 160)).mean() < 12
+        assert figure.all("figcaption")[0].text().endswith(f": {text}")
+        explained += 1
+    assert 4 < explained < len(own.all("figure"))
+
+
+def test_an_expert_that_is_none_or_has_no_page_to_be_shown_on_is_a_users_error(tmp_path):
+    predictions = make_split(tmp_path, "val", rows=20)
+    flags = ["--draws", "0", "--explain", str(tmp_path / "none")]
+    for more, message in (
+        ([], "none is no expert"),
+        (["--no-report"], "leave out --no-report"),
+        (["--gallery", "0"], "leave out --gallery 0"),
+        (["--protocol", "genimage"], "--explain does not go with --protocol"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(tmp_path / "out", predictions, more=[*flags, *more])
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_said_of_intervals_that_were_not_drawn(made, tmp_path):
