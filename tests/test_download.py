@@ -418,7 +418,7 @@ def test_a_killed_download_is_continued_and_leaves_no_partial_file(server, tmp_p
 def test_an_interrupted_download_ends_with_130_and_says_how_to_continue(server, tmp_path, monkeypatch):
     with running(server, tmp_path / "out") as process:
         process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=10)[1]
+        error = process.communicate(timeout=60)[1]
         assert process.returncode == 130
         assert error.splitlines()[-1].endswith("interrupted; run the same command again to continue")
         assert "Traceback" not in error
