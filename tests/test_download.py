@@ -387,7 +387,14 @@ def running(server: Hub, out: Path) -> Iterator[subprocess.Popen]:
     command = [sys.executable, "-m", "data_prep.download", "ntire-val", "--out", str(out)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(out.parent / "home")}
     process = subprocess.Popen(
-        command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
+        command,
+        cwd=PROJECT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        # A program in the background of a shell is started deaf to interruptions, and so are its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert server.is_cut.wait(60), "the command did not ask for the file"
