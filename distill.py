@@ -18,7 +18,7 @@ from featdistill import command_line, recipes, training
 from featdistill.command_line import Parser
 from featdistill.experts import load_expert, read_card
 from featdistill.recipes import DistillRecipe
-from featdistill.tasks import DistillTask, needed_views
+from featdistill.tasks import DistillTask
 from featdistill.teachers import FrozenTeacher, MomentumTeacher
 
 # The student is built like its teacher, whatever the recipe says of the architecture.
@@ -67,8 +67,6 @@ def main(argv: list[str] | None = None) -> int:
         make_task,
         stage=2,
         teacher={"path": str(arguments.teacher), "weights_sha256": card["weights_sha256"]},
-        keeps_layout_only="dense" in recipe.objective,
-        views=needed_views(recipe.teacher_view, recipe.consistency_weight),
     )
     return 0
 

@@ -11,7 +11,7 @@ from featdistill import command_line, recipes, training
 from featdistill.command_line import Parser
 from featdistill.experts import create_expert
 from featdistill.recipes import Recipe
-from featdistill.tasks import ClassifyTask, needed_views
+from featdistill.tasks import ClassifyTask
 
 
 def build_parser() -> Parser:
@@ -36,8 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return ClassifyTask(expert, **training.task_settings(expert, recipe))
 
-    views = needed_views(consistency_weight=recipe.consistency_weight)
-    training.run(arguments, recipe, make_task, stage=1, views=views)
+    training.run(arguments, recipe, make_task, stage=1)
     return 0
 
 

@@ -64,7 +64,9 @@ def build_predictor(
     if workers < 0:
         raise UserError("--workers must be at least 0")
     fused = parse_fusion(fusion)
-    loaded, hashes, sources = _load([Path(folder) for folder in experts], released, resize)
+    named = _names([Path(folder) for folder in experts])
+    cards = {expert: read_card(folder) for expert, folder in named.items()}
+    loaded, hashes, sources = _load(named, cards, released, resize)
     if weights:
         fused = Fusion(fused.method, parse_weights(weights, list(loaded)), fused.temperature)
     predictor = Predictor(
@@ -78,18 +80,17 @@ def build_predictor(
         compiled,
         tta=name,
         views=views,
-        known=_known(_names([Path(folder) for folder in experts])),
+        known=_known(cards),
     )
     return predictor, sources
 
 
 def _load(
-    folders: list[Path], released: str | None, resize: str | None
+    named: dict[str, Path], cards: dict[str, dict], released: str | None, resize: str | None
 ) -> tuple[dict[str, Expert], dict[str, str], Sources]:
     """Return experts, the hashes of their weights, and what each is and where it lies, all by name."""
-    named = _names(folders)
     experts = {name: load_expert(folder) for name, folder in named.items()}
-    hashes = {name: read_card(folder)["weights_sha256"] for name, folder in named.items()}
+    hashes = {name: card["weights_sha256"] for name, card in cards.items()}
     places = {name: str(folder) for name, folder in named.items()}
     if released:
         theirs, their_hashes = read_released(released), released_hashes(released)
@@ -107,9 +108,8 @@ def _load(
     return experts, hashes, sources
 
 
-def _known(folders: dict[str, Path]) -> dict[str, dict[str, str]]:
+def _known(cards: dict[str, dict]) -> dict[str, dict[str, str]]:
     """Return the recipes that experts of ours were trained by, and the versions they were trained with."""
-    cards = {name: read_card(folder) for name, folder in folders.items()}
     recipes = {name: card["recipe"]["name"] for name, card in cards.items() if "recipe" in card}
     versions = {
         name: ", ".join(f"{package} {version}" for package, version in card["versions"].items())

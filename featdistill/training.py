@@ -65,19 +65,14 @@ def run(
     *,
     stage: int,
     teacher: dict[str, Any] | None = None,
-    keeps_layout_only: bool = False,
-    views: tuple[str, ...] = (),
 ) -> None:
     """Train what `make_task` builds, as the recipe says.
 
     Args:
         make_task: called once, with torch seeded by the recipe.
         teacher: description of the teacher for `run.json`.
-        keeps_layout_only: leave out distortions that move pixels.
-        views: what the data set adds to each image, out of `clean` and `other`.
     """
     policy = parse_policy(recipe.distortions)
-    policy = dataclasses.replace(policy, keeps_layout_only=keeps_layout_only or policy.keeps_layout_only)
     train_rows, holdout = _labelled(arguments.train, "--train"), _labelled(arguments.val, "--val")
     train_rows = limit_per_class(train_rows, recipe.limit_per_class, recipe.seed)
     folder = RunFolder(arguments.out)
@@ -96,6 +91,8 @@ def run(
     folder.check(description, arguments.resume)
     torch.manual_seed(recipe.seed)
     task = make_task()
+    keeps_layout_only = task.keeps_layout_only or policy.keeps_layout_only
+    policy = dataclasses.replace(policy, keeps_layout_only=keeps_layout_only)
     preprocessing: Preprocessing = task.expert.preprocessing
     equalisation = read_settings(recipe.equalise) if recipe.equalise else None
     cache = None
@@ -119,7 +116,7 @@ def run(
         crop=recipe.crop,
         crop_least_area=recipe.crop_least_area,
         flip=recipe.flip,
-        views=views,
+        views=task.views,
         equalisation=equalisation,
         synchronise_groups=recipe.synchronise_groups,
         amplitude_mixup=recipe.amplitude_mixup,
