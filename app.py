@@ -13,9 +13,10 @@ import sys
 # Read once, when PyTorch is loaded: threads that wait must not keep a core busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from featdistill import app_page, command_line
+from featdistill import command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.predictor_setup import build_predictor
+from featdistill.inference.predictor_setup import build_predictor
+from featdistill.interactive import page as app_page
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -14,12 +14,14 @@ are left out, since token i must keep its place. It writes the same files as `tr
 import copy
 import dataclasses
 
-from featdistill import command_line, recipes, training
+from featdistill import command_line
 from featdistill.command_line import Parser
-from featdistill.experts import load_expert, read_card
-from featdistill.recipes import DistillRecipe
-from featdistill.tasks import DistillTask
-from featdistill.teachers import FrozenTeacher, MomentumTeacher
+from featdistill.models.expert import load_expert, read_card
+from featdistill.training import recipe as recipes
+from featdistill.training import stages as training
+from featdistill.training.recipe import DistillRecipe
+from featdistill.training.tasks import DistillTask
+from featdistill.training.teachers import FrozenTeacher, MomentumTeacher
 
 # The student is built like its teacher, whatever the recipe says of the architecture.
 ARCHITECTURE_KEYS = ("backbone", "weights", "input_size", "resize", "head_hidden", "head_dropout")

@@ -31,21 +31,24 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from featdistill import (
-    atomic,
+from featdistill import atomic, command_line
+from featdistill.command_line import UserError
+from featdistill.evaluation import (
     bootstrap,
-    command_line,
     comparison,
-    evaluation,
     leaderboard,
     protocols,
-    report,
-    score_tables,
-    sweep_plan,
 )
-from featdistill.bootstrap import Resampling
-from featdistill.command_line import UserError
-from featdistill.report_gallery import Explainer
+from featdistill.evaluation import (
+    splits as evaluation,
+)
+from featdistill.evaluation import (
+    tables as score_tables,
+)
+from featdistill.evaluation.bootstrap import Resampling
+from featdistill.report import page as report
+from featdistill.report.gallery import Explainer
+from featdistill.sweep import plan as sweep_plan
 
 
 def build_parser() -> command_line.Parser:
@@ -161,7 +164,7 @@ def choose_explainer(args: argparse.Namespace) -> Explainer | None:
         flag = "--no-report" if args.no_report else "--gallery 0"
         raise UserError(f"--explain adds to the page's pictures; leave out {flag}")
     # As for `--sweep`, PyTorch is for this alone.
-    from featdistill import explain
+    from featdistill.interactive import explain
 
     return explain.explainer(args.explain)
 
@@ -203,7 +206,7 @@ def sweep_robustness(args: argparse.Namespace) -> int:
     # Threads that wait would else keep a core busy that the loader's workers need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # PyTorch is for this alone: all else runs where there is none.
-    from featdistill import sweep
+    from featdistill.sweep import run as sweep
 
     status, out = sweep.run(args), Path(args.out)
     if not args.no_report:

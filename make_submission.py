@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from featdistill import command_line, ledger
+from featdistill import command_line
 from featdistill.atomic import sha256_of
 from featdistill.command_line import UserError
-from featdistill.submission import expected_names, prepare, replace_submission
-from featdistill.submission_check import CheckedFile, check_submission, closest_profile
-from featdistill.submission_difference import Difference, differences
-from featdistill.submission_profiles import (
+from featdistill.submission import ledger
+from featdistill.submission.check import CheckedFile, check_submission, closest_profile
+from featdistill.submission.difference import Difference, differences
+from featdistill.submission.profiles import (
     EXTENSIONS,
     OFFICIAL_ROWS,
     PARTS,
@@ -33,6 +33,7 @@ from featdistill.submission_profiles import (
     flag,
     label,
 )
+from featdistill.submission.writing import expected_names, prepare, replace_submission
 
 
 def build_parser() -> command_line.Parser:

@@ -20,16 +20,18 @@ from pathlib import Path
 # cores that other programs used too, three runs took 1.5 to 1.8 times the processor time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from featdistill import command_line, prediction_jobs, single_images
+from featdistill import command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.precision import PRECISIONS
-from featdistill.prediction_jobs import Job
-from featdistill.predictor import Predictor
-from featdistill.predictor_setup import Sources, build_predictor
-from featdistill.processes import Process
-from featdistill.run_folder import latest_experts
-from featdistill.tta import TTA
-from featdistill.tuning import DEFAULT_BATCH_SIZE
+from featdistill.data.views import TTA
+from featdistill.inference import jobs as prediction_jobs
+from featdistill.inference import single_images
+from featdistill.inference.jobs import Job
+from featdistill.inference.precision import PRECISIONS
+from featdistill.inference.predictor import Predictor
+from featdistill.inference.predictor_setup import Sources, build_predictor
+from featdistill.inference.processes import Process
+from featdistill.inference.tuning import DEFAULT_BATCH_SIZE
+from featdistill.training.run_folder import latest_experts
 
 RESIZES = ("shorter", "squash", "crop")
 
@@ -63,7 +65,7 @@ def build_parser() -> Parser:
         "--fusion",
         default="probability_mean",
         metavar="HOW",
-        help="probability_mean, logit_mean, or the file that python -m featdistill.fusion_fit wrote",
+        help="probability_mean, logit_mean, or the file that python -m featdistill fuse wrote",
     )
     ensemble.add_argument("--weights", metavar="A=2,B=1", help="weights of the experts (default: all equal)")
     ensemble.add_argument(

@@ -7,11 +7,13 @@ It writes `RUN/expert/` (best by hold-out robust AUC), `RUN/expert-last/`, `RUN/
 killed run needs: the same command continues it.
 """
 
-from featdistill import command_line, recipes, training
+from featdistill import command_line
 from featdistill.command_line import Parser
-from featdistill.experts import create_expert
-from featdistill.recipes import Recipe
-from featdistill.tasks import ClassifyTask
+from featdistill.models.expert import create_expert
+from featdistill.training import recipe as recipes
+from featdistill.training import stages as training
+from featdistill.training.recipe import Recipe
+from featdistill.training.tasks import ClassifyTask
 
 
 def build_parser() -> Parser:

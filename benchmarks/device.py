@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from featdistill.backbones import BackboneSpec, build, resolve_spec
-from featdistill.experts import Expert
+from featdistill.models.backbones import BackboneSpec, build, resolve_spec
+from featdistill.models.expert import Expert
 
 GIB = 2**30
 

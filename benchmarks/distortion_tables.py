@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from featdistill.operations import LEVELS
+from featdistill.distortions.operation import LEVELS
 
 
 def print_report(report: dict) -> None:

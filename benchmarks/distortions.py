@@ -26,11 +26,11 @@ from benchmarks.timing import Yardstick, thread_s, typical_ms
 from featdistill import command_line
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError, one_of
-from featdistill.distortion_policy import LIBRARIES, apply_plan, training_generator
-from featdistill.distortion_presets import PRESETS
-from featdistill.image_io import BrokenImage, list_images, read_image
-from featdistill.operations import LEVELS, Operation
-from featdistill.working_memory import keep_freed_memory
+from featdistill.distortions.kernels.scratch import keep_freed_memory
+from featdistill.distortions.operation import LEVELS, Operation
+from featdistill.distortions.policy import LIBRARIES, apply_plan, training_generator
+from featdistill.distortions.presets import PRESETS
+from featdistill.images.reading import BrokenImage, list_images, read_image
 
 # (width, height): inputs of the backbones, and a photograph as it is found on the web.
 SIZES = {"224": (224, 224), "384": (384, 384), "512": (512, 512), "1024x768": (1024, 768)}

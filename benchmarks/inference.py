@@ -62,12 +62,12 @@ from benchmarks.scoring_rates import from_files_per_s, model_only_per_s
 from featdistill import command_line
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError
-from featdistill.dataset import ScoreDataset
-from featdistill.experts import Expert, create_expert, load_expert
-from featdistill.float8 import require_float8, with_float8
-from featdistill.image_io import BrokenImage, read_image
-from featdistill.precision import PRECISIONS, cast
-from featdistill.tuning import automatic_batch_size, compile_experts
+from featdistill.data.train_dataset import ScoreDataset
+from featdistill.images.reading import BrokenImage, read_image
+from featdistill.inference.float8 import require_float8, with_float8
+from featdistill.inference.precision import PRECISIONS, cast
+from featdistill.inference.tuning import automatic_batch_size, compile_experts
+from featdistill.models.expert import Expert, create_expert, load_expert
 
 ENSEMBLE = "ensemble"
 # Width by height of the synthetic scenes.

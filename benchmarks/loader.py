@@ -35,17 +35,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import plain_loader
 from benchmarks.distortions import fitted, synthetic_scene
 from benchmarks.timing import Yardstick
-from distortions_official import OFFICIAL
-from featdistill import command_line, dataset
+from featdistill import command_line
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError
-from featdistill.dataset import TrainDataset, make_loader
-from featdistill.distortion_policy import LIBRARIES, DistortionPolicy
-from featdistill.distortion_presets import parse_policy
-from featdistill.image_io import BrokenImage, list_images, read_image
-from featdistill.operations import LEVELS
-from featdistill.preprocessing import Preprocessing
-from featdistill.sampling import TrainBatches
+from featdistill.data import train_dataset as dataset
+from featdistill.data.preprocessing import Preprocessing
+from featdistill.data.sampling import TrainBatches
+from featdistill.data.train_dataset import TrainDataset, make_loader
+from featdistill.distortions.official import OFFICIAL
+from featdistill.distortions.operation import LEVELS
+from featdistill.distortions.policy import LIBRARIES, DistortionPolicy
+from featdistill.distortions.presets import parse_policy
+from featdistill.images.reading import BrokenImage, list_images, read_image
 
 # By the name in the tables; whatever else `parse_policy` takes can be asked for as well.
 POLICIES = {
@@ -54,8 +55,8 @@ POLICIES = {
     "extended": "official,probability=0.8,libraries=extended:1",
     "released_featdistill": "released_featdistill",
 }
-# Where an image's time is spent: functions that `featdistill.dataset` calls. The rest is the drawing of the
-# plan, changes of layout between the parts, and PyTorch's loader.
+# Where an image's time is spent: functions that `featdistill.data.train_dataset` calls. The rest is the
+# drawing of the plan, changes of layout between the parts, and PyTorch's loader.
 PARTS = {"decode": "load_image", "distort": "apply_plan", "resize": "fit", "collate": "collate"}
 PLAIN_SIZE = 384
 # (width, height) of synthetic scenes, as of the yardstick's.

@@ -19,13 +19,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.device import synchronise
-from featdistill import command_line, optimisation
+from featdistill import command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.experts import create_expert
-from featdistill.masking import make_masking
-from featdistill.precision import PRECISIONS
-from featdistill.recipes import Recipe
-from featdistill.tasks import ClassifyTask
+from featdistill.inference.precision import PRECISIONS
+from featdistill.models.expert import create_expert
+from featdistill.models.masking import make_masking
+from featdistill.training import optimizer as optimisation
+from featdistill.training.recipe import Recipe
+from featdistill.training.tasks import ClassifyTask
 
 KINDS = (("none", "pixel"), ("texture", "pixel"), ("texture", "token"))
 

@@ -21,9 +21,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from benchmarks.device import synchronise
-from featdistill.dataset import make_loader
-from featdistill.ensemble import score_dataset
-from featdistill.precision import attention_kernels
+from featdistill.data.train_dataset import make_loader
+from featdistill.inference.precision import attention_kernels
+from featdistill.inference.scoring import score_dataset
 
 PARTS = ("decode", "model", "both")
 _PROCESSOR = ("main_s", "workers_s")

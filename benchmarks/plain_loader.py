@@ -18,9 +18,9 @@ from scipy.interpolate import CubicSpline
 from torch.nn.functional import conv2d, grid_sample, pad
 from torch.utils.data import Dataset
 
-from featdistill.distortion_policy import LIBRARIES, DistortionPolicy, Plan, training_generator
-from featdistill.official_tables import disk_kernel
-from featdistill.preprocessing import Place, Preprocessing
+from featdistill.data.preprocessing import Place, Preprocessing
+from featdistill.distortions.official_tables import disk_kernel
+from featdistill.distortions.policy import LIBRARIES, DistortionPolicy, Plan, training_generator
 
 # Linear sRGB to CIE XYZ (IEC 61966-2-1), and the D65 white point.
 _XYZ_OF_RGB = np.array(

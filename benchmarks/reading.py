@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.distortions import synthetic_scene
 from benchmarks.timing import thread_s
-from featdistill import atomic, command_line, image_io
+from featdistill import atomic, command_line
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError
+from featdistill.images import reading as image_io
 
 KINDS = ("files", "zip", "tar", "parquet")
 COLUMNS = {"read": image_io.read_bytes, "read and decode": image_io.read_image}

@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.device import step_s_within
-from featdistill.backbones import BACKBONES, BackboneSpec
-from featdistill.experts import Expert
+from featdistill.models.backbones import BACKBONES, BackboneSpec
+from featdistill.models.expert import Expert
 
 try:
     import transformers

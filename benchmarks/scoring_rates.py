@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from benchmarks.device import step_s_within
-from featdistill.dataset import ScoreDataset
-from featdistill.ensemble import score_dataset
-from featdistill.precision import attention_kernels
+from featdistill.data.train_dataset import ScoreDataset
+from featdistill.inference.precision import attention_kernels
+from featdistill.inference.scoring import score_dataset
 
 
 def model_only_per_s(

@@ -32,14 +32,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from benchmarks.device import forget_peak, forward_flops, matrix_flops_per_s, peak_gib, step_s
-from featdistill import command_line, optimisation
+from featdistill import command_line
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError, one_of
-from featdistill.experts import Expert, create_expert
-from featdistill.precision import PRECISIONS
-from featdistill.recipes import DistillRecipe
-from featdistill.tasks import ClassifyTask, DistillTask
-from featdistill.teachers import FrozenTeacher, MomentumTeacher
+from featdistill.inference.precision import PRECISIONS
+from featdistill.models.expert import Expert, create_expert
+from featdistill.training import optimizer as optimisation
+from featdistill.training.recipe import DistillRecipe
+from featdistill.training.tasks import ClassifyTask, DistillTask
+from featdistill.training.teachers import FrozenTeacher, MomentumTeacher
 
 STAGES = ("stage 1", "reading A", "reading B")
 OPTIONS = ("eager", "compiled", "checkpointing")

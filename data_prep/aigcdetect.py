@@ -18,8 +18,8 @@ Terms: Chameleon for non-commercial or academic use only; those of AIGCDetectBen
 | `protocol_sets` | the sets that the row is scored in, separated by `;` |
 """
 
-from data_prep import genimage, sources
-from data_prep.source_files import (
+from data_prep import genimage
+from data_prep.reading.files import (
     ImageFile,
     columns_of,
     find_images,
@@ -27,6 +27,7 @@ from data_prep.source_files import (
     one_on_path,
     set_class_label,
 )
+from data_prep.writing import source as sources
 from featdistill import command_line
 from featdistill.command_line import Parser
 

@@ -24,14 +24,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep import audit_page, near_duplicates
-from data_prep.audit_features import FEATURES, FileFacts, feature_table, measure
-from data_prep.audit_leaks import find_leaks, is_held_out
-from data_prep.parallel import map_images
-from data_prep.shortcut import measure_baseline
+from data_prep.auditing import page as audit_page
+from data_prep.auditing.features import FEATURES, FileFacts, feature_table, measure
+from data_prep.auditing.leaks import find_leaks, is_held_out
+from data_prep.auditing.shortcut import measure_baseline
+from data_prep.duplicates import near as near_duplicates
+from data_prep.writing.parallel import map_images
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.manifest import hash_ranks, read_manifest
+from featdistill.records.manifest import hash_ranks, read_manifest
 
 
 def read_rows(paths: list[str]) -> pd.DataFrame:

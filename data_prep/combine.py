@@ -30,11 +30,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep import kept_once, near_duplicates
-from data_prep.byte_duplicates import equal_images
+from data_prep.duplicates import keep_once as kept_once
+from data_prep.duplicates import near as near_duplicates
+from data_prep.duplicates.exact import equal_images
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError, nearest
-from featdistill.manifest import hash_ranks, read_manifest, split_holdout, write_manifest
+from featdistill.records.manifest import hash_ranks, read_manifest, split_holdout, write_manifest
 
 BALANCES = ("none", "label", "source", "generator")
 _TABLE_ROWS = 40

@@ -10,8 +10,9 @@ needs real images of another source beside it, or the smaller sets (Small, Eval)
 
 from typing import Any
 
-from data_prep import parquet_parts, sources
-from data_prep.sources import Source
+from data_prep.reading import parquet as parquet_parts
+from data_prep.writing import source as sources
+from data_prep.writing.source import Source
 from featdistill import command_line
 
 COLUMNS = ["label", "model_name", "architecture"]

@@ -13,8 +13,8 @@ Terms: the card on the hub could not be read; the licence is unknown.
 The column `group` holds the file's stem. What made the deepfakes is not published: `generator` is empty.
 """
 
-from data_prep import sources
-from data_prep.source_files import ImageFile, columns_of, find_images, nothing_else, one_on_path
+from data_prep.reading.files import ImageFile, columns_of, find_images, nothing_else, one_on_path
+from data_prep.writing import source as sources
 from featdistill import command_line
 from featdistill.command_line import Parser
 

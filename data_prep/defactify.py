@@ -12,8 +12,9 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
-from data_prep import parquet_parts, sources
-from data_prep.sources import Source
+from data_prep.reading import parquet as parquet_parts
+from data_prep.writing import source as sources
+from data_prep.writing.source import Source
 from featdistill import command_line
 
 # What Label_B stands for, from the data set's card.

@@ -23,14 +23,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_prep.demo_camera import develop, draw_look, encode_jpeg, expose, photograph
-from data_prep.demo_generators import Codebooks, fit_codebooks, generate
-from data_prep.demo_scenes import KINDS, draw_scene
-from featdistill import atomic, command_line, image_io
+from data_prep.synthetic.camera import develop, draw_look, encode_jpeg, expose, photograph
+from data_prep.synthetic.generators import Codebooks, fit_codebooks, generate
+from data_prep.synthetic.scenes import KINDS, draw_scene
+from featdistill import atomic, command_line
 from featdistill.command_line import UserError
-from featdistill.distortion_policy import DistortionPolicy, apply_plan, describe, evaluation_generator
-from featdistill.distortion_presets import PRESETS
-from featdistill.label_files import format_labels
+from featdistill.distortions.policy import DistortionPolicy, apply_plan, describe, evaluation_generator
+from featdistill.distortions.presets import PRESETS
+from featdistill.images import reading as image_io
+from featdistill.records.label_files import format_labels
 
 # Raised whenever the bytes of the data change, so that an old folder is not taken for a new one.
 VERSION = 2

@@ -26,8 +26,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from data_prep import sources
-from data_prep.source_files import ImageFile, columns_of, find_images, one_on_path
+from data_prep.reading.files import ImageFile, columns_of, find_images, one_on_path
+from data_prep.writing import source as sources
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError
 

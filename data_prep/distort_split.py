@@ -23,14 +23,14 @@ from functools import partial
 
 import pandas as pd
 
-from data_prep import image_copies
+from data_prep.writing import copies as image_copies
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.distortion_policy import Plan, apply_plan, describe, evaluation_generator
-from featdistill.distortion_presets import PRESETS, parse_policy
-from featdistill.image_io import encode_jpeg, limit_side, read_image
-from featdistill.label_files import format_labels
-from featdistill.manifest import hash_ranks, read_manifest
+from featdistill.distortions.policy import Plan, apply_plan, describe, evaluation_generator
+from featdistill.distortions.presets import PRESETS, parse_policy
+from featdistill.images.reading import encode_jpeg, limit_side, read_image
+from featdistill.records.label_files import format_labels
+from featdistill.records.manifest import hash_ranks, read_manifest
 
 # High enough that the storage itself leaves next to no trace beside the distortions.
 STORAGE_QUALITY = 95

@@ -15,8 +15,8 @@ Terms: the card on the hub could not be read; the licence is unknown. The photog
 | `protocol_sets` | the generators whose images the row is scored with |
 """
 
-from data_prep import sources
-from data_prep.source_files import ImageFile, columns_of, find_images, nothing_else, one_on_path
+from data_prep.reading.files import ImageFile, columns_of, find_images, nothing_else, one_on_path
+from data_prep.writing import source as sources
 from featdistill import command_line
 from featdistill.command_line import Parser
 

@@ -44,12 +44,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data_prep import image_copies
+from data_prep.writing import copies as image_copies
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.equalise import FITS, MIN_SIDE_PX, Equalisation, common_sizes, equalised_jpeg
-from featdistill.image_io import BrokenImage, read_bytes, read_image
-from featdistill.manifest import hash_ranks, read_manifest
+from featdistill.images.equalisation import FITS, MIN_SIDE_PX, Equalisation, common_sizes, equalised_jpeg
+from featdistill.images.reading import BrokenImage, read_bytes, read_image
+from featdistill.records.manifest import hash_ranks, read_manifest
 
 SIZES = ("shorter", "square")
 # So many images of a class show its sizes well: the quantile that counts, at 5 %, is then known to 1 %.

@@ -28,9 +28,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep import archives, sources
-from featdistill import command_line, image_io, manifest
+from data_prep.reading import archives
+from data_prep.writing import source as sources
+from featdistill import command_line
 from featdistill.command_line import UserError
+from featdistill.images import reading as image_io
+from featdistill.records import manifest
 
 # Names of folders that hold one class, in lower case, as the field's benchmarks use them: 0_real and 1_fake
 # (ForenSynths, UniversalFakeDetect, AIGCDetectBenchmark, Chameleon, DiTFake), nature and ai (GenImage), Real

@@ -20,8 +20,8 @@ Terms: non-commercial or academic use only.
 | `protocol_sets` | the generator that the row is scored with, also for photographs |
 """
 
-from data_prep import sources
-from data_prep.source_files import ImageFile, columns_of, find_images, nothing_else, one_on_path
+from data_prep.reading.files import ImageFile, columns_of, find_images, nothing_else, one_on_path
+from data_prep.writing import source as sources
 from featdistill import command_line
 from featdistill.command_line import Parser
 

@@ -44,14 +44,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data_prep import adversarial, image_copies
-from data_prep.reconstructions import Autoencoder, load_autoencoder, reconstruct
+from data_prep.attacks import adversarial
+from data_prep.attacks.reconstructions import Autoencoder, load_autoencoder, reconstruct
+from data_prep.writing import copies as image_copies
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError, progress
-from featdistill.distortion_policy import evaluation_generator
-from featdistill.experts import Expert, load_expert, read_card
-from featdistill.image_io import BrokenImage, decode, encode_jpeg, limit_side, read_image
-from featdistill.manifest import read_manifest
+from featdistill.distortions.policy import evaluation_generator
+from featdistill.images.reading import BrokenImage, decode, encode_jpeg, limit_side, read_image
+from featdistill.models.expert import Expert, load_expert, read_card
+from featdistill.records.manifest import read_manifest
 
 METHODS = (*adversarial.METHODS, "reconstruct")
 LABELS = {"real": (0,), "ai": (1,), "both": (0, 1)}

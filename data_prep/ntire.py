@@ -24,11 +24,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep import archives
-from data_prep.archives import Container, Tree
-from featdistill import command_line, label_files, manifest
+from data_prep.reading import archives
+from data_prep.reading.archives import Container, Tree
+from featdistill import command_line
 from featdistill.command_line import UserError
-from featdistill.image_io import without_extension
+from featdistill.images.reading import without_extension
+from featdistill.records import label_files, manifest
 
 SEARCH_DEPTH = 3
 # What --extra must not touch: these columns come from the images and their label files.

@@ -22,11 +22,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from featdistill import atomic, command_line, image_io
+from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.image_io import BrokenImage
-from featdistill.manifest import ARCHIVE_SEPARATOR, read_manifest, write_manifest
-from featdistill.member_index import name_fault
+from featdistill.images import reading as image_io
+from featdistill.images.archive_index import name_fault
+from featdistill.images.archives import ARCHIVE_SEPARATOR
+from featdistill.images.reading import BrokenImage
+from featdistill.records.manifest import read_manifest, write_manifest
 
 _MARK = "pack.json"
 _FILES = ("images.zip", "manifest.csv", "errors.csv")

@@ -22,9 +22,8 @@ that share photographs, these and the stem |
 | `protocol_sets` | the sets that the row is scored in, separated by `;`; empty for what is not of the 19 |
 """
 
-from data_prep import sources
-from data_prep.kept_once import SET_SEPARATOR
-from data_prep.source_files import (
+from data_prep.duplicates.keep_once import SET_SEPARATOR
+from data_prep.reading.files import (
     ImageFile,
     columns_of,
     find_images,
@@ -32,6 +31,7 @@ from data_prep.source_files import (
     one_on_path,
     set_class_label,
 )
+from data_prep.writing import source as sources
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError
 

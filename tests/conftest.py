@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from featdistill.manifest import make_manifest, write_manifest
+from featdistill.records.manifest import make_manifest, write_manifest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from featdistill.manifest import read_manifest
+from featdistill.records.manifest import read_manifest
 
 KINDS = ("folder", "zip", "tar")
 

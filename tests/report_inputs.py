@@ -7,8 +7,8 @@ import numpy as np
 from conftest import smooth_picture
 from PIL import Image
 
-from featdistill.manifest import make_manifest, write_manifest
-from featdistill.predictions import manifest_entry, write_predictions
+from featdistill.records.manifest import make_manifest, write_manifest
+from featdistill.records.predictions import manifest_entry, write_predictions
 
 EXPERTS = ("clip_l14_a", "siglip_so400m", "dinov3_l", "convnext")
 GENERATORS = ("flux", "sdxl", "midjourney", "ideogram", "firefly", "dalle3")

@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 
 import make_submission
-from featdistill.manifest import make_manifest, write_manifest
-from featdistill.predictions import manifest_entry, write_predictions
+from featdistill.records.manifest import make_manifest, write_manifest
+from featdistill.records.predictions import manifest_entry, write_predictions
 
 ROWS = {"val": 12, "val_hard": 8, "test": 9}
 

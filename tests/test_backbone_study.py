@@ -1,7 +1,7 @@
 import pytest
 
-from backbone_study import TABLE_2, main
 from featdistill.command_line import UserError
+from studies.backbones import TABLE_2, main
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import make_submission
 import predict
 import train
 from data_prep import demo, ntire
-from featdistill.manifest import read_manifest
+from featdistill.records.manifest import read_manifest
 
 
 def test_the_way_leads_from_archives_to_a_checked_zip_and_scores(tmp_path, capsys):

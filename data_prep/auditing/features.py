@@ -1,0 +1,168 @@
+"""What an image's file says without a look at its picture: container, size, compression, metadata blocks.
+
+These are the features of the audit's classifier. None of them depends on what the picture shows but for the
+number of bytes, which is that of the compressed picture; how well they tell real from generated images is how
+well a detector can score that has learned nothing of either.
+"""
+
+import hashlib
+import io
+import os
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from PIL import Image, JpegImagePlugin
+
+from data_prep.duplicates.near import is_flat, perceptual_hash, thumbnail
+from featdistill.images import reading as image_io
+
+NUMERIC = ("width", "height", "aspect", "megapixels", "bytes", "bytes_per_pixel", "jpeg_quality")
+CATEGORICAL = ("container", "mode", "bit_depth", "chroma", "jpeg_tables", "progressive", "exif", "icc")
+FEATURES = NUMERIC + CATEGORICAL
+
+_CHROMA = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
+# Suffixes whose container has another name in capitals than the suffix.
+_CONTAINERS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}
+SMALL_PX = 64
+EXTREME_ASPECT = 4.0
+
+
+@dataclass(slots=True)
+class FileFacts:
+    """What is known of one image; `fault` says why nothing is.
+
+    Attributes:
+        jpeg_quality: 1 to 100, as the encoder of libjpeg would have to be set for tables of the same sum; NaN
+            where the file is no JPEG.
+        jpeg_tables: short digest of the quantisation tables.
+        digest: of the file's bytes.
+        hash: perceptual hash, None where the picture is flat.
+        suspicions: what a person should look at, in words.
+    """
+
+    fault: str = ""
+    container: str = ""
+    width: int = 0
+    height: int = 0
+    bytes: int = 0
+    mode: str = ""
+    bit_depth: str = ""
+    chroma: str = ""
+    jpeg_tables: str = ""
+    jpeg_quality: float = float("nan")
+    progressive: str = ""
+    exif: str = ""
+    icc: str = ""
+    digest: str = ""
+    hash: int | None = None
+    suspicions: tuple[str, ...] = ()
+
+
+def measure(location: str) -> FileFacts:
+    """Read one image and return what its file says; an image that cannot be read has a `fault`."""
+    try:
+        data = image_io.read_bytes(location)
+        # First: it refuses what is damaged, or larger than any image.
+        small = thumbnail(image_io.decode(data))
+        with Image.open(io.BytesIO(data)) as image:
+            facts = _facts(image, data)
+            facts.suspicions = tuple(_suspicions(image, location, small))
+    except image_io.BrokenImage as error:
+        return FileFacts(fault=str(error))
+    except Exception as error:  # damaged metadata make Pillow raise nearly anything
+        return FileFacts(fault=f"metadata: {type(error).__name__}: {' '.join(str(error).split())}")
+    facts.hash = perceptual_hash(small)
+    return facts
+
+
+def feature_table(facts: list[FileFacts]) -> pd.DataFrame:
+    """Return the facts as a frame with all of `FEATURES`, one row an image.
+
+    Numbers are floats; categories are text, empty where they do not apply.
+    """
+    table = pd.DataFrame([{**asdict(one), "suspicions": "; ".join(one.suspicions)} for one in facts])
+    pixels = (table["width"] * table["height"]).astype(float).where(table["fault"] == "")
+    table["aspect"] = table["width"] / table["height"].where(table["height"] > 0)
+    table["megapixels"] = pixels / 1e6
+    table["bytes_per_pixel"] = table["bytes"] / pixels
+    return table
+
+
+def codes(column: pd.Series, most: int = 200) -> np.ndarray:
+    """Return categories as numbers: the most frequent from 0, all rarer than the `most`-th as one."""
+    counts = column.value_counts()
+    ranked = sorted(counts.index, key=lambda value: (-counts[value], value))
+    place = {value: min(rank, most) for rank, value in enumerate(ranked)}
+    return column.map(place).to_numpy(dtype=np.float64)
+
+
+def quality_of_tables(tables: dict[int, list[int]]) -> float:
+    """Return the libjpeg quality, 1 to 100, whose luminance table is closest in sum to the one given."""
+    return float(1 + np.abs(_table_sums() - sum(tables[min(tables)])).argmin())
+
+
+@lru_cache(maxsize=1)
+def _table_sums() -> np.ndarray:
+    """Return the sums of the encoder's own luminance tables at quality 1 to 100."""
+    sums = []
+    for quality in range(1, 101):
+        data = io.BytesIO()
+        Image.new("L", (8, 8)).save(data, "JPEG", quality=quality)
+        with Image.open(data) as image:
+            sums.append(sum(image.quantization[0]))
+    return np.array(sums)
+
+
+def _facts(image: Image.Image, data: bytes) -> FileFacts:
+    facts = FileFacts(
+        container=image.format or "",
+        width=image.width,
+        height=image.height,
+        bytes=len(data),
+        mode=image.mode,
+        bit_depth=_bit_depth(image, data),
+        exif="yes" if image.info.get("exif") else "no",
+        icc="yes" if image.info.get("icc_profile") else "no",
+        digest=hashlib.blake2b(data, digest_size=16).hexdigest(),
+    )
+    tables = getattr(image, "quantization", None)
+    if image.format in ("JPEG", "MPO") and tables:
+        text = repr(sorted((number, list(table)) for number, table in tables.items()))
+        facts.jpeg_tables = hashlib.sha256(text.encode()).hexdigest()[:8]
+        facts.jpeg_quality = quality_of_tables(tables)
+        facts.chroma = _CHROMA.get(JpegImagePlugin.get_sampling(image), "other")
+        if len(image.getbands()) == 1:
+            facts.chroma = "none"
+    facts.progressive = "yes" if image.info.get("progressive") or image.info.get("interlace") else "no"
+    return facts
+
+
+def _bit_depth(image: Image.Image, data: bytes) -> str:
+    """Return the bits a sample: a PNG's header says them at byte 24, the mode does not tell 8 from 16."""
+    if image.format == "PNG":
+        return str(data[24])
+    return {"1": "1", "F": "32", "I": "32"}.get(image.mode, "16" if image.mode.startswith("I;16") else "8")
+
+
+def _suspicions(image: Image.Image, location: str, small: np.ndarray) -> list[str]:
+    found = []
+    suffix = os.path.splitext(location)[1].lower()
+    claimed = _CONTAINERS.get(suffix, suffix[1:].upper())
+    # A photograph of several pictures in one file calls itself MPO and is a JPEG to all other readers.
+    actual = "JPEG" if image.format == "MPO" else image.format
+    if suffix in image_io.IMAGE_SUFFIXES and claimed != actual:
+        found.append(f"{suffix} that is {actual}")
+    short, long = sorted(image.size)
+    if short < SMALL_PX:
+        found.append(f"shorter side below {SMALL_PX} px")
+    if long > EXTREME_ASPECT * short:
+        found.append(f"longer than {EXTREME_ASPECT:g}:1")
+    if is_flat(small):
+        found.append("flat")
+    if image.mode == "CMYK":
+        found.append("CMYK")
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        found.append("animated")
+    return found

@@ -1,0 +1,194 @@
+"""The audit as tables for a person: Markdown text, and a page of plots."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data_prep.auditing.shortcut import WARN_ABOVE
+from featdistill import atomic
+
+# Blue and orange stay apart for nearly all colour-blind readers.
+_COLOURS = {"real": "#1f6fb4", "AI": "#e07b00"}
+_LISTED = 50
+_TITLES = {
+    "shortcut": "WARNING: the files tell real from AI-generated without a look at their pixels.",
+    "possible": "Perhaps the files tell real from AI-generated; more images would settle it.",
+    "none": "The files alone do not tell real from AI-generated.",
+    "undefined": "Whether the files tell real from AI-generated could not be measured.",
+}
+
+
+def verdict_line(result: dict) -> str:
+    """Return what the pixel-free baseline found, in one line."""
+    baseline = result["baseline"]
+    if baseline["auc"] is None:
+        return f"{_TITLES['undefined']} {baseline['undefined']}"
+    interval = f"AUC {baseline['auc']:.3f} (95 %: {baseline['low']:.3f} to {baseline['high']:.3f})"
+    line = f"{_TITLES[baseline['verdict']]} Pixel-free {interval}"
+    if baseline["verdict"] in ("shortcut", "possible"):
+        alone = {one["feature"]: one["auc_alone"] for one in baseline["features"]}
+        line += ", carried by " + ", ".join(f"{name} ({alone[name]:.2f})" for name in baseline["telling"])
+    return line
+
+
+def markdown(result: dict) -> str:
+    """Return the audit as Markdown."""
+    baseline, leaks, counts = result["baseline"], result["near_duplicates"], result["images"]
+    parts = ["# Audit of " + ", ".join(result["manifests"]), verdict_line(result)]
+    parts.append(
+        f"{counts['audited']} images of {counts['rows']} rows; {counts['unreadable']} unreadable, "
+        f"{len(result['suspicious'])} suspicious. Baseline: {baseline['images']} labelled images, each once, "
+        f"in {baseline['groups']} groups, scored by trees that saw none of their group."
+    )
+    parts += ["## What a detector has to beat", "AUC of the pixel-free baseline by source."]
+    parts.append(_table(baseline["sources"], ("source", "real", "ai", "against", "auc", "low", "high")))
+    parts += [
+        "## Features",
+        "`auc_alone`: trees that see this feature only. `auc_lost`: when it is shuffled.",
+    ]
+    parts.append(_table(baseline["features"], ("feature", "auc_alone", "auc_lost")))
+    parts += ["## Balance", _table(result["sources"], ("source", "real", "ai", "unlabelled"))]
+    parts.append(_table(result["generators"], ("generator", "images")))
+    parts.append("## Near-duplicates")
+    parts.append(
+        f"Pairs within {leaks['bits']} bits: {leaks['pairs']}; across manifests {leaks['across_manifests']}, "
+        f"across a hold-out {leaks['across_holdout']}, with two labels {leaks['two_labels']}, of these of "
+        f"equal bytes {leaks['equal_bytes_two_labels']}."
+    )
+    columns = ("first", "second", "bits", "equal_bytes", "across_holdout", "two_labels")
+    parts.append(_table(leaks["listed"][:_LISTED], columns))
+    parts += ["## Suspicious images", _table(_by_reason(result["suspicious"]), ("what", "images", "first"))]
+    parts += ["## Unreadable images", _table(result["unreadable"][:_LISTED], ("name", "reason"))]
+    parts.append("Tables end after 50 rows where more are in audit.json.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def save_plots(result: dict, table: pd.DataFrame, path: Path) -> None:
+    """Draw the page of plots as a PNG.
+
+    Args:
+        table: features and `label` of the labelled images.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sources = [one for one in result["baseline"]["sources"] if one["auc"] is not None]
+    sources = sorted(sources, key=lambda one: one["auc"])[-30:]
+    figure = Figure(figsize=(15, 17), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(verdict_line(result).replace(" Pixel-free", "\nPixel-free"), fontsize=13)
+    axes = figure.subplots(4, 2).ravel()
+    sides = {"real": table[table["label"] == 0], "AI": table[table["label"] == 1]}
+    panels = (
+        ("width", "width in px", True),
+        ("height", "height in px", True),
+        ("aspect", "width / height", True),
+        ("bytes_per_pixel", "bytes per pixel", True),
+        ("jpeg_quality", "JPEG quality (estimated; JPEGs only)", False),
+    )
+    for axis, (name, title, is_log) in zip(axes[: len(panels)], panels, strict=True):
+        _histogram(axis, {side: rows[name] for side, rows in sides.items()}, title, is_log)
+    _containers(axes[5], sides)
+    _bars(axes[6], result["baseline"]["features"])
+    _intervals(axes[7], sources, result["baseline"]["auc"])
+    with atomic.replace_file(path) as beside:
+        # No version in the file, so that the same plots have the same bytes.
+        figure.savefig(beside, format="png", dpi=80, metadata={"Software": None})
+
+
+def _histogram(axis, sides: dict[str, pd.Series], title: str, is_log: bool) -> None:
+    sides = {side: values.dropna() for side, values in sides.items()}
+    together = pd.concat(sides.values())
+    axis.set_title(title)
+    axis.set_ylabel("share of the class's images")
+    if together.empty:
+        axis.text(0.5, 0.5, "no image has it", ha="center", transform=axis.transAxes)
+        axis.set_axis_off()
+        return
+    low, high = float(together.min()), float(together.max())
+    if low == high:
+        axis.text(0.5, 0.5, f"{low:g} for all {len(together)} images", ha="center", transform=axis.transAxes)
+        axis.set_axis_off()
+        return
+    if is_log:
+        low, high = low / 1.02, high * 1.02
+        edges = np.geomspace(low, high, 41)
+        axis.set_xscale("log")
+        ticks = np.geomspace(low, high, 6)
+        axis.set_xticks(ticks, [f"{tick:.3g}" if tick < 100 else f"{tick:.0f}" for tick in ticks])
+        axis.minorticks_off()
+    else:
+        edges = np.linspace(low - 0.5, high + 0.5, 41 if high - low > 40 else int(high - low) + 2)
+    for side, values in sides.items():
+        shares = np.histogram(values, edges)[0] / max(len(values), 1)
+        axis.stairs(shares, edges, fill=True, alpha=0.35, color=_COLOURS[side])
+        axis.stairs(shares, edges, color=_COLOURS[side], linewidth=1.5, label=f"{side} ({len(values)})")
+    axis.legend()
+
+
+def _containers(axis, sides: dict[str, pd.DataFrame]) -> None:
+    shares = {
+        side: (rows["container"] + " " + rows["mode"] + " " + rows["chroma"]).str.strip().value_counts()
+        for side, rows in sides.items()
+    }
+    kinds = pd.concat(shares.values()).groupby(level=0).sum().sort_values().index[-12:]
+    place = np.arange(len(kinds))
+    for offset, (side, counts) in zip((0.2, -0.2), shares.items(), strict=True):
+        part = counts.reindex(kinds, fill_value=0) / max(counts.sum(), 1)
+        axis.barh(place + offset, part, height=0.4, color=_COLOURS[side], label=side)
+    axis.set_yticks(place, kinds)
+    axis.set_xlabel("share of the class's images")
+    axis.set_title("container, mode, chroma")
+    axis.legend(loc="lower right")
+
+
+def _bars(axis, features: list[dict]) -> None:
+    features = features[::-1]
+    axis.barh([one["feature"] for one in features], [one["auc_alone"] - 0.5 for one in features], left=0.5)
+    axis.axvline(WARN_ABOVE, color="black", linestyle=":")
+    axis.set_xlim(0.4, 1)
+    axis.set_title("AUC by one feature alone (dotted: the warning)")
+
+
+def _intervals(axis, sources: list[dict], overall: float | None) -> None:
+    names = [f"{one['source'][:32]} ({one['real'] + one['ai']})" for one in sources]
+    auc = np.array([one["auc"] for one in sources])
+    spread = [[one["auc"] - one["low"] for one in sources], [one["high"] - one["auc"] for one in sources]]
+    if sources:
+        axis.errorbar(auc, np.arange(len(names)), xerr=np.maximum(spread, 0), fmt="o", capsize=3)
+    axis.set_yticks(np.arange(len(names)), names)
+    if overall is not None:
+        axis.axvline(overall, color="grey", label=f"all images: {overall:.3f}")
+        axis.legend(loc="lower left")
+    axis.axvline(WARN_ABOVE, color="black", linestyle=":")
+    axis.set_xlim(0, 1.02)
+    axis.set_title("pixel-free AUC by source, 95 % interval")
+
+
+def _by_reason(suspicious: list[dict]) -> list[dict]:
+    """Count the suspicious images by reason, with the first names."""
+    names: dict[str, list[str]] = {}
+    for one in suspicious:
+        for reason in one["reasons"]:
+            names.setdefault(reason, []).append(one["name"])
+    return [
+        {"what": reason, "images": len(found), "first": ", ".join(found[:3])}
+        for reason, found in sorted(names.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+
+
+def _table(rows: list[dict], columns: tuple[str, ...]) -> str:
+    if not rows:
+        return "None."
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return " ".join(str("" if value is None else value).replace("|", "\\|").split())

@@ -1,0 +1,283 @@
+"""Manifest rows to uint8 batches: decode once, distort, fit to the input of each backbone, stack.
+
+Pixels stay uint8 until they are on the device. What happens to a training image is a function of (seed,
+epoch, index), what happens to a scored image of (seed, name): neither the worker nor the number of processes
+matters.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from featdistill.command_line import UserError, one_of
+from featdistill.data.amplitude_mixup import mix_amplitudes
+from featdistill.data.image_cache import ImageCache
+from featdistill.data.loading import load_image, one_thread
+from featdistill.data.preprocessing import InputKey, Place, Preprocessing, fit, prepare, to_planes
+from featdistill.data.sampling import balance_weights
+from featdistill.distortions.policy import (
+    DistortionPolicy,
+    Plan,
+    apply_plan,
+    evaluation_generator,
+    training_generator,
+)
+from featdistill.images.equalisation import Equalisation
+from featdistill.images.reading import BrokenImage
+
+CROPS = ("random", "center", "random_resized")
+VIEWS = ("clean", "other")
+# Range of width by height of random_resized crops, whose logarithm is uniform: torchvision's default.
+_ASPECTS = (3 / 4, 4 / 3)
+# What tells the draws of an item's mix-up from all its other ones.
+_MIXUP_STREAM = 1
+
+
+class Broken(NamedTuple):
+    """A row whose image could not be read."""
+
+    index: int
+    reason: str
+
+
+class TrainDataset(Dataset):
+    """Training rows: a distorted, cropped, perhaps mirrored image, and where asked for further views of it.
+
+    Items are addressed by (epoch, index), so that workers need no state. An item is a dict with `images` (3,
+    S, S) uint8, `label` float, `epoch` and `index` int and, for each of `views`, `images_clean` or
+    `images_other`, (3, S, S) uint8; or `Broken`. All views are of one decoded image, cropped and mirrored
+    alike.
+
+    Args:
+        rows: labelled rows of a manifest.
+        policy: what distortions are drawn, and whether they come before or after the resizing.
+        seed: the run's seed.
+        crop: `random`, `center`, or `random_resized`: a part of random area and shape, taken before the
+            resizing (of the distorted image, where distortions come before the resizing too). Where a part of
+            that area and shape does not fit, the largest of that shape is taken; torchvision draws again.
+        crop_least_area: the share of the area is uniform between this and 1.
+        flip: probability that an item is mirrored.
+        views: `clean` (not distorted) and `other` (distorted as drawn a second time).
+        equalisation: gives every image a size and a JPEG quality that do not depend on its class, first of
+            all.
+        synchronise_groups: rows of the same, non-empty `group` get the same distortions, crop and mirroring
+            in an epoch; where they are distorted at the same size, the same noise, too.
+        amplitude_mixup: probability that the squares of an item take on some of another row's amplitudes (see
+            `mix_amplitudes`), the same in all views. The other image is not distorted, but cropped alike;
+            where it cannot be read, the item stays as it is.
+        amplitude_mixup_most: the other's share is uniform between 0 and this.
+        amplitude_mixup_with: `same_label` or `any`: the rows that the other is drawn from.
+        cache: the rows' images, already resized, see `check_cache`.
+
+    Raises:
+        UserError: settings that exclude each other, or a weight that is no number above 0.
+    """
+
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        preprocessing: Preprocessing,
+        policy: DistortionPolicy,
+        seed: int,
+        *,
+        crop: str = "random",
+        crop_least_area: float = 0.5,
+        flip: float = 0.5,
+        views: Sequence[str] = (),
+        equalisation: Equalisation | None = None,
+        synchronise_groups: bool = False,
+        amplitude_mixup: float = 0.0,
+        amplitude_mixup_most: float = 0.5,
+        amplitude_mixup_with: str = "same_label",
+        cache: ImageCache | None = None,
+    ) -> None:
+        self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
+        self.equalisation = equalisation
+        self.labels = rows["label"].astype("float32").tolist()
+        self.weights = balance_weights(rows)
+        self.preprocessing, self.policy, self.seed = preprocessing, policy, seed
+        self.crop, self.crop_least_area = one_of("value of crop", crop, CROPS), crop_least_area
+        self.flip, self.views = flip, tuple(one_of("view", view, VIEWS) for view in views)
+        self.groups = _group_numbers(rows) if synchronise_groups else None
+        self.amplitude_mixup, self.amplitude_mixup_most = amplitude_mixup, amplitude_mixup_most
+        one_of("value of amplitude_mixup_with", amplitude_mixup_with, ("same_label", "any"))
+        self.any_lends = amplitude_mixup_with == "any"
+        self.lenders = {
+            label: np.flatnonzero(np.asarray(self.labels) == label) for label in sorted(set(self.labels))
+        }
+        if crop == "random_resized" and preprocessing.resize == "crop":
+            raise UserError(
+                "--crop random_resized resizes what --resize crop must not; give another value of one of them"
+            )
+        if cache is not None:
+            check_cache(policy, crop)
+            if len(cache) != len(rows):
+                raise ValueError(f"the cache has {len(cache)} images, the manifest {len(rows)}")
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any] | Broken:
+        epoch, index = item
+        # What is switched on draws after what there is without it, which so stays as it is.
+        rng = training_generator(self.seed, epoch, self._number(index))
+        top, left, mirror = rng.random(3)
+        top, left = (0.5, 0.5) if self.crop == "center" else (top, left)
+        place = Place(top, left, bool(mirror < self.flip))
+        plans: dict[str, Plan] = {"images": self.policy.draw(rng)}
+        for view in sorted(self.views):
+            plans[f"images_{view}"] = self.policy.draw(rng) if view == "other" else ()
+        if self.crop == "random_resized":
+            area, aspect = rng.uniform(self.crop_least_area, 1), np.exp(rng.uniform(*np.log(_ASPECTS)))
+            place = place._replace(area=float(area), aspect=float(aspect))
+        try:
+            squares = self._squares(self._load(index), plans, place)
+        except BrokenImage as error:
+            return Broken(index, str(error))
+        self._mix(squares, epoch, index, place)
+        planes = {view: to_planes(square) for view, square in squares.items()}
+        return planes | {"label": self.labels[index], "epoch": epoch, "index": index}
+
+    def _number(self, index: int) -> int:
+        """Return what an item's generator is seeded with: the index, or what its group has in common."""
+        return index if self.groups is None or self.groups[index] is None else self.groups[index]
+
+    def _load(self, index: int) -> np.ndarray:
+        if self.cache is not None:
+            return self.cache.read(index)
+        return load_image(self.images[index], self.names[index], self.equalisation, self.policy.max_side_px)
+
+    def _squares(self, image: np.ndarray, plans: dict[str, Plan], place: Place) -> dict[str, np.ndarray]:
+        """Return (S, S, 3) of every view."""
+        size, resize = self.preprocessing.key
+        if self.policy.distort_at == "native":
+            return {view: fit(apply_plan(image, plan), size, resize, place) for view, plan in plans.items()}
+        square = fit(image, size, resize, place)
+        squares = {view: apply_plan(square, plan) for view, plan in plans.items()}
+        # Where an operation changed the size.
+        return {
+            view: square if square.shape[:2] == (size, size) else fit(square, size, "squash")
+            for view, square in squares.items()
+        }
+
+    def _mix(self, squares: dict[str, np.ndarray], epoch: int, index: int, place: Place) -> None:
+        """Where it is drawn, replace the squares by their mixtures with another row's amplitudes."""
+        if not self.amplitude_mixup:
+            return
+        # Rows of a group share the distortions, not the image that they are mixed with.
+        rng = np.random.default_rng((self.seed, epoch, index, _MIXUP_STREAM))
+        if rng.random() >= self.amplitude_mixup:
+            return
+        share = rng.uniform(0, self.amplitude_mixup_most)
+        rows = range(len(self)) if self.any_lends else self.lenders[self.labels[index]]
+        try:
+            other = self._load(rows[rng.integers(len(rows))])
+        except BrokenImage:
+            return
+        other = fit(other, *self.preprocessing.key, place)
+        for view, square in squares.items():
+            squares[view] = mix_amplitudes(square, other, share)
+
+
+def check_cache(policy: DistortionPolicy, crop: str) -> None:
+    """Refuse settings under which resized images do not suffice.
+
+    Raises:
+        UserError: images are distorted or cut before they are resized.
+    """
+    if policy.distort_at == "native" and policy.probability > 0:
+        raise UserError(
+            "--cache keeps resized images, and the policy distorts images before they are resized; give "
+            "--distortions NAME,distort_at=input, or leave --cache out"
+        )
+    if crop == "random_resized":
+        raise UserError(
+            "--cache keeps resized images, and crop random_resized cuts images before they are resized; give "
+            "--crop random, or leave --cache out"
+        )
+
+
+def _group_numbers(rows: pd.DataFrame) -> list[int | None]:
+    """Return a 64-bit number for each row's group, the same in every process, and None without a group."""
+    groups = rows["group"].tolist() if "group" in rows else [""] * len(rows)
+    if not any(groups):
+        raise UserError(
+            "--synchronise-groups: no training row has a group; fill in the manifest's column group, or "
+            "leave the flag out"
+        )
+    return [
+        int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "little") if group else None
+        for group in groups
+    ]
+
+
+class ScoreDataset(Dataset):
+    """Rows to be scored: each image decoded once and fitted to every input that the experts need.
+
+    An item is a dict with `index` and `images`, a dict from `Preprocessing.key` to (3, S, S) uint8; or
+    `Broken`.
+
+    Args:
+        keys: the inputs wanted.
+        policy: with one given, each image is distorted as (seed, name) says before it is prepared.
+        equalisation: as for `TrainDataset`.
+    """
+
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        keys: Sequence[InputKey],
+        policy: DistortionPolicy | None = None,
+        seed: int = 0,
+        equalisation: Equalisation | None = None,
+    ) -> None:
+        self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
+        self.equalisation = equalisation
+        self.keys, self.policy, self.seed = list(dict.fromkeys(keys)), policy, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | Broken:
+        try:
+            image = load_image(self.images[index], self.names[index], self.equalisation)
+            if self.policy:
+                rng = evaluation_generator(self.seed, self.names[index])
+                image = apply_plan(image, self.policy.draw(rng))
+        except BrokenImage as error:
+            return Broken(index, str(error))
+        return {"index": index, "images": {key: prepare(image, *key) for key in self.keys}}
+
+
+def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
+    """Stack items to a batch; broken rows are listed under `broken` and left out of all else."""
+    good = [item for item in items if not isinstance(item, Broken)]
+    batch: dict[str, Any] = {"broken": [item for item in items if isinstance(item, Broken)]}
+    for key in good[0] if good else ():
+        values = [item[key] for item in good]
+        # In a worker, PyTorch's collate stacks tensors in memory that the main process shares.
+        if isinstance(values[0], dict):
+            batch[key] = {name: default_collate([value[name] for value in values]) for name in values[0]}
+        else:
+            batch[key] = default_collate(values) if isinstance(values[0], Tensor) else torch.tensor(values)
+    return batch
+
+
+def make_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
+    """Return a loader over lists of items. Its own generator keeps it from drawing from the global one."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=one_thread,
+        generator=torch.Generator().manual_seed(0),
+        pin_memory=torch.cuda.is_available(),
+    )

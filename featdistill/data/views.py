@@ -1,0 +1,141 @@
+"""Test-time augmentation: several views of an image, whose logits are averaged expert by expert.
+
+| name | views of an image |
+|---|---|
+| `none` | the one that the expert's preprocessing gives |
+| `hflip` | every other view, and its mirror image |
+| `five_crop` | the four corners and the centre of the image, resized to 8 / 7 of the input's size |
+| `scales` | the image at 0.85, 1 and 1.15 times the input's size |
+
+Names are joined by `+`: `hflip+five_crop` are ten views. All views are cut from one decoded image by the
+loader's workers; mirroring is done on the device. The paper uses none of them (section 4.4).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from featdistill.command_line import one_of
+from featdistill.data.preprocessing import InputKey, fit, to_planes
+from featdistill.data.train_dataset import Broken, ScoreDataset
+from featdistill.images.reading import BrokenImage, read_image
+
+TTA = ("none", "hflip", "five_crop", "scales")
+# Krizhevsky et al. 2012, section 4.1: corners and centre of 224 px of an image of 256 px.
+_FIVE_CROP_ROOM = 256 / 224
+# Ours: far enough apart to move every patch, near enough for the traces of a generator to stay.
+_SCALES = (0.85, 1.15)
+_CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
+
+
+class View(NamedTuple):
+    """One view of an image.
+
+    Attributes:
+        scale: size of the resized image relative to the input's.
+        top, left: where the input is cut from it, as fractions of the room there is.
+        mirrored: whether it is flipped from left to right.
+    """
+
+    scale: float = 1.0
+    top: float = 0.5
+    left: float = 0.5
+    mirrored: bool = False
+
+    def key(self, key: InputKey) -> tuple:
+        """Return under which key a batch holds the pixels of this view for experts with the input `key`."""
+        return key if self.is_plain else (*key, self.scale, self.top, self.left)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its pixels, before mirroring, are those without test-time augmentation."""
+        return (self.scale, self.top, self.left) == (1.0, 0.5, 0.5)
+
+
+PLAIN = (View(),)
+
+
+def parse_tta(text: str) -> tuple[str, tuple[View, ...]]:
+    """Return the canonical spelling of `none`, or of names joined by `+`, and the views that they ask for.
+
+    Raises:
+        UserError: a name is unknown.
+    """
+    names = {one_of("test-time augmentation", name, TTA) for name in text.split("+")} - {"none"}
+    views: list[View] = []
+    if "scales" in names or "five_crop" not in names:
+        views.append(View())
+    if "scales" in names:
+        views += [View(scale) for scale in _SCALES]
+    if "five_crop" in names:
+        views += [View(_FIVE_CROP_ROOM, top, left) for top, left in _CORNERS]
+    if "hflip" in names:
+        views = [view._replace(mirrored=mirrored) for view in views for mirrored in (False, True)]
+    return "+".join(name for name in TTA if name in names) or "none", tuple(views)
+
+
+def make_dataset(rows: pd.DataFrame, keys: Sequence[InputKey], views: Sequence[View] = PLAIN) -> Dataset:
+    """Return the data set whose items hold all that the views of experts with the inputs `keys` need."""
+    return (
+        ScoreDataset(rows, keys) if all(view.is_plain for view in views) else ViewDataset(rows, keys, views)
+    )
+
+
+class ViewDataset(Dataset):
+    """As `ScoreDataset`, with `images` keyed by `View.key`."""
+
+    def __init__(self, rows: pd.DataFrame, keys: Sequence[InputKey], views: Sequence[View]) -> None:
+        self.images, self.keys = rows["image"].tolist(), list(dict.fromkeys(keys))
+        self.views = list(dict.fromkeys(view._replace(mirrored=False) for view in views))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | Broken:
+        try:
+            image = read_image(self.images[index])
+        except BrokenImage as error:
+            return Broken(index, str(error))
+        cut = {view.key(key): cut_view(image, *key, view) for key in self.keys for view in self.views}
+        return {"index": index, "images": cut}
+
+
+def cut_view(image: np.ndarray, size: int, resize: str, view: View) -> Tensor:
+    """Fit an image to a backbone's input as a view asks; mirroring is left to the device.
+
+    A window of the image, larger or smaller by the view's scale than the part that is seen without test-time
+    augmentation, is resized to the input; where it reaches beyond the image, it is continued by reflection.
+    With `crop`, which does not resize, `five_crop` cuts windows of the input's size.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        size, resize: see `Preprocessing`.
+
+    Returns:
+        (3, size, size) uint8.
+    """
+    if view.is_plain:
+        return to_planes(fit(image, size, resize))
+    height, width = image.shape[:2]
+    scale = 1.0 if resize == "crop" and view.scale == _FIVE_CROP_ROOM else view.scale
+    shorter = min(height, width)
+    seen = {"squash": (height, width), "shorter": (shorter, shorter), "crop": (size, size)}[resize]
+    rows, columns = (max(1, round(side / scale)) for side in seen)
+    window = _window(image, rows, columns, view)
+    return to_planes(fit(window, size, "squash"))
+
+
+def _window(image: np.ndarray, rows: int, columns: int, view: View) -> np.ndarray:
+    height, width = image.shape[:2]
+    top, left = int(view.top * max(0, height - rows)), int(view.left * max(0, width - columns))
+    part = np.ascontiguousarray(image[top : top + rows, left : left + columns])
+    above, before = (rows - part.shape[0]) // 2, (columns - part.shape[1]) // 2
+    below, behind = rows - part.shape[0] - above, columns - part.shape[1] - before
+    if not (above or below or before or behind):
+        return part
+    return cv2.copyMakeBorder(part, above, below, before, behind, cv2.BORDER_REFLECT_101)

@@ -1,0 +1,173 @@
+"""The command line of every distortion library: list its operations, draw a sheet of them, apply some."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from featdistill.atomic import replace_file
+from featdistill.command_line import Parser, UserError, one_of
+from featdistill.distortions.operation import LEVELS, MIN_SIDE_PX, Operation
+from featdistill.images.reading import BrokenImage, read_image
+
+CELL_PX = 224
+_SMALL_CELL_PX = 160
+_TEXT_PX = 16
+_MARGIN_PX = 6
+
+
+def main(library: dict[str, Operation], description: str, argv: list[str] | None = None) -> int:
+    """Run the command line of a library.
+
+    Args:
+        library: name -> operation.
+        description: the script's docstring; its first line is what `--help` begins with.
+        argv: the arguments, or None for those of the process.
+    """
+    options = _build_parser(description).parse_args(argv)
+    if options.seed < 0:
+        raise UserError(f"--seed must be 0 or more, not {options.seed}")
+    if options.list:
+        print(listing(library))
+    elif options.sheet:
+        if not options.out:
+            raise UserError("--sheet needs --out PNG")
+        _save(draw_sheet(library, _read(options.sheet), options.seed, options.level), options.out)
+    else:
+        text, source, target = options.apply
+        steps = parse_steps(text, library)
+        image = _read(source)
+        generators = np.random.default_rng(options.seed).spawn(len(steps))
+        for (operation, level), rng in zip(steps, generators, strict=True):
+            image = operation(image, level, rng)
+        _save(image, target)
+    return 0
+
+
+def parse_steps(text: str, library: dict[str, Operation]) -> list[tuple[Operation, int]]:
+    """Read `name:level,name:level,...`.
+
+    Raises:
+        UserError: a step has another form, an unknown name, or a level that is not 1 to 5.
+    """
+    steps = []
+    for step in text.split(","):
+        name, separator, level = (part.strip() for part in step.partition(":"))
+        if not separator:
+            raise UserError(
+                f"'{step.strip()}' is no step; write name:level,name:level as in 'jpeg:3,gausblur:2'"
+            )
+        operation = library[one_of("distortion operation", name, library)]
+        if level not in map(str, LEVELS):
+            raise UserError(f"the level of {name} must be 1 to 5, not '{level}'")
+        steps.append((operation, int(level)))
+    return steps
+
+
+def listing(library: dict[str, Operation]) -> str:
+    """Return a table of the operations: name, group, parameter at level 1 to 5, traits, what it does."""
+    rows = [("name", "group", "level 1 .. 5", "traits", "")]
+    for operation in library.values():
+        traits = {
+            "random": operation.random,
+            "moves patches": not operation.keeps_layout,
+            "changes size": not operation.keeps_size,
+            "levels not ordered": not operation.monotone,
+            f"needs {operation.missing()}": bool(operation.missing()),
+        }
+        scales = ", ".join(f"{scale:g}" for scale in operation.scales)
+        shown = ", ".join(trait for trait, holds in traits.items() if holds)
+        summary = (operation.apply.__doc__ or "").split("\n")[0]
+        rows.append((operation.name, operation.category, scales, shown, summary))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def draw_sheet(
+    library: dict[str, Operation], image: np.ndarray, seed: int, level: int | None = None
+) -> np.ndarray:
+    """Draw every operation at every level, a row an operation, or all of them at one level side by side.
+
+    The operations see the middle square of the image at the size of a cell; a resize afterwards would hide
+    noise. Those that need something that is not installed are left out.
+
+    Args:
+        library: name -> operation.
+        image: (H, W, 3) uint8 RGB.
+        seed: of the random operations.
+        level: the one level, or None for all.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    side = CELL_PX if level is None else _SMALL_CELL_PX
+    cell = np.asarray(ImageOps.fit(Image.fromarray(image), (side, side), Image.Resampling.BICUBIC))
+    cells = [] if level is None else [("undistorted", cell)]
+    for operation in library.values():
+        if operation.missing():
+            continue
+        if level is None:
+            cells.append((operation.name, cell))
+        for shown in LEVELS if level is None else (level,):
+            result = operation(cell, shown, np.random.default_rng((seed, shown)))
+            scale = f"level {shown}: {operation.scales[shown - 1]:g}"
+            cells.append((scale if level is None else operation.name, result))
+    return _in_rows(cells, side, 1 + len(LEVELS))
+
+
+def _in_rows(cells: list[tuple[str, np.ndarray]], side: int, columns: int) -> np.ndarray:
+    """Lay out titled pictures of at most `side` px."""
+    font = ImageFont.load_default(_TEXT_PX)
+    across, down = side + _MARGIN_PX, side + _TEXT_PX + 2 * _MARGIN_PX
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (_MARGIN_PX + across * columns, _MARGIN_PX + down * rows), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, (title, picture) in enumerate(cells):
+        row, column = divmod(place, columns)
+        left, top = _MARGIN_PX + column * across, _MARGIN_PX + row * down
+        draw.text((left, top), title, fill="black", font=font)
+        sheet.paste(Image.fromarray(picture), (left, top + _TEXT_PX + _MARGIN_PX))
+    return np.asarray(sheet)
+
+
+def _build_parser(description: str) -> Parser:
+    parser = Parser(description=description.split("\n")[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--list", action="store_true", help="print the operations")
+    what.add_argument(
+        "--sheet", metavar="IMAGE", help="draw every operation at every level on this image; see --out"
+    )
+    what.add_argument(
+        "--apply",
+        nargs=3,
+        metavar=("STEPS", "IN", "OUT"),
+        help="apply steps such as 'jpeg:3,gausblur:2' (name:level) in their order and save the result; "
+        "PNG keeps it as it is, JPEG (quality 95) compresses it once more",
+    )
+    parser.add_argument("--out", metavar="PNG", help="where --sheet saves its picture")
+    parser.add_argument(
+        "--level", type=int, choices=LEVELS, help="--sheet shows this level alone, operations side by side"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random operations, 0 or more")
+    return parser
+
+
+def _read(location: str) -> np.ndarray:
+    try:
+        image = read_image(location)
+    except BrokenImage as error:
+        raise UserError(f"{location}: {error}") from error
+    if min(image.shape[:2]) < MIN_SIDE_PX:
+        raise UserError(f"{location}: an image needs {MIN_SIDE_PX} px a side, this one has {image.shape[:2]}")
+    return image
+
+
+def _save(image: np.ndarray, location: str) -> None:
+    suffix = "." + location.rpartition(".")[2].lower()
+    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
+    if suffix not in formats:
+        raise UserError(f"{location}: cannot save as '{suffix}'; use one of {', '.join(formats)}")
+    try:
+        with replace_file(location) as beside:
+            Image.fromarray(image).save(beside, format=formats[suffix], quality=95, subsampling=0)
+    except OSError as error:
+        raise UserError(f"{location}: cannot write it: {error}") from error

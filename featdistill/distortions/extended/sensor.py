@@ -1,0 +1,110 @@
+"""Sensor and lens of the extended library: charge that overflows, light that falls off to the corners."""
+
+import math
+
+import cv2
+import numpy as np
+
+from featdistill.distortions.operation import Operation, register
+
+OPERATIONS: dict[str, Operation] = {}
+
+# From this luminance on a pixel counts as saturated; where too few are, the brightest share of them does.
+_SATURATED = 250
+_BRIGHTEST_SHARE = 0.01
+# What is spilt is smooth: it is computed for blocks of rows, so many to the height, and interpolated.
+_BLOCKS = 64
+# As shares of the image's height: the length over which the overflow falls to 1 / e, and sigma of the glow.
+_OVERFLOW_LENGTH = 0.08
+_GLOW_SIGMA = 0.04
+_GLOW_SHARE = 0.15
+
+_GAMMA = 2.2
+
+
+@register(OPERATIONS, "sensor", (0.2, 0.5, 1.25, 3, 7))
+def blooming(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
+    """Blooming: saturated photosites got so many full wells of charge more than they hold, and spill it.
+
+    85 % of the excess run along the column of the sensor, half up and half down, and decay exponentially over
+    8 % of the height. The rest glows around, with a Gaussian sigma of 4 % of the height. What arrives is
+    added as light, here the square of the values, up to the full well, and is white, for a column has
+    photosites of all colours. Pixels are saturated from a luminance of 250 on. Where fewer than 1 % of them
+    are, the brightest 1 % count as such and spill light of their mean colour, which is the full well then: so
+    images without a saturated pixel bloom as well, and flat ones stay.
+    """
+    luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    threshold = _saturation(luminance)
+    saturated = cv2.compare(luminance, threshold, cv2.CMP_GE)
+    full_well = (255.0,) * 3 if threshold >= _SATURATED else cv2.mean(image, saturated)[:3]
+    spilt = blooming.scales[level - 1] * spilt_charge(saturated)
+    spilt = cv2.resize(spilt, luminance.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    light = cv2.LUT(image, np.arange(256, dtype=np.float32) ** 2)
+    cv2.add(light, cv2.merge([np.float32(most**2) * spilt for most in full_well]), dst=light)
+    bloomed = cv2.convertScaleAbs(np.sqrt(light, out=light))
+    # Samples that were above the full well stay.
+    return cv2.max(cv2.min(bloomed, (*full_well, 0.0)), image)
+
+
+@register(OPERATIONS, "sensor", (0.25, 0.4, 0.55, 0.7, 0.85), random=True)
+def vignetting(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
+    """Natural vignetting: light falls with cos^4 of its angle, by this share in the farthest corner.
+
+    The optical axis meets the image within a tenth of the sides around its middle, at random, as in a crop.
+    The values are light to the power of 1 / 2.2.
+    """
+    height, width = image.shape[:2]
+    axis_y, axis_x = (np.array([height, width]) - 1) / 2 + rng.uniform(-0.1, 0.1, 2) * (height, width)
+    farthest = math.hypot(max(axis_x, width - 1 - axis_x), max(axis_y, height - 1 - axis_y))
+    # cos^4 of an angle whose tangent is t is (1 + t^2)^-2.
+    tangent_2 = (1 - vignetting.scales[level - 1]) ** -0.5 - 1
+    # The law is smooth, so it is computed for cells of this size and interpolated. One more behind each edge
+    # lets the outermost ones be interpolated too.
+    cell_px = min(8, min(height, width) // 16)
+    cells_y, cells_x = -(-height // cell_px) + 2, -(-width // cell_px) + 2
+    y = (np.arange(cells_y) - 0.5) * cell_px - 0.5
+    x = (np.arange(cells_x) - 0.5) * cell_px - 0.5
+    distance_2 = ((y - axis_y) ** 2)[:, None] + (x - axis_x) ** 2
+    gain = ((1 + tangent_2 * distance_2 / farthest**2) ** (-2 / _GAMMA)).astype(np.float32)
+    gain = cv2.resize(gain, (cells_x * cell_px, cells_y * cell_px))[cell_px:, cell_px:][:height, :width]
+    return cv2.multiply(image, cv2.merge([gain, gain, gain]), dtype=cv2.CV_8U)
+
+
+def spilt_charge(saturated: np.ndarray) -> np.ndarray:
+    """Return what saturated pixels spill if each has an excess of one full well.
+
+    Args:
+        saturated: (H, W) uint8, 255 where a pixel is saturated and 0 elsewhere.
+
+    Returns:
+        (rows, W) float32 in full wells, blocks of rows from top to bottom. Within a large saturated area it
+        is 1, just above and below a large one about 1/2.
+    """
+    height, width = saturated.shape
+    block_px = max(1, height // _BLOCKS)
+    rows = -(-height // block_px)
+    share = np.zeros((rows * block_px, width), np.uint8)
+    np.bitwise_and(saturated, 1, out=share[:height])
+    share = np.add.reduce(share.reshape(rows, block_px, width), axis=1, dtype=np.uint16)
+    share = share / np.float32(block_px)
+
+    decay = math.exp(-block_px / (_OVERFLOW_LENGTH * height))
+    reach = math.ceil(5 * _OVERFLOW_LENGTH * height / block_px)
+    taps = decay ** np.abs(np.arange(-reach, reach + 1))
+    taps *= (1 - _GLOW_SHARE) / taps.sum()
+    spilt = cv2.sepFilter2D(share, -1, np.ones(1), taps, borderType=cv2.BORDER_CONSTANT)
+
+    coarse = cv2.resize(share, (-(-width // block_px), rows), interpolation=cv2.INTER_AREA)
+    sigma = _GLOW_SIGMA * height / block_px
+    glow = cv2.GaussianBlur(coarse, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    return spilt + _GLOW_SHARE * cv2.resize(glow, (width, rows))
+
+
+def _saturation(luminance: np.ndarray) -> int:
+    """Return the luminance from which on pixels count as saturated."""
+    # Of large images, one pixel in four or more tells enough.
+    step = max(1, min(luminance.shape) // 256)
+    sample = np.ascontiguousarray(luminance[::step, ::step])
+    counts = cv2.calcHist([sample], [0], None, [256], [0, 256]).ravel()
+    reached = np.cumsum(counts[::-1]) >= _BRIGHTEST_SHARE * sample.size
+    return min(_SATURATED, 255 - int(np.argmax(reached)))

@@ -1,0 +1,185 @@
+"""Curves, kernels and colour tables of the official distortions, computed from their definitions.
+
+Everything here is a function of the operation's parameter alone; what is costly is computed once a process.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from featdistill.distortions.kernels.srgb import from_linear, to_linear
+
+# Linear sRGB (BT.709 primaries) to CIE XYZ, and the D65 white point of the 2 degree observer.
+_XYZ_OF_RGB = np.array(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+)
+_WHITE = np.array([0.95047, 1.0, 1.08883])
+
+# The disk kernels of the organisers' released code, read off its output: their rims over- and undershoot
+# where a true disk's would be weighted by area. One octant of each: radius in px -> weight of the interior
+# and, for each row of the octant, from the centre on, the first column on the rim and the rim's weights; what
+# follows is 0.
+_DISK_OCTANTS: dict[int, tuple[float, list[tuple[int, list[float]]]]] = {
+    1: (0.318309886, [(1, [0.145343947]), (1, [0.025078581])]),
+    2: (0.0801406371, [(2, [0.0383847091]), (1, [0.115264748, -0.00191262656])]),
+    4: (
+        0.0224130467,
+        [
+            (4, [0.0109725038]),
+            (4, [0.0081016269]),
+            (3, [0.0348338195, -0.0294132044]),
+            (3, [0.00466233035]),
+        ],
+    ),
+    6: (
+        0.0105130714,
+        [
+            (6, [0.00518345204]),
+            (6, [0.00429802435]),
+            (5, [0.0189645594, -0.0475639517]),
+            (5, [0.00720587735]),
+            (4, [0.0519821771, -0.00344524356]),
+        ],
+    ),
+    8: (
+        0.00601848495,
+        [
+            (8, [0.0029778778]),
+            (8, [0.00259948999]),
+            (8, [0.00144578541]),
+            (7, [0.0110089451, -0.0500756013]),
+            (7, [0.00252877284]),
+            (6, [0.0330015244, -0.0103035681]),
+            (6, [0.000293466526]),
+        ],
+    ),
+}
+
+
+def gaussian_taps(sigma_px: float, radius_px: int) -> np.ndarray:
+    """Return the (2 radius + 1,) float64 weights exp(-i^2 / (2 sigma^2)), normalised to a sum of 1."""
+    offsets = np.arange(-radius_px, radius_px + 1)
+    taps = np.exp(-(offsets**2) / (2 * sigma_px**2))
+    return taps / taps.sum()
+
+
+def disk_kernel(radius_px: int) -> np.ndarray:
+    """Return the released disk kernel, (2 radius + 1, 2 radius + 1) float64 with a sum of 1."""
+    interior, octant = _DISK_OCTANTS[radius_px]
+    quadrant = np.zeros((radius_px + 1, radius_px + 1))
+    for row, (first, rim) in enumerate(octant):
+        quadrant[row, row:first] = interior
+        quadrant[row, first : first + len(rim)] = rim
+    quadrant = np.triu(quadrant) + np.triu(quadrant, 1).T
+    half = np.hstack([quadrant[:, :0:-1], quadrant])
+    kernel = np.vstack([half[:0:-1], half])
+    return kernel / kernel.sum()
+
+
+def disk_parts(radius_px: int) -> tuple[float, list[tuple[np.ndarray, tuple[int, int]]]]:
+    """Split the released disk kernel into a box and what is left of it, which is mostly zeros.
+
+    Returns:
+        The weight of a square of 2 radius - 1 px a side, and the rest as four quadrants: float32 kernels of
+        (radius + 1, radius + 1) with the place of the centre as (x, y), each tap in one of them only.
+    """
+    kernel = disk_kernel(radius_px)
+    interior = kernel[radius_px, radius_px]
+    rest = kernel.copy()
+    rest[1:-1, 1:-1] -= interior
+    rest[np.abs(rest) < 1e-12] = 0
+    quadrants = []
+    for down in (0, radius_px):
+        for across in (0, radius_px):
+            taps = rest[down : down + radius_px + 1, across : across + radius_px + 1]
+            quadrants.append((taps.astype(np.float32), (radius_px - across, radius_px - down)))
+            taps[:] = 0
+    return float(interior), quadrants
+
+
+def middle_curve(amount: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the parabola through (0, 0), (0.5, 0.5 + amount / 2) and (1, 1), clipped to [0, 1]."""
+    middle = 0.5 + amount / 2
+    return lambda x: np.clip((2 - 4 * middle) * x**2 + (4 * middle - 1) * x, 0, 1)
+
+
+def contrast_curve(amount: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the not-a-knot cubic spline through five points, clipped to [0, 1].
+
+    The points are (0, 0), (0.3, 0.25 - amount / 4), (0.5, 0.5), (0.7, 0.75 + amount / 4) and (1, 1).
+    Not-a-knot lets the third derivative jump at 0.5 alone: the spline is a cubic plus a multiple of
+    max(x - 0.5, 0)^3.
+    """
+
+    def basis(x: np.ndarray) -> np.ndarray:
+        return np.stack([np.ones_like(x), x, x**2, x**3, np.maximum(x - 0.5, 0) ** 3], axis=-1)
+
+    values = [0, 0.25 - amount / 4, 0.5, 0.75 + amount / 4, 1]
+    weights = np.linalg.solve(basis(np.array([0, 0.3, 0.5, 0.7, 1])), values)
+    return lambda x: np.clip(basis(x) @ weights, 0, 1)
+
+
+def curve_table(curve: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return the (256,) uint8 table of a curve on [0, 1]."""
+    return np.rint(255 * curve(np.arange(256) / 255)).astype(np.uint8)
+
+
+def lightness_through(curve: Callable[[np.ndarray], np.ndarray], rgb: np.ndarray) -> np.ndarray:
+    """Pass the CIELAB lightness of colours through a curve; a* and b* stay.
+
+    Args:
+        curve: from lightness / 100 to lightness / 100.
+        rgb: (..., 3) float64 sRGB in [0, 1].
+
+    Returns:
+        (..., 3) float64 sRGB, clipped to [0, 1].
+    """
+    xyz = to_linear(rgb) @ _XYZ_OF_RGB.T / _WHITE
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    lightness = 1.16 * f[..., 1] - 0.16
+    f += ((curve(lightness) - lightness) / 1.16)[..., None]
+    xyz = np.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787) * _WHITE
+    return from_linear(xyz @ np.linalg.inv(_XYZ_OF_RGB).T)
+
+
+def brighten_colours(amount: float, rgb: np.ndarray) -> np.ndarray:
+    """Return what the official brightening makes of colours: (..., 3) float64 in [0, 1] in and out.
+
+    Two thirds are the curve on R, G and B, one third is the curve on the CIELAB lightness. The released code
+    exchanges red and blue before its colour conversion, and so does this.
+    """
+    curve = middle_curve(amount)
+    return (2 * curve(rgb) + lightness_through(curve, rgb[..., ::-1])[..., ::-1]) / 3
+
+
+class ColourTable:
+    """A function of colour as an image to interpolate in: exact in green, bilinear in red and blue.
+
+    A slice of 33 x 33 colours (blue down, red to the right) for each of the 256 values of green, 16 x 16
+    slices in one image, which `cv2.remap` reads with fixed-point coordinates.
+
+    Attributes:
+        image: (528, 528, 3) float32 in [0, 255].
+        whole: what red, green and blue add to a pixel's coordinates, (256,) int32 each: the column in the
+            lower 16 bits, the row in the upper ones.
+        fraction_red: (256,) uint16, what red adds to the pixel's fractions of 1/32.
+        fraction_blue: the same of blue.
+    """
+
+    KNOTS = np.append(np.arange(0, 256, 8), 255)
+
+    def __init__(self, function: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Tabulate `function`, from (..., 3) float64 RGB in [0, 1] to the same."""
+        size = len(self.KNOTS)
+        green = np.arange(256).reshape(16, 1, 16, 1)
+        blue, red = self.KNOTS[:, None, None], self.KNOTS
+        colours = np.stack(np.broadcast_arrays(red, green, blue), axis=-1) / 255
+        self.image = (255 * function(colours)).astype(np.float32).reshape(16 * size, 16 * size, 3)
+
+        value = np.arange(256, dtype=np.int32)
+        knot = (np.searchsorted(self.KNOTS, value, side="right") - 1).astype(np.int32)
+        width = np.append(np.diff(self.KNOTS), 1)[knot]
+        fraction = np.rint(32 * (value - self.KNOTS[knot]) / width).astype(np.uint16)
+        row = 1 << 16
+        self.whole = (knot, size * (value % 16) + row * size * (value // 16), row * knot)
+        self.fraction_red, self.fraction_blue = fraction, 32 * fraction

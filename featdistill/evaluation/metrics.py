@@ -1,0 +1,222 @@
+"""The challenge's metrics, ROC AUC over clean and over distorted images, and those that stand beside them.
+
+Everywhere: `label` is (N,) 0 real, 1 AI-generated; `score` is (N,), finite, larger is more AI-generated;
+`is_distorted` is (N,) 0 clean, 1 distorted, -1 not known. A metric that the images do not define, such as an
+AUC over one class, is None, never 0.5, 0 or NaN. Tied scores are one step of the ROC curve.
+"""
+
+import math
+
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import roc_curve as curve_of
+
+from featdistill.evaluation import calibration
+from featdistill.evaluation.bootstrap import Resampling, interval, model_draws
+
+# A score above it says AI-generated. The challenge ranks by AUC and sets none: the middle of [0, 1].
+THRESHOLD = 0.5
+# False alarms that a user may stand: 1 and 5 of 100 real images.
+RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
+AUCS = ("clean_auc", "robust_auc", "auc")
+ACCURACIES = ("accuracy", "real_accuracy", "ai_accuracy")
+_OF_PROBABILITIES = (*ACCURACIES, "brier", "ece")
+
+
+def roc_auc(label: np.ndarray, score: np.ndarray) -> float | None:
+    """Return the area under the ROC curve, ties counted half; None where one of the two classes is missing.
+
+    Raises:
+        ValueError: a label is not 0 or 1, a score is not finite, or the lengths differ.
+    """
+    label, score = checked(label, score)
+    return None if one_class(label) else float(roc_auc_score(label, score))
+
+
+def roc_curve(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return every point of the ROC curve: false positive rate, true positive rate, threshold.
+
+    An image whose score is at least the threshold counts as AI-generated; the thresholds fall, from infinity.
+    None where one of the two classes is missing.
+    """
+    label, score = checked(label, score)
+    return None if one_class(label) else curve_of(label, score, drop_intermediate=False)
+
+
+def tpr_at_fpr(curve: tuple[np.ndarray, np.ndarray, np.ndarray], rate: float) -> float:
+    """Return the largest true positive rate of a threshold with at most this false positive rate.
+
+    A step of the curve, nothing interpolated: what a threshold can really give on these images.
+    """
+    fpr, tpr, _ = curve
+    return float(tpr[np.searchsorted(fpr, rate, side="right") - 1])
+
+
+def equal_error_rate(curve: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
+    """Return the rate at which as many real images are flagged as AI-generated ones are missed.
+
+    Between two points of the curve it lies on their straight line, as it does for the area.
+    """
+    fpr, tpr, _ = curve
+    gap = fpr + tpr - 1
+    after = int(np.argmax(gap >= 0))
+    share = gap[after - 1] / (gap[after - 1] - gap[after])
+    return float(fpr[after - 1] + share * (fpr[after] - fpr[after - 1]))
+
+
+def best_threshold(label: np.ndarray, score: np.ndarray) -> float | None:
+    """Return the threshold of the best mean of real and AI accuracy; None where a class is missing.
+
+    It lies midway between two scores of the images, and an image above it counts as AI-generated. Of several
+    that are equally good it is the highest.
+    """
+    curve = roc_curve(label, score)
+    if curve is None:
+        return None
+    fpr, tpr, thresholds = curve
+    best = int(np.argmax(tpr - fpr))
+    if best == 0:
+        return float(thresholds[1])
+    flagged = float(thresholds[best])
+    below = float(thresholds[best + 1]) if best + 1 < len(thresholds) else math.nextafter(flagged, -math.inf)
+    middle = below + (flagged - below) / 2
+    # Between neighbouring floats there is nothing.
+    return middle if middle < flagged else below
+
+
+def accuracies(label: np.ndarray, score: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float | None]:
+    """Return `ACCURACIES`, of all images and of each class, where a score above the threshold says AI."""
+    label, score = checked(label, score)
+    right = (score > threshold) == (label == 1)
+    rows = zip(ACCURACIES, (label >= 0, label == 0, label == 1), strict=True)
+    return {name: float(right[own].mean()) if own.any() else None for name, own in rows}
+
+
+def headline(label: np.ndarray, score: np.ndarray, is_distorted: np.ndarray) -> dict:
+    """Return the metrics of one split.
+
+    Returns:
+        Counts: `images`, `real`, `ai`, `clean`, `distorted`, and `ai_share`. The challenge's two metrics:
+        `clean_auc` over the undistorted, `robust_auc` over the distorted images. Over all images: `auc`,
+        `average_precision`, `RATES`, `eer`, at `THRESHOLD` `ACCURACIES`, and of probabilities `brier`, `ece`
+        and the bins of `reliability`. `undefined`: the name of each metric that is None -> the reason.
+
+    Raises:
+        ValueError: as `roc_auc`, or an `is_distorted` is not 0, 1 or -1.
+    """
+    label, score = checked(label, score)
+    parts = parts_of(is_distorted, len(label))
+    clean, distorted = parts["clean_auc"], parts["robust_auc"]
+    curve = roc_curve(label, score)
+    result: dict = {
+        "images": len(label),
+        "real": int((label == 0).sum()),
+        "ai": int((label == 1).sum()),
+        "clean": int(clean.sum()),
+        "distorted": int(distorted.sum()),
+        "ai_share": float(label.mean()) if len(label) else None,
+        **{name: roc_auc(label[rows], score[rows]) for name, rows in parts.items()},
+        "average_precision": None if curve is None else float(average_precision_score(label, score)),
+        **{name: None if curve is None else tpr_at_fpr(curve, rate) for name, rate in RATES.items()},
+        "eer": None if curve is None else equal_error_rate(curve),
+    }
+    is_probability = bool(((score >= 0) & (score <= 1)).all())
+    bins = calibration.reliability(label, score) if is_probability else []
+    result |= dict.fromkeys(_OF_PROBABILITIES)
+    if is_probability:
+        result |= accuracies(label, score)
+        result |= {"brier": calibration.brier(label, score), "ece": calibration.expected_error(bins)}
+    reasons = {
+        "clean_auc": _why(label[clean], "clean images"),
+        "robust_auc": _why(label[distorted], "distorted images"),
+        "real_accuracy": "no real images",
+        "ai_accuracy": "no ai images",
+    }
+    if len(label) and (np.asarray(is_distorted) == -1).all():
+        reasons |= dict.fromkeys(
+            ("clean_auc", "robust_auc"), "the labels do not say which images are distorted"
+        )
+    if not is_probability:
+        reasons |= dict.fromkeys(_OF_PROBABILITIES, "scores lie outside [0, 1]")
+    undefined = {name: reasons.get(name, _why(label, "images")) for name in result if result[name] is None}
+    return {**result, "reliability": bins, "undefined": undefined}
+
+
+def per_expert(
+    label: np.ndarray,
+    score: np.ndarray,
+    is_distorted: np.ndarray,
+    experts: dict[str, np.ndarray],
+    resampling: Resampling | None = None,
+) -> dict[str, dict]:
+    """Set each expert's clean and robust AUC against their mean and the ensemble's.
+
+    Returns:
+        `experts`: name -> `clean_auc`, `robust_auc`, and with `resampling` `intervals` of the two; `ensemble`
+        (of `score`): the same; `mean` over the experts: the two AUCs.
+    """
+    parts = parts_of(is_distorted, len(label))
+    parts.pop("auc")
+    label = np.asarray(label)
+    everyone = {"ensemble": score, **{f"expert {name}": values for name, values in experts.items()}}
+    scores = np.stack([checked(label, values)[1] for values in everyone.values()])
+    found: dict[str, dict] = {name: {} for name in everyone}
+    drawn = {}
+    for key, rows in parts.items():
+        own = scores[:, rows]
+        for result, values in zip(found.values(), own, strict=True):
+            result[key] = roc_auc(label[rows], values)
+        if resampling is not None:
+            drawn[key] = model_draws(label[rows], own, resampling)
+    for place, result in enumerate(found.values()):
+        if drawn:
+            result["intervals"] = {key: list(interval(values[place])) for key, values in drawn.items()}
+    alone = {name: found[f"expert {name}"] for name in experts}
+    columns = {key: [result[key] for result in alone.values()] for key in parts}
+    mean = {
+        key: float(np.mean(values)) if values and None not in values else None
+        for key, values in columns.items()
+    }
+    return {"experts": alone, "mean": mean, "ensemble": found["ensemble"]}
+
+
+def parts_of(is_distorted: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+    """Return for each of `AUCS` which images it is taken over, (N,) bool.
+
+    Raises:
+        ValueError: `is_distorted` is not (rows,), or holds something else than 0, 1 and -1.
+    """
+    is_distorted = np.asarray(is_distorted)
+    if is_distorted.shape != (rows,):
+        raise ValueError(f"is_distorted has shape {is_distorted.shape} for {rows} labels")
+    if not np.isin(is_distorted, (0, 1, -1)).all():
+        raise ValueError("is_distorted must be 0 (clean), 1 (distorted) or -1 (not known)")
+    return {"clean_auc": is_distorted == 0, "robust_auc": is_distorted == 1, "auc": np.ones(rows, dtype=bool)}
+
+
+def checked(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N,) int8 labels and (N,) float64 scores.
+
+    Raises:
+        ValueError: a label is not 0 or 1, a score is not finite, or the lengths differ.
+    """
+    label, score = np.asarray(label), np.asarray(score, dtype=np.float64)
+    if label.ndim != 1 or label.shape != score.shape:
+        raise ValueError(f"label has shape {label.shape}, score {score.shape}; both must be (N,)")
+    if not np.isin(label, (0, 1)).all():
+        raise ValueError("a label is neither 0 (real) nor 1 (AI-generated)")
+    if not np.isfinite(score).all():
+        raise ValueError("a score is not a finite number")
+    return label.astype(np.int8), score
+
+
+def one_class(label: np.ndarray) -> bool:
+    """Return whether real or AI-generated images are missing."""
+    return len(label) == 0 or label.min() == label.max()
+
+
+def _why(label: np.ndarray, what: str) -> str:
+    """Return the reason why an AUC over these labels is not defined."""
+    if len(label) == 0:
+        return f"no {what}"
+    return f"all {what} are {'AI-generated' if label[0] else 'real'}"

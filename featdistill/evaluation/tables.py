@@ -1,0 +1,293 @@
+"""What `evaluate.py` writes for people and for spreadsheets: Markdown tables and a long CSV."""
+
+import math
+from collections.abc import Iterator
+
+from featdistill.evaluation.metrics import ACCURACIES, AUCS
+from featdistill.evaluation.splits import official_metrics
+from featdistill.text_tables import table
+
+CSV_HEADER = ("split", "metric", "value", "low", "high", "n")
+_GROUPS = {
+    "generators": ("Generators", "Each against all real images."),
+    "distortions": ("Distortions", "The images whose chain holds it."),
+    "levels": ("Levels", "By the strongest distortion of the chain whose level is known."),
+    "chain_lengths": ("Chain length", "By the number of distortions."),
+    "sources": ("Sources", "One of a single class is set against all images of the other."),
+    "sizes": ("Image size", "By the longer side."),
+}
+# Their order says something; the others come hardest first.
+_ORDERED = ("levels", "chain_lengths", "sizes")
+_SHARES = ("accuracy", "ai_accuracy")
+_MORE = {
+    "average_precision": "AP",
+    "tpr_at_fpr_1": "TPR@1%",
+    "tpr_at_fpr_5": "TPR@5%",
+    "eer": "EER",
+    "accuracy": "acc@0.5",
+    "real_accuracy": "real acc",
+    "ai_accuracy": "AI acc",
+    "brier": "Brier",
+    "ece": "ECE",
+}
+
+
+def summary(result: dict) -> str:
+    """Return the tables that matter most, aligned for a terminal.
+
+    Args:
+        result: what `evaluate.py` writes as `metrics.json`; so below.
+    """
+    return _joined(_summary(result))
+
+
+def markdown(result: dict) -> str:
+    """Return all tables."""
+    splits = result["splits"]
+    parts = ["# Metrics", *_summary(result), "## Experts", _expert_table(splits)]
+    for key, (title, note) in _GROUPS.items():
+        parts += [f"## {title}", *_group_table(splits, key, note)]
+    return _joined(parts)
+
+
+def csv_rows(result: dict) -> Iterator[tuple]:
+    """Yield the rows of `CSV_HEADER`: every metric of every split; of a group as `generators/flux/auc`."""
+    for split, found in result["splits"].items():
+        images, sizes = found["images"], {"clean_auc": found["clean"], "robust_auc": found["distorted"]}
+        counts = sizes | {"real_accuracy": found["real"], "ai_accuracy": found["ai"]}
+        for name in (*AUCS, *_MORE):
+            low, high = found["intervals"].get(name, (None, None))
+            yield split, name, found[name], low, high, counts.get(name, images)
+        for name in ACCURACIES if "threshold" in found else ():
+            yield split, f"threshold/{name}", found["threshold"][name], None, None, counts.get(name, images)
+        for expert, own in found["experts"]["experts"].items():
+            for name, n in sizes.items():
+                yield split, f"experts/{expert}/{name}", own[name], *own["intervals"][name], n
+        tables = {key: found[key] for key in _GROUPS}
+        for distortion, levels in found["distortion_levels"].items():
+            tables[f"distortion_levels/{distortion}"] = levels
+        for key, groups in tables.items():
+            for group, row in groups.items():
+                name = f"{key}/{group}"
+                yield split, f"{name}/auc", row["auc"], row["low"], row["high"], row["real"] + row["ai"]
+                for share, n in zip(
+                    ACCURACIES, (row["real"] + row["ai"], row["real"], row["ai"]), strict=True
+                ):
+                    yield split, f"{name}/{share}", row[share], None, None, n
+
+
+def comparison_markdown(result: dict) -> str:
+    """Return the ranking and the differences of `comparison.compare`."""
+    metrics = ("robust_auc", "clean_auc", "auc")
+    runs = [
+        [str(place), run["name"], *(_with_interval(run[key], run["intervals"][key]) for key in metrics)]
+        for place, run in enumerate(result["runs"], start=1)
+    ]
+    verdicts = {True: "yes", False: "no", None: "not known"}
+    pairs = [
+        [
+            pair["first"],
+            pair["second"],
+            pair["metric"].replace("_", " "),
+            _signed(pair["difference"]),
+            "" if pair["low"] is None else f"{_signed(pair['low'])} to {_signed(pair['high'])}",
+            verdicts[pair["beyond_chance"]],
+        ]
+        for pair in result["differences"]
+        if pair["difference"] is not None
+    ]
+    left_out = f"; {result['left_out']:,} that some run did not score are left out"
+    parts = [
+        "# Comparison",
+        f"{result['images']:,} images that all runs scored{left_out if result['left_out'] else ''}.",
+        table(["place", "run", "robust AUC", "clean AUC", "AUC"], runs),
+        "## Differences",
+        "First minus second, with the 95 % interval of a paired bootstrap. Each pair by itself: of twenty "
+        "equal pairs one will seem different.",
+        table(["first", "second", "metric", "difference", "95 %", "beyond chance"], pairs),
+    ]
+    return _joined(parts)
+
+
+def comparison_rows(result: dict) -> Iterator[tuple]:
+    """Yield the rows of `CSV_HEADER` of a comparison; `split` is the run, or `first - second`."""
+    for run in result["runs"]:
+        for metric, bounds in run["intervals"].items():
+            yield run["name"], metric, run[metric], *bounds, result["n"][metric]
+    for pair in result["differences"]:
+        name = f"{pair['first']} - {pair['second']}"
+        bounds = pair["low"], pair["high"]
+        yield name, pair["metric"], pair["difference"], *bounds, result["n"][pair["metric"]]
+
+
+def _summary(result: dict) -> list[str]:
+    splits = result["splits"]
+    parts = ["## Splits", _headline_table(splits), _more_table(splits)]
+    notes = [*_notes(splits), *result.get("notes", ())]
+    if result.get("pixel_free"):
+        notes.append(_pixel_free_note(result["pixel_free"]))
+    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    official = official_metrics(splits)
+    if official:
+        cells = [_number(value) for value in official.values()]
+        parts += ["## Metrics of the challenge", table(list(official), [cells])]
+    board = result.get("leaderboard")
+    if board:
+        parts += ["## Beside the published results", f"This run is {board['note']}.", _board_table(board)]
+        parts += [
+            f"FeatDistill's published robust AUC of {name}: {_number(value)}."
+            for name, value in board["featdistill_robust"].items()
+        ]
+        parts += ["Table 2 of the paper, robust AUC:", _table_2(board)]
+    return parts
+
+
+def _notes(splits: dict[str, dict]) -> list[str]:
+    """Return what a reader of the headline table must know: why a metric is not there, what was left out."""
+    notes = []
+    for name, split in splits.items():
+        for reason in dict.fromkeys(split["undefined"].values()):
+            which = [key.replace("_", " ") for key, why in split["undefined"].items() if why == reason]
+            notes.append(f"{name}: {', '.join(which)} n/a: {reason}")
+        for state in ("unreadable", "unlabelled"):
+            if split[state]:
+                notes.append(f"{name}: {state} images, left out: {split[state]:,}")
+        if "threshold" in split:
+            own = split["threshold"]
+            optimistic = ", on these very images, so optimistic" if own["chosen_on"] == name else ""
+            shares = ", ".join(_number(own[key]) for key in ACCURACIES)
+            notes.append(
+                f"{name}: accuracy, real, AI at {own['value']:.4g}, the threshold chosen on "
+                f"{own['chosen_on']}{optimistic}: {shares}"
+            )
+    named = official_metrics(splits)
+    for kind, title in ((False, "clean_auc"), (True, "clean_hard_auc")):
+        rivals = [name for name in splits if ("hard" in name) == kind]
+        if rivals and title not in named:
+            notes.append(
+                f"{title} and its robust twin are not at the top of metrics.json: "
+                f"{', '.join(rivals)} could all give them"
+            )
+    return notes
+
+
+def _pixel_free_note(baseline: dict) -> str:
+    where = ", ".join(baseline["manifests"])
+    if baseline["auc"] is None:
+        return f"what the files alone tell of the labels could not be measured on {where}"
+    reached = _with_interval(baseline["auc"], _bounds(baseline))
+    return (
+        f"files alone, without a look at pixels, reach AUC {reached} on {where}: an AUC near it says little"
+    )
+
+
+def _headline_table(splits: dict[str, dict]) -> str:
+    header = ["split", "images", "AI share", "robust AUC", "clean AUC", "AUC"]
+    rows = [
+        [
+            name,
+            f"{split['images']:,}",
+            f"{100 * split['ai_share']:.1f} %",
+            *(
+                _with_interval(split[key], split["intervals"][key])
+                for key in ("robust_auc", "clean_auc", "auc")
+            ),
+        ]
+        for name, split in splits.items()
+    ]
+    return table(header, rows)
+
+
+def _more_table(splits: dict[str, dict]) -> str:
+    rows = [[name, *(_number(split[key]) for key in _MORE)] for name, split in splits.items()]
+    return table(["split", *_MORE.values()], rows)
+
+
+def _expert_table(splits: dict[str, dict]) -> str:
+    names = dict.fromkeys(expert for split in splits.values() for expert in split["experts"]["experts"])
+    if not names:
+        return "The predictions hold no column of a single expert."
+    rows = []
+    for split, found in splits.items():
+        experts = found["experts"]
+        own = {name: experts["experts"][name] for name in names if name in experts["experts"]}
+        for name, row in (
+            own | {"mean of experts": experts["mean"], "ensemble": experts["ensemble"]}
+        ).items():
+            intervals = row.get("intervals", {})
+            aucs = [_with_interval(row[key], intervals.get(key)) for key in ("robust_auc", "clean_auc")]
+            rows.append([name, split, *aucs])
+    return table(["expert", "split", "robust AUC", "clean AUC"], rows)
+
+
+def _group_table(splits: dict[str, dict], key: str, note: str) -> list[str]:
+    """Return a row a group and split: the hardest first, or in their own order where they have one."""
+    rows = []
+    pixel_free = any("pixel_free_auc" in row for split in splits.values() for row in split[key].values())
+    for split, found in splits.items():
+        groups = list(found[key].items())
+        if key not in _ORDERED:
+            groups.sort(key=lambda own: (math.inf if own[1]["auc"] is None else own[1]["auc"], own[0]))
+        for name, row in groups:
+            counts = [f"{row[count]:,}" for count in ("real", "ai")]
+            cells = [_with_interval(row["auc"], _bounds(row)), *(_number(row[own]) for own in _SHARES)]
+            cells += [_number(row.get("pixel_free_auc"))] if pixel_free else []
+            rows.append([name, split, *counts, *cells])
+    if not rows:
+        return ["The labels do not name any."]
+    header = [
+        "name",
+        "split",
+        "real",
+        "AI",
+        "AUC",
+        *(_MORE[own] for own in _SHARES),
+        *(["files alone"] if pixel_free else []),
+    ]
+    return [note, table(header, rows)]
+
+
+def _board_table(board: dict) -> str:
+    rows = [
+        [
+            "local" if row["place"] is None else str(row["place"]),
+            row["name"],
+            _number(row["clean_auc"]),
+            _number(row["robust_auc"]),
+        ]
+        for row in board["challenge"]
+    ]
+    return table(["#", "team", "clean AUC", "robust AUC"], rows)
+
+
+def _table_2(board: dict) -> str:
+    rows = [
+        [
+            row["name"],
+            *("" if row[key] is None else _number(row[key]) for key in ("val_robust_auc", "test_robust_auc")),
+        ]
+        for row in board["table_2"]
+    ]
+    return table(["backbone", "val", "test"], rows)
+
+
+def _bounds(row: dict) -> tuple[float | None, float | None]:
+    return row["low"], row["high"]
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+def _with_interval(value: float | None, bounds: tuple | list | None) -> str:
+    if value is None or bounds is None or bounds[0] is None:
+        return _number(value)
+    return f"{value:.4f} [{bounds[0]:.4f}, {bounds[1]:.4f}]"
+
+
+def _joined(parts: list[str]) -> str:
+    return "\n\n".join(parts) + "\n"

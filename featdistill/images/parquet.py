@@ -1,0 +1,224 @@
+"""Images in the rows of a parquet file, read where they lie: `part.parquet::17` is the image of row 17.
+
+The column is found by the schema (`image_column`). A row cannot be read alone: the rows around it are
+decoded with it. So each process keeps the rows that it decoded last, about `WINDOW_BYTES` of one file. Rows
+read in their order are fast, rows read at random are slow; `python -m data_prep.pack` makes a zip of them.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from featdistill.images.archives import MAX_BYTES, ContainerError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# A row group of this many bytes is kept whole; of a larger one, a run of rows of about this size. While it
+# decodes them, pyarrow takes up to eight times as much, and up to three times a page of the file; a page has
+# up to 1,024 rows where pyarrow wrote it.
+WINDOW_BYTES = 32 << 20
+# How much of the file is read ahead, so that a large row group is not read into memory whole.
+_STREAM_BYTES = 1 << 20
+# Names of columns that hold the bytes of image files, in lower case, the preferred ones first: what sets with
+# the `datasets` library's image type call it, Community Forensics' `image_data`, and their like.
+IMAGE_COLUMNS = (
+    "image",
+    "img",
+    "image_data",
+    "image_bytes",
+    "bytes",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "picture",
+)
+
+
+def image_column(schema: "pyarrow.Schema") -> str:
+    """Return the path of the column that holds the bytes of images: `Image.bytes`, or `image_data`.
+
+    It is a struct with a binary field `bytes`, whatever its name, or a binary column of one of the names
+    `IMAGE_COLUMNS`. Of several, the name that comes first in that list is taken.
+
+    Raises:
+        ContainerError: there is none, or there are several and none has such a name.
+    """
+    from pyarrow import types
+
+    found = {}
+    for field in schema:
+        if types.is_struct(field.type):
+            place = field.type.get_field_index("bytes")
+            if place >= 0 and _is_binary(field.type.field(place).type):
+                found[field.name] = f"{field.name}.bytes"
+        elif _is_binary(field.type) and field.name.lower() in IMAGE_COLUMNS:
+            found[field.name] = field.name
+    if len(found) == 1:
+        return next(iter(found.values()))
+    for known in IMAGE_COLUMNS:
+        for name, path in found.items():
+            if name.lower() == known:
+                return path
+    columns = ", ".join(found or schema.names)
+    if found:
+        raise ContainerError(f"several columns may hold the images ({columns}); name the right one image")
+    raise ContainerError(
+        f"no column holds images: of {columns}, none is a struct with bytes, or binary and "
+        f"called {' or '.join(IMAGE_COLUMNS)}"
+    )
+
+
+def open_parquet(path: str) -> "pyarrow.parquet.ParquetFile":
+    """Open a parquet file.
+
+    Raises:
+        ContainerError: pyarrow is missing, or this is no whole parquet file.
+        OSError: it cannot be opened.
+    """
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise ContainerError(
+            f"{path}: parquet files need the package pyarrow; pip install pyarrow"
+        ) from error
+    with open(path, "rb"):  # pyarrow's own message for a file that is missing is several lines long
+        pass
+    try:
+        return ParquetFile(path, buffer_size=_STREAM_BYTES, pre_buffer=False)
+    except (ArrowException, OSError) as error:
+        raise ContainerError(f"{path} is no whole parquet file ({_line(error)})") from error
+
+
+class ParquetImages:
+    """The images of a parquet file; any number of threads may read them.
+
+    Processes must not share one: a fork copies the handle, but not the place in the file that it stands for.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ContainerError: it is no parquet file, or no column holds images.
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.file = open_parquet(path)
+        try:
+            self.column = image_column(self.file.schema_arrow)
+        except ContainerError as error:
+            raise ContainerError(f"{path}: {error}") from error
+        metadata = self.file.metadata
+        self._groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        self.rows = metadata.num_rows
+
+    def read(self, row: str) -> bytes:
+        """Return the bytes of the image in a row.
+
+        Args:
+            row: its number, counted from 0 through the whole file.
+
+        Raises:
+            ContainerError: there is no such row, it holds no bytes or too many, or the file is damaged.
+        """
+        from pyarrow import ArrowException
+
+        if not (row.isascii() and row.isdigit()):
+            raise ContainerError(f"{self.path}: '{row}' is no number of a row")
+        number = int(row)
+        if number >= self.rows:
+            raise ContainerError(f"no row {row} in {self.path}, which has {self.rows}")
+        try:
+            cell = _window(os.getpid()).cell(self, number)
+        except (ArrowException, OSError) as error:
+            raise ContainerError(f"{self.path} is damaged around row {row}: {_line(error)}") from error
+        if not cell.is_valid:
+            raise ContainerError(f"row {row} of {self.path} holds no bytes of an image")
+        buffer = cell.as_buffer()
+        if buffer.size > MAX_BYTES:
+            raise ContainerError(f"{buffer.size} bytes are more than the limit of {MAX_BYTES}")
+        return buffer.to_pybytes()
+
+    def group_of(self, row: int) -> tuple[int, int]:
+        """Return the row group that holds a row, and the number of the group's first row."""
+        first = 0
+        for group, metadata in enumerate(self._groups):
+            if row < first + metadata.num_rows:
+                return group, first
+            first += metadata.num_rows
+        raise IndexError(row)
+
+    def batches(self, group: int) -> Iterator["pyarrow.RecordBatch"]:
+        """Decode a row group in runs of about `WINDOW_BYTES`."""
+        metadata = self._groups[group]
+        size = max(1, self._column_bytes(metadata))
+        rows = max(1, min(metadata.num_rows, metadata.num_rows * WINDOW_BYTES // size))
+        # One thread: a loader has a process for each core already.
+        return self.file.iter_batches(rows, row_groups=[group], columns=[self.column], use_threads=False)
+
+    def _column_bytes(self, metadata: Any) -> int:
+        columns = (metadata.column(place) for place in range(metadata.num_columns))
+        return sum(
+            column.total_uncompressed_size for column in columns if column.path_in_schema == self.column
+        )
+
+
+class _Window:
+    """The rows that were decoded last: one run of rows a process, however many files are open."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._forget()
+
+    def cell(self, images: ParquetImages, row: int) -> "pyarrow.Scalar":
+        with self._lock:
+            if images is not self._images or not self._first <= row < self._first + len(self._cells):
+                try:
+                    self._move(images, row)
+                except BaseException:
+                    self._forget()
+                    raise
+            return self._cells[row - self._first]
+
+    def _move(self, images: ParquetImages, row: int) -> None:
+        group, first = images.group_of(row)
+        start = self._first + len(self._cells)
+        goes_on = images is self._images and group == self._group and row >= start
+        if not goes_on:
+            # Before the others are decoded, so that there are never two windows.
+            self._forget()
+            self._images, self._group, self._batches, start = images, group, images.batches(group), first
+        while row >= start:
+            self._cells, self._first = (), start
+            batch = next(self._batches, None)
+            if batch is None:
+                raise ContainerError(f"{images.path} is damaged: it ends before row {row}")
+            cells = batch.column(0)
+            self._cells = cells.field("bytes") if images.column.endswith(".bytes") else cells
+            start += len(self._cells)
+
+    def _forget(self) -> None:
+        self._images, self._group, self._batches = None, -1, iter(())
+        self._cells, self._first = (), 0
+
+
+@lru_cache(maxsize=1)
+def _window(process: int) -> _Window:
+    """Return the window of a process: a fork must not go on reading what its parent began."""
+    return _Window()
+
+
+def _is_binary(kind: "pyarrow.DataType") -> bool:
+    from pyarrow import types
+
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,220 @@
+"""Bytes to pixels: files, members of archives and rows of parquet files, read where they lie; broken images
+told apart from good ones.
+
+| location | what is read |
+|---|---|
+| `folder/name.jpg` | a file |
+| `archive.zip::member`, `archive.tar::member` | a member, by `featdistill.images.archives` |
+| `part.parquet::17` | the image of row 17, by `featdistill.images.parquet` |
+
+Decoded images are (H, W, 3) uint8 RGB. What the bytes are decides, not the file's name:
+
+| image | becomes |
+|---|---|
+| EXIF orientation | applied, so that it cannot tell a camera's picture from a generated one |
+| grey, palette, black and white | RGB |
+| alpha, or a transparent colour | dropped, not blended: the colours below it count |
+| CMYK | RGB without a colour profile; a CMYK or YCCK JPEG is taken as inverted, as Adobe writes it |
+| 16-bit grey | divided by 257, whatever range it uses; 16-bit colour: the upper 8 bits |
+| 32-bit grey | as 8-bit up to 255, else as 16-bit; decimal numbers up to 1 as shares of white |
+| several frames or pages | the first; of an animated PNG, the picture for viewers that show one |
+| a colour profile | ignored |
+
+An image of more than `MAX_PIXELS` pixels, a file or member of more than `MAX_BYTES`, a truncated image, and a
+format that is not in `FORMATS` are a `BrokenImage`. Decoding takes up to about 12 bytes a pixel.
+"""
+
+import contextlib
+import io
+import os
+import re
+import stat
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from featdistill.images.archives import ARCHIVE_SEPARATOR, MAX_BYTES, Archive, ContainerError
+from featdistill.images.parquet import ParquetImages
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+# What Pillow may take bytes for. It knows more, some of which run other programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+PARQUET_SUFFIX = ".parquet"
+# Pillow's own limit for a decompression bomb: a quarter of a GiB of RGB samples.
+MAX_PIXELS = 89_478_485
+_EXIF_ORIENTATION = 0x0112
+# What turns an image upright, by its EXIF orientation (EXIF 2.32, tag 0x0112); 1 is upright already.
+_UPRIGHT = {
+    2: lambda image: cv2.flip(image, 1),
+    3: lambda image: cv2.rotate(image, cv2.ROTATE_180),
+    4: lambda image: cv2.flip(image, 0),
+    5: cv2.transpose,
+    6: lambda image: cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda image: cv2.transpose(cv2.rotate(image, cv2.ROTATE_180)),
+    8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+
+
+class BrokenImage(Exception):
+    """The image could not be read; the message says why, in one line."""
+
+
+def read_bytes(location: str) -> bytes:
+    """Return the bytes of a file, a member of an archive or a row of a parquet file, by its location.
+
+    Raises:
+        BrokenImage: the file, archive or member is missing, refused, damaged, or larger than `MAX_BYTES`.
+    """
+    archive, separator, member = location.partition(ARCHIVE_SEPARATOR)
+    try:
+        return _open_archive(archive, os.getpid()).read(member) if separator else _read_file(location)
+    except ContainerError as error:
+        raise BrokenImage(" ".join(str(error).split())) from error
+    except (OSError, ValueError) as error:
+        raise BrokenImage(_reason(error)) from error
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode an image file's bytes to (H, W, 3) uint8 RGB, upright; see the top of this module.
+
+    Colour and grey JPEGs go through simplejpeg (libjpeg-turbo, the same pixels as Pillow's, faster);
+    everything else goes through Pillow.
+
+    Raises:
+        BrokenImage: the bytes are no image, are truncated, or hold more than `MAX_PIXELS` pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BrokenImage(
+                    f"{image.width} x {image.height} pixels are more than the limit of {MAX_PIXELS}"
+                )
+            upright = _UPRIGHT.get(_orientation(image))
+            pixels = _jpeg_pixels(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
+            pixels = _pixels(image) if pixels is None else pixels
+    except BrokenImage:
+        raise
+    except Exception as error:  # damaged bytes make Pillow raise nearly anything (struct.error, TypeError)
+        raise BrokenImage(_reason(error)) from error
+    return upright(pixels) if upright else pixels
+
+
+def read_image(location: str) -> np.ndarray:
+    """Read and decode one image: `decode(read_bytes(location))`."""
+    return decode(read_bytes(location))
+
+
+def limit_side(image: np.ndarray, max_side_px: int | None) -> np.ndarray:
+    """Reduce an image whose longer side exceeds a limit to that limit, by area averaging.
+
+    Args:
+        image: (H, W, 3) uint8.
+        max_side_px: the limit, or None for none.
+
+    Returns:
+        (h, w, 3) uint8; `image` itself where it is within the limit. A side may stay at up to 16 px to keep
+        what is left of a narrow strip.
+    """
+    height, width = image.shape[:2]
+    if max_side_px is None or max(height, width) <= max_side_px:
+        return image
+    factor = max_side_px / max(height, width)
+    size = [max(round(side * factor), min(side, 16)) for side in (width, height)]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def encode_jpeg(image: np.ndarray, quality_0_100: int) -> bytes:
+    """Encode (H, W, 3) uint8 RGB as a JPEG with 4:2:0 chroma."""
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality_0_100]
+    settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)[1].tobytes()
+
+
+def without_extension(name: str) -> str:
+    """Return a name without its image extension: `0a1b.jpg` is `0a1b`; `scan.v2` stays as it is."""
+    front, extension = os.path.splitext(name)
+    return front if extension.lower() in IMAGE_SUFFIXES else name
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Return the image files below a folder, sorted by their relative path; hidden files are left out."""
+    folder = Path(folder)
+    found = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; a damaged EXIF block says nothing of the pixels and counts as upright.
+
+    So does that of a TIFF: Pillow turns it while it reads the pixels.
+    """
+    if "exif" not in image.info:
+        return 1
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:
+        return 1
+
+
+def _jpeg_pixels(data: bytes) -> np.ndarray | None:
+    # A warning of the decoder stops simplejpeg; whether the file is broken, Pillow decides.
+    with contextlib.suppress(ValueError):
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    return None
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """Return (H, W, 3) uint8 of an image of any mode."""
+    if not image.mode.startswith(("I", "F")):
+        image.info.pop("transparency", None)  # Pillow would warn that it is lost
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    # Pillow opens a 16-bit grey PNG as "I" or "I;16", depending on its version.
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    grey = np.asarray(image)
+    if grey.dtype.kind == "f":
+        grey = np.nan_to_num(grey)
+        if grey.max() <= 1:
+            grey = grey * np.float32(255)
+        grey = np.rint(grey)
+    top = 65535 if is_16_bit or grey.max() > 255 else 255
+    grey = np.clip(grey, 0, top).astype(np.uint16)
+    if top == 65535:
+        # By a table: the division of all pixels would take eight times the memory.
+        grey = ((np.arange(65536) + 128) // 257).astype(np.uint8)[grey]
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _read_file(path: str) -> bytes:
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise BrokenImage(f"{path} is a folder")
+    # A pipe would be waited for without end, and some devices never end.
+    if not stat.S_ISREG(status.st_mode):
+        raise BrokenImage(f"{path} is a device or a pipe")
+    if status.st_size > MAX_BYTES:
+        raise BrokenImage(f"{status.st_size} bytes are more than the limit of {MAX_BYTES}")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@lru_cache(maxsize=32)
+def _open_archive(archive: str, process: int) -> Archive | ParquetImages:
+    """Open an archive once a process: handles shared over a fork would move each other's file position."""
+    is_parquet = archive.lower().endswith(PARQUET_SUFFIX)
+    return ParquetImages(archive) if is_parquet else Archive(archive)
+
+
+def _reason(error: Exception) -> str:
+    # Some errors name the object they read from by its address, which is another one in every run.
+    text = re.sub(r" ?<[^<>]* at 0x[0-9a-fA-F]+>", "", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

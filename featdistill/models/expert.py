@@ -1,0 +1,184 @@
+"""An expert: backbone, head and preprocessing as one thing that scores, saves and loads.
+
+Head and logit are those of the paper's release: D -> 256, ReLU, dropout, -> one logit (its softmax over two
+classes equals the sigmoid of their difference, so that its last layer folds into one output).
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from featdistill import __version__, atomic
+from featdistill.command_line import UserError
+from featdistill.data.preprocessing import Preprocessing
+from featdistill.models.backbones import Backbone, BackboneSpec, build, resolve_spec
+
+WEIGHTS_FILE, CARD_FILE = "expert.safetensors", "expert.json"
+_FORMAT = 1
+
+
+class Encoded(NamedTuple):
+    """What an expert makes of a batch.
+
+    Attributes:
+        logit: (B,) float32.
+        feature: (B, D), the pooled feature that the head sees.
+        tokens: patch tokens (B, N, C) of the last layers, in their order; the last after the final norm.
+    """
+
+    logit: Tensor
+    feature: Tensor
+    tokens: tuple[Tensor, ...]
+
+
+class Expert(nn.Module):
+    """Images in, one logit an image out; P(AI-generated) is its sigmoid.
+
+    Args:
+        backbone: the image encoder.
+        spec: how the backbone is built, so that a saved expert can be rebuilt without its pretrained weights.
+        head_hidden: width of the head's hidden layer; 0 for a linear head.
+        head_dropout: dropout before the last layer.
+        resize: see `Preprocessing`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: BackboneSpec,
+        head_hidden: int = 256,
+        head_dropout: float = 0.3,
+        resize: str = "shorter",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.spec = dataclasses.replace(spec, input_size=backbone.input_size)
+        self.head_config = {"hidden": head_hidden, "dropout": head_dropout}
+        self.preprocessing = Preprocessing(backbone.input_size, resize, backbone.mean, backbone.std)
+        if head_hidden:
+            layers = [nn.Linear(backbone.feature_dim, head_hidden), nn.ReLU()]
+            self.head = nn.Sequential(*layers, nn.Dropout(head_dropout), nn.Linear(head_hidden, 1))
+        else:
+            self.head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(backbone.feature_dim, 1))
+        for name, values in (("mean", backbone.mean), ("std", backbone.std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        # Depthwise convolutions are several times faster so; transformers do not mind.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return logits (B,) float32 for images (B, 3, S, S), uint8 or float in [0, 1]; see `encode`."""
+        return self.encode(images, keep=keep).logit
+
+    def encode(self, images: Tensor, layers: int = 1, keep: Tensor | None = None) -> Encoded:
+        """Return all that objectives compare; see `Encoded`.
+
+        Args:
+            images: (B, 3, S, S), uint8 or float in [0, 1].
+            layers: of how many of the last layers the tokens are wanted.
+            keep: the places (B, K) int64 of the patches whose tokens the backbone's blocks get, see
+                `Backbone.intermediates`; None for all.
+        """
+        images = images / 255 if images.dtype == torch.uint8 else images
+        images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        # Normalised in float32 whatever the weights are, so that only the result is rounded to their type.
+        images = images.to(next(self.backbone.parameters()).dtype)
+        if layers == 1 and keep is None:
+            feature, *tokens = self.backbone(images)
+        else:
+            feature, tokens = self.backbone.intermediates(images, layers, keep)
+        logit = self.head(feature.to(self.head[-1].weight.dtype))[:, 0]
+        return Encoded(logit.float(), feature, tuple(tokens))
+
+
+def create_expert(
+    backbone: str,
+    weights: str,
+    *,
+    input_size: int | None = None,
+    resize: str = "shorter",
+    head_hidden: int = 256,
+    head_dropout: float = 0.3,
+) -> Expert:
+    """Build a new expert: pretrained or random backbone, fresh head (from torch's current random state)."""
+    spec = resolve_spec(backbone, input_size)
+    return Expert(build(spec, weights), spec, head_hidden, head_dropout, resize)
+
+
+def save_expert(expert: Expert, folder: str | Path, card: dict[str, Any] | None = None) -> None:
+    """Write `expert.safetensors` and `expert.json` as one folder, atomically.
+
+    Args:
+        card: what else is known of the expert: what it was trained on and with, its metrics.
+    """
+    with atomic.replace_folder(folder) as beside:
+        state = {key: value.detach().cpu().contiguous() for key, value in expert.state_dict().items()}
+        safetensors.torch.save_file(state, beside / WEIGHTS_FILE)
+        content = {
+            "format": _FORMAT,
+            "backbone": dataclasses.asdict(expert.spec),
+            "head": expert.head_config,
+            "preprocessing": dataclasses.asdict(expert.preprocessing),
+            **(card or {}),
+            "versions": versions(),
+            "weights_sha256": atomic.sha256_of(beside / WEIGHTS_FILE),
+        }
+        atomic.write_json(beside / CARD_FILE, content)
+        # safetensors writes files that only their owner can read, whatever the umask.
+        shutil.copymode(beside / CARD_FILE, beside / WEIGHTS_FILE)
+
+
+def load_expert(folder: str | Path) -> Expert:
+    """Read an expert's folder; the result is in evaluation mode, on the CPU, in float32.
+
+    Raises:
+        UserError: a file is missing or damaged, or the weights do not fit the description.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise UserError(f"expert {folder} has no {WEIGHTS_FILE}")
+    if atomic.sha256_of(weights) != card.get("weights_sha256"):
+        raise UserError(f"{weights} is not the file that {CARD_FILE} describes (its SHA-256 differs)")
+    try:
+        spec = BackboneSpec(**card["backbone"])
+        head, resize = card["head"], card["preprocessing"]["resize"]
+        expert = Expert(build(spec), spec, head["hidden"], head["dropout"], resize)
+        expert.load_state_dict(safetensors.torch.load_file(weights), strict=True)
+    except (KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"expert {folder} cannot be loaded: {type(error).__name__}: {reason}") from error
+    return expert.eval()
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """Return the content of an expert's `expert.json`."""
+    path = Path(folder) / CARD_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} is no expert: it has no {CARD_FILE}")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != _FORMAT:
+        raise UserError(f"{path} is of a format that this version does not read")
+    return card
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide what an expert computes."""
+    return {
+        "featdistill": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "open_clip": open_clip.__version__,
+    }

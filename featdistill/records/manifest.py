@@ -1,0 +1,169 @@
+"""The row of a data set: one CSV line an image, whatever the image comes from.
+
+Columns (UTF-8, header first; unknown further columns survive a round trip):
+
+| column | holds |
+|---|---|
+| `image` | path relative to the manifest's folder, absolute path, or `archive.zip::member/name.jpg` |
+| `name` | what a submission calls the image; unique within a manifest |
+| `label` | 0 real, 1 AI-generated, empty unknown |
+| `source`, `generator` | where the image comes from; what made it (empty for real images) |
+| `group` | images that belong together: never on both sides of a hold-out |
+| `is_distorted` | 0, 1, or empty where it is not known |
+| `distortions` | JSON list of [name, scale] in the order of application |
+| `licence` | what is known of it |
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from featdistill import atomic
+from featdistill.command_line import UserError
+from featdistill.images.archives import ARCHIVE_SEPARATOR
+
+COLUMNS = ("image", "name", "label", "source", "generator", "group", "is_distorted", "distortions", "licence")
+
+
+def make_manifest(columns: dict[str, list]) -> pd.DataFrame:
+    """Build a manifest from columns; what is not given of `COLUMNS` is empty, and `distortions` is `[]`.
+
+    `label` and `is_distorted` may hold 0, 1 or None.
+    """
+    frame = pd.DataFrame({name: pd.Series(values, dtype="object") for name, values in columns.items()})
+    for name in COLUMNS:
+        if name not in frame:
+            frame[name] = "[]" if name == "distortions" else ""
+    frame = frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]
+    return _typed(frame, "the rows")
+
+
+def read_manifest(path: str | Path) -> pd.DataFrame:
+    """Read and check a manifest.
+
+    Returns:
+        A frame with all of `COLUMNS`; `label` and `is_distorted` are `Int8` with missing values, all else is
+        text. `image` is made absolute (`frame.attrs["path"]` keeps the manifest's own path).
+
+    Raises:
+        UserError: the file is missing or no manifest, a label is not 0, 1 or empty, or a name appears twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"manifest {path} does not exist")
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no readable CSV: {error}") from error
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise UserError(f"{path} is no manifest: its rows have more cells than its header")
+    missing = [name for name in ("image", "name") if name not in frame]
+    if missing:
+        raise UserError(f"{path} is no manifest: column {', '.join(missing)} is missing")
+    for name in COLUMNS:
+        if name not in frame:
+            frame[name] = "[]" if name == "distortions" else ""
+    frame = _typed(frame, str(path))
+    folder = os.path.abspath(path.parent)
+    frame["image"] = [_absolute(image, folder) for image in frame["image"]]
+    frame.attrs["path"] = str(path)
+    return frame
+
+
+def write_manifest(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write a manifest atomically; images below its folder get relative paths, so that it can be moved."""
+    path = Path(path)
+    frame = _typed(frame.copy(), str(path))
+    inside = os.path.join(os.path.abspath(path.parent), "")
+    frame["image"] = [image.removeprefix(inside) for image in frame["image"]]
+    with atomic.replace_file(path) as beside:
+        frame.to_csv(beside, index=False, lineterminator="\n")
+
+
+def read_manifests(paths: list[str | Path]) -> pd.DataFrame:
+    """Read several manifests as one set of rows. Names may repeat between manifests, not within one."""
+    frames = [read_manifest(path) for path in paths]
+    if len(frames) == 1:
+        return frames[0]
+    together = pd.concat(frames, ignore_index=True)
+    further = together.columns.difference(COLUMNS)
+    together[further] = together[further].fillna("")
+    return together
+
+
+def parse_distortions(text: str) -> list[tuple[str, float]]:
+    """Return the (name, scale) pairs of a `distortions` cell."""
+    return [(name, scale) for name, scale in json.loads(text or "[]")]
+
+
+def hash_ranks(names: Iterable[str], seed: int) -> list[str]:
+    """Return a text for each name by which names are in a random order, the same wherever they stand."""
+    return [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in names]
+
+
+def split_holdout(frame: pd.DataFrame, share: float, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split rows into (training, hold-out) by whole groups, stratified by label.
+
+    Groups are taken in the order of a hash of (seed, group), so that the order of the rows does not matter; a
+    group too large for what is still wanted is passed over. Rows without a group are groups of their own.
+    Groups are stratified by the labels they hold.
+
+    Args:
+        share: share of the rows that is held out, in (0, 1).
+
+    Raises:
+        UserError: `share` is out of range, or one of the two sides would be empty.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"the hold-out share must lie between 0 and 1, not {share}")
+    group = frame["group"].where(frame["group"] != "", "name:" + frame["name"])
+    # One bit a label, so that the sum over a group's distinct labels tells which ones it holds.
+    bit = 2 ** frame["label"].fillna(2).astype("int64")
+    table = pd.DataFrame({"rows": group.value_counts(sort=False)})
+    distinct = pd.DataFrame({"group": group, "bit": bit}).drop_duplicates()
+    table["stratum"] = distinct.groupby("group")["bit"].sum()
+    table["rank"] = hash_ranks(table.index, seed)
+    table = table.sort_values("rank", kind="stable")
+    wanted = (share * table.groupby("stratum")["rows"].sum()).to_dict()
+    held_groups, held_rows = [], dict.fromkeys(wanted, 0)
+    for name, rows, stratum in zip(table.index, table["rows"], table["stratum"], strict=True):
+        if held_rows[stratum] + rows / 2 <= wanted[stratum]:
+            held_rows[stratum] += rows
+            held_groups.append(name)
+    held = group.isin(held_groups)
+    if held.all() or not held.any():
+        raise UserError(
+            f"a hold-out of {share} leaves one side empty: {len(frame)} rows in {len(table)} groups"
+        )
+    return frame[~held].reset_index(drop=True), frame[held].reset_index(drop=True)
+
+
+def _absolute(image: str, folder: str) -> str:
+    path, separator, member = image.partition(ARCHIVE_SEPARATOR)
+    return os.path.normpath(os.path.join(folder, path)) + separator + member
+
+
+def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Give `label` and `is_distorted` their type and check what must hold of every manifest."""
+    for column in ("label", "is_distorted"):
+        text = frame[column].astype("object")
+        text = text.where(~text.isna(), "").astype(str).str.strip().str.removesuffix(".0")
+        bad = ~text.isin(["0", "1", ""])
+        if bad.any():
+            row = frame[bad].iloc[0]
+            raise UserError(
+                f"{where}: {column} of {row['name']} is {row[column]!r}; it must be 0, 1 or empty"
+            )
+        frame[column] = pd.to_numeric(text.where(text != ""), errors="raise").astype("Int8")
+    for column in frame.columns.difference(["label", "is_distorted"]):
+        frame[column] = frame[column].astype("object").where(frame[column].notna(), "").astype(str)
+    repeated = frame["name"][frame["name"].duplicated()]
+    if len(repeated):
+        raise UserError(
+            f"{where}: name {repeated.iloc[0]} appears more than once ({len(repeated)} repeated rows)"
+        )
+    return frame

@@ -1,0 +1,219 @@
+"""The engine, test-time augmentation, and the numbers that experts compute with."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import smooth_picture
+from torch import nn
+
+from featdistill.command_line import UserError
+from featdistill.data.preprocessing import fit, prepare
+from featdistill.data.train_dataset import ScoreDataset
+from featdistill.data.views import View, cut_view, make_dataset, parse_tta
+from featdistill.images.reading import read_image
+from featdistill.inference import tuning
+from featdistill.inference.float8 import E4M3, Float8Linear, quantise, with_float8
+from featdistill.inference.precision import cast
+from featdistill.inference.scoring import score, score_dataset
+from featdistill.models.expert import create_expert
+from featdistill.records.manifest import read_manifest
+
+
+@pytest.fixture(scope="module")
+def experts():
+    found = []
+    for seed, (backbone, size) in enumerate([("tiny_clip", 48), ("tiny_siglip", 32), ("tiny_clip", 48)]):
+        torch.manual_seed(seed)
+        found.append(create_expert(backbone, "random", input_size=size, head_hidden=8).eval())
+    return found
+
+
+def logits_of(batches) -> np.ndarray:
+    return np.concatenate([batch.logits for batch in batches], axis=1)
+
+
+def test_scores_are_those_of_each_expert_on_its_own_batches(make_set, experts):
+    rows = read_manifest(make_set("val", 7))
+    found = list(score(experts, rows, batch_size=3))
+    assert [batch.rows for batch in found] == [[0, 1, 2], [3, 4, 5], [6]]
+    for batch in found:
+        for expert, logits in zip(experts, batch.logits, strict=True):
+            images = [
+                prepare(read_image(rows["image"][row]), *expert.preprocessing.key) for row in batch.rows
+            ]
+            with torch.inference_mode():
+                assert np.array_equal(expert(torch.stack(images)).numpy(), logits)
+    some = list(score(experts, rows, batch_size=3, batches=[2, 0], workers=1))
+    assert [batch.number for batch in some] == [2, 0]
+    assert np.array_equal(some[1].logits, found[0].logits)
+
+
+def test_what_an_image_scores_does_not_depend_on_whether_its_neighbours_can_be_read(make_set, experts):
+    manifest = make_set("val", 9)
+    rows = read_manifest(manifest)
+    whole = logits_of(score(experts, rows, batch_size=4))
+    for name in ("00000.jpg", "00002.jpg", "00008.jpg"):
+        (manifest.parent / name).write_text("no image")
+    found = list(score(experts, rows, batch_size=4))
+    assert [[item.index for item in batch.broken] for batch in found] == [[0, 2], [], [8]]
+    assert [batch.rows for batch in found] == [[1, 3], [4, 5, 6, 7], []]
+    assert np.array_equal(logits_of(found), whole[:, [1, 3, 4, 5, 6, 7]])
+
+
+class Recorder(nn.Module):
+    """Stands for a compiled expert: gives the mean of each image and keeps the shapes it saw."""
+
+    def __init__(self, expert) -> None:
+        super().__init__()
+        self.preprocessing, self.shapes = expert.preprocessing, []
+
+    def forward(self, images):
+        self.shapes.append(tuple(images.shape))
+        return images.float().mean((1, 2, 3))
+
+
+def test_full_batches_have_one_shape_and_the_same_rows(make_set, experts):
+    manifest = make_set("val", 7)
+    (manifest.parent / "00001.jpg").unlink()
+    rows = read_manifest(manifest)
+    dataset, recorder = ScoreDataset(rows, [(48, "shorter")]), Recorder(experts[0])
+    found = list(score_dataset([recorder], dataset, batch_size=4, full_batches=True))
+    assert recorder.shapes == [(4, 3, 48, 48)] * 2 and [batch.rows for batch in found] == [
+        [0, 2, 3],
+        [4, 5, 6],
+    ]
+    expected = [dataset[row]["images"][48, "shorter"].float().mean() for row in (0, 2, 3, 4, 5, 6)]
+    np.testing.assert_allclose(logits_of(found)[0], expected, rtol=1e-6)
+
+
+def test_views_are_averaged_expert_by_expert_on_their_logits(make_set, experts):
+    rows = read_manifest(make_set("val", 3))
+    name, views = parse_tta("five_crop+hflip")
+    assert name == "hflip+five_crop" and len(views) == 10 and len(set(views)) == 10
+    keys = [expert.preprocessing.key for expert in experts]
+    found = logits_of(score_dataset(experts, make_dataset(rows, keys, views), batch_size=3, views=views))
+    for expert, logits in zip(experts, found, strict=True):
+        single = []
+        for view in views:
+            pixels = [cut_view(read_image(path), *expert.preprocessing.key, view) for path in rows["image"]]
+            pixels = torch.stack(pixels)
+            with torch.inference_mode():
+                single.append(expert(pixels.flip(3) if view.mirrored else pixels).numpy())
+        np.testing.assert_allclose(logits, np.mean(single, axis=0), rtol=1e-5, atol=1e-6)
+    # Mirroring alone needs no other pixels than the plain view.
+    hflip = parse_tta("hflip")[1]
+    assert isinstance(make_dataset(rows, keys, hflip), ScoreDataset) and len(hflip) == 2
+    assert parse_tta("none") == ("none", (View(),)) and len(parse_tta("scales")[1]) == 3
+
+
+def test_each_crop_of_five_shows_its_own_corner():
+    image = np.zeros((60, 96, 3), np.uint8)
+    for place, (rows, columns) in enumerate([(s, t) for s in (0, 52) for t in (0, 88)]):
+        image[rows : rows + 8, columns : columns + 8, place % 3] = 250 - place // 3 * 100
+    corners = parse_tta("five_crop")[1]
+    for resize in ("shorter", "squash", "crop"):
+        cuts = [cut_view(image, 32, resize, view).numpy() for view in corners]
+        assert all(cut.shape == (3, 32, 32) and cut.dtype == np.uint8 for cut in cuts)
+        for place, (row, column) in enumerate([(s, t) for s in (1, 30) for t in (1, 30)]):
+            assert cuts[place][place % 3, row, column] > 100 and cuts[4][:, row, column].max() < 20
+    # Corners together show all of the shorter side, the centre alone 7 / 8 of it.
+    ramp = np.repeat(np.arange(224, dtype=np.uint8)[:, None, None], 224, 1).repeat(3, 2)
+    top, centre = (cut_view(ramp, 224, "shorter", corners[place])[0, :, 0].numpy() for place in (0, 4))
+    assert top[0] == 0 and abs(int(top[-1]) - 195) <= 1 and abs(int(centre[0]) - 14) <= 1
+
+
+def test_scales_show_more_or_less_of_the_image_and_reflect_what_lies_beyond():
+    image = smooth_picture(3, 80, 80)
+    plain, small, large = parse_tta("scales")[1]
+    assert torch.equal(cut_view(image, 64, "shorter", plain), prepare(image, 64, "shorter"))
+    wide = cut_view(image, 80, "shorter", small).numpy().transpose(1, 2, 0)
+    inner = cv2.resize(image, (68, 68), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(wide[6:74, 6:74].astype(int) - inner).mean() < 4
+    border = np.abs(wide[:6].astype(int) - wide[7:13][::-1].astype(int)).mean()
+    assert border < 6 < np.abs(wide[:6].astype(int) - wide[40:46].astype(int)).mean()
+    near = cut_view(image, 64, "shorter", large).numpy().transpose(1, 2, 0)
+    window = np.ascontiguousarray(image[5:75, 5:75])
+    assert np.array_equal(near, fit(window, 64, "squash"))
+    for shape in ((1, 400), (3, 2), (17, 300)):
+        for resize in ("shorter", "squash", "crop"):
+            picture = smooth_picture(1, *shape)
+            for view in parse_tta("scales+five_crop")[1]:
+                assert cut_view(picture, 32, resize, view).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("backbone", ["tiny_clip", "tiny_siglip", "timm:test_vit", "timm:test_efficientnet"])
+def test_cast_experts_stay_near_and_their_scores_do_not_tie(backbone):
+    torch.manual_seed(0)
+    expert = create_expert(backbone, "random", input_size=64, head_hidden=32).eval()
+    images = torch.stack([prepare(smooth_picture(seed), 64, "shorter") for seed in range(24)])
+    with torch.inference_mode():
+        exact = expert(images)
+        cast(expert, "bf16")
+        found = expert(images)
+    assert {p.dtype for p in expert.backbone.parameters()} == {torch.bfloat16}
+    assert {expert.mean.dtype, expert.std.dtype, expert.head[0].weight.dtype} == {torch.float32}
+    assert found.dtype == torch.float32 and (found - exact).abs().max() < 0.05 * exact.abs().max()
+    assert not torch.equal(found, found.bfloat16().float())
+
+
+def test_rows_are_quantised_each_by_its_own_scale():
+    values = (
+        torch.randn(6, 32, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-3, 3)[:, None]
+    )
+    values[2] = 0
+    quantised, scale = quantise(values)
+    assert quantised.dtype == E4M3 and scale.shape == (6, 1) and torch.isfinite(quantised.float()).all()
+    error = (quantised.float() * scale - values).abs()
+    # Three bits of mantissa: half a step is 1/16; below the smallest normal number the step stays the same.
+    assert (error <= torch.maximum(values.abs() / 16, scale * 2**-10) * 1.001).all()
+    assert torch.equal(quantised[2].float(), torch.zeros(32))
+
+
+def test_an_8_bit_layer_is_the_product_of_what_was_quantised():
+    torch.manual_seed(0)
+    linear, values = nn.Linear(32, 48), torch.randn(2, 5, 32)
+    try:
+        found = Float8Linear(linear)(values)
+    except (RuntimeError, NotImplementedError) as error:
+        pytest.skip(f"this PyTorch has no 8-bit products on a CPU: {error}")
+    (rows, row_scale), (weight, weight_scale) = (
+        quantise(values.flatten(0, 1)),
+        quantise(linear.weight.detach()),
+    )
+    expected = (rows.float() * row_scale) @ (weight.float() * weight_scale).T + linear.bias.detach()
+    assert found.shape == (2, 5, 48) and found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.flatten(0, 1).float(), expected, rtol=0.01, atol=0.02)
+    torch.testing.assert_close(found.float(), linear(values).detach(), rtol=0.1, atol=0.15)
+
+
+def test_only_linear_layers_of_blocks_with_fitting_sides_become_8_bit(experts):
+    expert = cast(create_expert("tiny_clip", "random", input_size=48, head_hidden=8).eval(), "bf16")
+    quantised = with_float8(expert)
+    names = {name for name, module in quantised.named_modules() if isinstance(module, Float8Linear)}
+    ends = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert names == {f"backbone.model.blocks.{layer}.{end}" for layer in range(2) for end in ends}
+    assert not any(isinstance(module, Float8Linear) for module in expert.modules())
+    assert type(quantised.backbone.model.head) is nn.Linear
+
+
+def test_a_batch_fills_the_share_of_the_memory_but_no_more_than_needed():
+    sizes = [tuning._largest_batch(fits) for fits in (0.5, 8, 15.9, 16, 100, 128, 1e6)]
+    assert sizes == [8, 8, 8, 16, 64, 128, 128]
+    assert tuning.automatic_batch_size([], torch.device("cpu")) == 32
+
+
+def test_compiled_experts_are_run_once_at_the_batch_size(experts, monkeypatch):
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda expert, dynamic: made.append(Recorder(expert)) or made[-1])
+    compiled = tuning.compile_experts(experts, 5, torch.device("cpu"))
+    assert compiled == made and [one.shapes for one in made] == [
+        [(5, 3, 48, 48)],
+        [(5, 3, 32, 32)],
+        [(5, 3, 48, 48)],
+    ]
+
+
+def test_a_full_gpu_is_an_error_that_says_what_to_do():
+    with pytest.raises(UserError, match="smaller --batch-size"), tuning.full_memory_is_an_error():
+        raise torch.OutOfMemoryError

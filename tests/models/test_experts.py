@@ -1,0 +1,110 @@
+import json
+
+import pytest
+import torch
+
+from featdistill.command_line import UserError
+from featdistill.models.expert import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    create_expert,
+    load_expert,
+    read_card,
+    save_expert,
+)
+
+
+@pytest.fixture
+def expert():
+    torch.manual_seed(0)
+    return create_expert("tiny_clip", "random", input_size=48, resize="crop", head_hidden=16).eval()
+
+
+def images(count: int = 3, size: int = 48) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(1)).to(
+        torch.uint8
+    )
+
+
+@pytest.mark.parametrize("backbone", ["tiny_clip", "tiny_siglip", "timm:test_efficientnet"])
+def test_a_loaded_expert_gives_bit_equal_logits(tmp_path, backbone):
+    torch.manual_seed(0)
+    expert = create_expert(backbone, "random", input_size=64, head_hidden=8).eval()
+    save_expert(expert, tmp_path / "expert")
+    with torch.no_grad():
+        assert torch.equal(load_expert(tmp_path / "expert")(images(size=64)), expert(images(size=64)))
+
+
+def test_the_forward_gives_one_float32_logit_an_image_and_normalises_uint8_as_float(expert):
+    with torch.no_grad():
+        logit = expert(images())
+        assert logit.shape == (3,) and logit.dtype == torch.float32
+        torch.testing.assert_close(expert(images().float() / 255), logit)
+        by_hand = (images() / 255 - expert.mean) / expert.std
+        torch.testing.assert_close(expert.head(expert.backbone(by_hand)[0])[:, 0], logit)
+
+
+def test_a_head_without_a_hidden_layer_is_linear():
+    expert = create_expert("tiny_siglip", "random", input_size=32, head_hidden=0)
+    assert [type(layer).__name__ for layer in expert.head] == ["Dropout", "Linear"]
+
+
+def test_one_logit_equals_a_softmax_over_two_classes(expert):
+    """The release's head has two outputs; ours is their difference."""
+    two = torch.nn.Linear(16, 2)
+    with torch.no_grad():
+        expert.head[3].weight.copy_(two.weight[1:] - two.weight[:1])
+        expert.head[3].bias.copy_(two.bias[1:] - two.bias[:1])
+        pooled = expert.backbone((images() / 255 - expert.mean) / expert.std)[0]
+        expected = two(expert.head[:3](pooled)).softmax(1)[:, 1]
+        torch.testing.assert_close(expert(images()).sigmoid(), expected)
+
+
+def test_the_card_says_what_the_expert_is(expert, tmp_path):
+    save_expert(expert, tmp_path / "expert", {"stage": 1, "metrics": {"holdout": {"robust_auc": 0.5}}})
+    card = read_card(tmp_path / "expert")
+    assert card["backbone"]["name"] == "clip" and card["backbone"]["input_size"] == 48
+    assert card["preprocessing"]["size"] == 48 and card["preprocessing"]["resize"] == "crop"
+    assert card["head"] == {"hidden": 16, "dropout": 0.3}
+    assert card["stage"] == 1 and card["versions"]["torch"] == torch.__version__
+    assert sorted(path.name for path in (tmp_path / "expert").iterdir()) == [CARD_FILE, WEIGHTS_FILE]
+
+
+def test_saving_over_an_expert_replaces_it_whole(expert, tmp_path):
+    save_expert(expert, tmp_path / "expert")
+    with torch.no_grad():
+        expert.head[3].bias += 1
+    save_expert(expert, tmp_path / "expert")
+    with torch.no_grad():
+        assert torch.equal(load_expert(tmp_path / "expert")(images()), expert(images()))
+    assert [path.name for path in tmp_path.iterdir()] == ["expert"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / CARD_FILE).unlink(), "is no expert: it has no expert.json"),
+        (lambda folder: (folder / WEIGHTS_FILE).unlink(), "has no expert.safetensors"),
+        (lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"x" * 99), "its SHA-256 differs"),
+        (lambda folder: (folder / CARD_FILE).write_text("{"), "is no valid JSON"),
+        (lambda folder: (folder / CARD_FILE).write_text("{}"), "of a format that this version does not read"),
+        (lambda folder: edit(folder, head={"hidden": 8, "dropout": 0.3}), "cannot be loaded: RuntimeError"),
+        (lambda folder: edit(folder, backbone={"library": "tiny"}), "cannot be loaded: TypeError"),
+    ],
+)
+def test_a_damaged_expert_is_one_clear_error(expert, tmp_path, damage, message):
+    save_expert(expert, tmp_path / "expert")
+    damage(tmp_path / "expert")
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        load_expert(tmp_path / "expert")
+
+
+def edit(folder, **changes):
+    card = json.loads((folder / CARD_FILE).read_text())
+    (folder / CARD_FILE).write_text(json.dumps(card | changes))
+
+
+def test_the_weights_can_be_read_by_those_who_can_read_the_card(expert, tmp_path):
+    save_expert(expert, tmp_path / "expert")
+    modes = {path.stat().st_mode for path in (tmp_path / "expert").iterdir()}
+    assert len(modes) == 1

@@ -1,0 +1,54 @@
+"""Conventions of every file: imports are in the requirements, recipes explain themselves, no pickles."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [*ROOT.glob("*.py"), *(ROOT / "featdistill").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")]
+# Imported only when requested, with one clear line where they are missing.
+OPTIONAL = {"peft", "gradio"}
+PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+PACKAGES |= {"open_clip": "open_clip_torch"}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the top-level packages a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_every_package_that_is_imported_is_in_the_requirements():
+    text = (ROOT / "requirements.txt").read_text()
+    required = {re.split(r"[<>=~! ]", line)[0].lower() for line in text.splitlines() if line}
+    own = (
+        {path.stem for path in ROOT.glob("*.py")}
+        | {"featdistill", "data_prep"}
+        | set(sys.stdlib_module_names)
+    )
+    used = {name for path in SOURCES for name in imported(path)} - own - OPTIONAL
+    assert {PACKAGES.get(name, name).lower() for name in used} <= required
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_says_first_what_it_is(path):
+    text = path.read_text()
+    assert text.startswith("# ") and isinstance(yaml.safe_load(text), dict)
+
+
+def test_no_line_pickles_or_loads_more_than_weights():
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        assert "import pickle" not in text, path.name
+        assert not re.search(r"load_state_dict\([^)]*strict=False", text), path.name
+        for call in re.findall(r"torch\.load\((.*)\)", text):
+            assert "weights_only=True" in call, path.name

@@ -1,0 +1,459 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import set_maker
+
+import distill
+import train
+from featdistill.command_line import UserError
+from featdistill.models.expert import create_expert, load_expert, read_card
+from featdistill.training.run_folder import RunFolder, latest_experts
+from featdistill.training.tasks import ClassifyTask
+from featdistill.training.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "--recipe",
+    "demo_clip_a",
+    "--input-size",
+    "32",
+    "--batch-size",
+    "8",
+    "--epochs",
+    "2",
+    "--log-every",
+    "1",
+]
+SMALL += ["--workers", "0", "--score-batch-size", "8"]
+# A transformer without BatchNorm and dropout: what an image gives does not depend on the others of its batch.
+BATCH_FREE = ["--backbone", "timm:test_vit", "--head-dropout", "0"]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A training manifest of 40 images and a hold-out of 12, made once."""
+    make = set_maker(tmp_path_factory.mktemp("sets"))
+    return ["--train", str(make("train", 40)), "--val", str(make("val", 12, first=1000))]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "expert-last" / "expert.safetensors").read_bytes()
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def test_a_run_folder_holds_what_the_contract_says(sets, tmp_path):
+    run = tmp_path / "run"
+    assert train.main([*SMALL, *sets, "--out", str(run)]) == 0
+    description = json.loads((run / "run.json").read_text())
+    assert description["stage"] == 1 and description["recipe"]["backbone"] == "tiny_clip"
+    assert description["versions"]["torch"] == torch.__version__
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 11))
+    scored = [line for line in lines if "holdout_robust_auc" in line]
+    assert [line["epoch"] for line in scored] == [1, 2]
+    card = read_card(run / "expert")
+    best = max(scored, key=lambda line: line["holdout_robust_auc"])
+    assert card["metrics"]["holdout"]["robust_auc"] == best["holdout_robust_auc"]
+    assert card["epoch"] == best["epoch"] and read_card(run / "expert-last")["epoch"] == 2
+    load_expert(run / "expert")
+    assert latest_experts(tmp_path) == [run / "expert"]
+
+
+def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(sets, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = [*SMALL, *sets, "--out", str(run), "--epochs", "1"]
+    train.main(arguments)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.suffix in (".safetensors", ".jsonl")}
+    capsys.readouterr()
+    assert train.main(arguments) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert all(path.read_bytes() == content for path, content in before.items())
+    with pytest.raises(UserError, match=r"other settings \(seed: 1 -> 7\)"):
+        train.main([*arguments, "--seed", "7"])
+    with pytest.raises(UserError, match="already holds a run"):
+        train.main([*arguments, "--resume", "off"])
+
+
+def test_workers_do_not_change_the_loss_curve(sets, tmp_path):
+    for workers in ("0", "2"):
+        train.main([*SMALL, *sets, "--out", str(tmp_path / workers), "--workers", workers])
+    assert losses(tmp_path / "0") == losses(tmp_path / "2") and len(losses(tmp_path / "0")) == 10
+    assert weights(tmp_path / "0") == weights(tmp_path / "2")
+
+
+def test_another_seed_gives_another_loss_curve(sets, tmp_path):
+    for seed in ("1", "2"):
+        train.main([*SMALL, *sets, "--out", str(tmp_path / seed), "--epochs", "1", "--seed", seed])
+    assert losses(tmp_path / "1") != losses(tmp_path / "2")
+
+
+def test_accumulation_takes_the_same_steps_as_the_larger_batch(sets, tmp_path):
+    for parts in ("1", "4"):
+        arguments = [*SMALL, *sets, *BATCH_FREE, "--out", str(tmp_path / parts), "--accumulation", parts]
+        train.main([*arguments, "--epochs", "1"])
+    whole, parted = losses(tmp_path / "1"), losses(tmp_path / "4")
+    assert [loss for _, loss in parted] == pytest.approx([loss for _, loss in whole], rel=1e-4)
+
+
+def test_stage_2_starts_from_its_teacher_and_logs_its_parts(sets, tmp_path):
+    train.main([*SMALL, *sets, "--out", str(tmp_path / "one")])
+    teacher = tmp_path / "one" / "expert"
+    arguments = ["--recipe", "demo_siglip_a", *SMALL[2:], "--teacher", str(teacher)]
+    distill.main([*arguments, *sets, "--out", str(tmp_path / "two")])
+    first = json.loads((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"bce", "dense", "token_cosine"} <= first.keys()
+    assert first["loss"] == pytest.approx(first["bce"] + first["dense"], rel=1e-5)
+    card = read_card(tmp_path / "two" / "expert")
+    assert card["stage"] == 2 and card["backbone"] == read_card(teacher)["backbone"]
+    assert card["recipe"]["backbone"] == "tiny_clip"
+    assert card["teacher"]["weights_sha256"] == read_card(teacher)["weights_sha256"]
+
+
+def test_an_unreadable_training_image_is_listed_and_left_out(tmp_path, make_set):
+    manifest, val = make_set("train", 24), make_set("val", 8, first=500)
+    victim = sorted(manifest.parent.glob("*.jpg"))[3]
+    victim.write_bytes(victim.read_bytes()[:200])
+    train.main([*SMALL, "--train", str(manifest), "--val", str(val), "--out", str(tmp_path / "run")])
+    listed = (tmp_path / "run" / "unreadable.csv").read_text()
+    assert victim.name in listed and listed.count("\n") == 2
+
+
+def test_data_that_cannot_be_trained_on_are_one_clear_error(tmp_path, make_set, sets):
+    manifest = make_set("train", 8)
+    text = manifest.read_text()
+    one_class = tmp_path / "one.csv"
+    one_class.write_text(text.replace(",1,", ",0,"))
+    with pytest.raises(UserError, match=r"all 8 rows .* have the same label"):
+        train.main([*SMALL, "--train", str(one_class), *sets[2:], "--out", str(tmp_path / "run")])
+    with pytest.raises(UserError, match=r"manifest .*none\.csv does not exist"):
+        train.main([*SMALL, "--train", str(tmp_path / "none.csv"), *sets[2:], "--out", str(tmp_path / "run")])
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        train.main([*SMALL, *sets, "--out", str(tmp_path / "run"), "--precision", "fp16"])
+    with pytest.raises(UserError, match=r"unknown distortion preset 'ofical'.*did you mean official"):
+        train.main([*SMALL, *sets, "--out", str(tmp_path / "run"), "--distortions", "ofical"])
+    with pytest.raises(UserError, match="40 training images are fewer than one batch of 64"):
+        train.main([*SMALL, *sets, "--out", str(tmp_path / "run"), "--batch-size", "64"])
+    with pytest.raises(UserError, match="is no expert"):
+        distill.main([*SMALL, "--teacher", str(tmp_path), *sets, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def teacher(sets, tmp_path_factory) -> Path:
+    """A stage-1 expert of one epoch."""
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    train.main([*SMALL, *sets, "--epochs", "1", "--out", str(run)])
+    return run / "expert"
+
+
+# What each reading is called with besides the data; the second also has a moving average.
+READINGS = {
+    "stage 1": ("train.py", []),
+    "reading A": ("distill.py", ["--objective", "dense", "--ema", "0.9"]),
+    "reading B": (
+        "distill.py",
+        ["--objective", "crd", "--teacher-kind", "momentum", "--teacher-view", "other", "--crd-queue", "24"],
+    ),
+}
+
+
+def arguments_of(reading: str, sets: list[str], teacher: Path) -> tuple[str, list[str]]:
+    script, own = READINGS[reading]
+    taught = ["--teacher", str(teacher)] if script == "distill.py" else []
+    return script, [*SMALL, *sets, *own, *taught, "--checkpoint-every-s", "0", "--log-every", "3"]
+
+
+def call(script: str, arguments: list[str]) -> int:
+    return {"train.py": train.main, "distill.py": distill.main}[script](arguments)
+
+
+def assert_equal_runs(run: Path, whole: Path) -> None:
+    assert weights(run) == weights(whole)
+    assert losses(run) == losses(whole)
+    best = [(path / "expert" / "expert.safetensors").read_bytes() for path in (run, whole)]
+    assert best[0] == best[1]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing between the step and the end of the process runs."""
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_run_that_dies_at_three_random_steps_ends_like_an_undisturbed_one(
+    reading, sets, teacher, tmp_path, monkeypatch
+):
+    script, arguments = arguments_of(reading, sets, teacher)
+    call(script, [*arguments, "--out", str(tmp_path / "whole")])
+    rng = np.random.default_rng(len(reading))
+    deaths = sorted(rng.choice(np.arange(1, 10), 3, replace=False).tolist())
+    take_step, save, write = Trainer._step, Trainer._save, torch.save
+    for number, death in enumerate(deaths):
+        # In the middle of a step, before the checkpoint of a step, and while a checkpoint is written.
+        def step(trainer, stream, death=death, number=number):
+            take_step(trainer, stream)
+            if trainer.step == death + 1 and number == 0:
+                raise Killed
+
+        def die_before_saving(trainer, death=death, number=number):
+            if trainer.step == death + 1 and number == 1:
+                raise Killed
+            save(trainer)
+
+        def die_in_saving(state, path, death=death, number=number):
+            if state["step"] == death + 1 and number == 2:
+                Path(path).write_bytes(b"half a checkpoint")
+                raise Killed
+            write(state, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", step)
+            patch.setattr(Trainer, "_save", die_before_saving)
+            patch.setattr(torch, "save", die_in_saving)
+            with pytest.raises(Killed):
+                call(script, [*arguments, "--out", str(tmp_path / "run")])
+        assert RunFolder(tmp_path / "run").load_state()["step"] == death
+    assert call(script, [*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert_equal_runs(tmp_path / "run", tmp_path / "whole")
+
+
+def start(script: str, arguments: list[str]) -> subprocess.Popen:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *arguments], env=environment, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def kill_after(script: str, arguments: list[str], run: Path, lines: int) -> None:
+    """Start a run and kill it once its log has so many lines."""
+    process = start(script, [*arguments, "--out", str(run)])
+    log, deadline = run / "metrics.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.is_file() and log.read_bytes().count(b"\n") >= lines:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(sets, teacher, tmp_path):
+    # Lines of three steps: a kill leaves one that is half full.
+    script, arguments = arguments_of("stage 1", sets, teacher)
+    arguments = [*arguments, "--epochs", "8"]
+    call(script, [*arguments, "--out", str(tmp_path / "whole")])
+    run = tmp_path / "killed"
+    # Four lines: the steps of the first epoch (two), its scores, and a line from the middle of the second.
+    kill_after(script, arguments, run, 4)
+    state = RunFolder(run).load_state()
+    assert 5 <= state["step"] < 40 and state["task"] is not None
+    assert call(script, [*arguments, "--out", str(run)]) == 0
+    assert_equal_runs(run, tmp_path / "whole")
+
+
+@pytest.mark.skipif(not os.environ.get("FEATDISTILL_SLOW"), reason="takes minutes; set FEATDISTILL_SLOW=1")
+@pytest.mark.parametrize("reading", READINGS)
+def test_three_kills_of_each_reading_change_nothing(reading, sets, teacher, tmp_path):
+    script, arguments = arguments_of(reading, sets, teacher)
+    arguments = [*arguments, "--epochs", "10", "--workers", "1"]
+    call(script, [*arguments, "--out", str(tmp_path / "whole")])
+    run, rng = tmp_path / "run", np.random.default_rng(len(reading))
+    # An epoch writes three lines; each kill comes after some that the run before it had not written.
+    for lines in np.cumsum(rng.integers(3, 9, 3)):
+        kill_after(script, arguments, run, int(lines))
+    assert 0 < RunFolder(run).load_state()["step"] < 50
+    assert call(script, [*arguments, "--out", str(run)]) == 0
+    assert_equal_runs(run, tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(sets, tmp_path, capsys):
+    arguments = [*SMALL, *sets, "--checkpoint-every-s", "0", "--log-every", "3"]
+    train.main([*arguments, "--out", str(tmp_path / "whole")])
+    run = tmp_path / "run"
+    stop_at(6, [*arguments, "--out", str(run)])
+    newest, previous = run / "resume" / "state.pt", run / "resume" / "state.previous.pt"
+    states = [torch.load(path, weights_only=True)["step"] for path in (newest, previous)]
+    assert states == [6, 5]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    capsys.readouterr()
+    assert train.main([*arguments, "--out", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "state.pt cannot be read; continuing from the checkpoint before it" in shown
+    assert "at step 5 of 10" in shown
+    assert_equal_runs(run, tmp_path / "whole")
+    assert not previous.exists()
+    for path in (newest, previous):
+        path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"state\.pt cannot be read .* to start afresh"):
+        train.main([*arguments, "--out", str(run)])
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in (1, 2):
+        run.save_state({"step": step})
+    (tmp_path / "resume" / "state.pt").write_bytes(b"damaged")
+    assert run.load_state()["step"] == 1
+    run.save_state({"step": 3})
+    (tmp_path / "resume" / "state.pt").write_bytes(b"damaged")
+    assert RunFolder(tmp_path).load_state()["step"] == 1
+
+
+def stop_at(step: int, arguments: list[str], times: int = 1) -> int:
+    """Call stage 1 and send this process SIGTERM in the middle of a step."""
+    next_batch = Trainer._next_batch
+
+    def interrupted(trainer, stream):
+        if trainer.step == step - 1:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return next_batch(trainer, stream)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_next_batch", interrupted)
+        return train.main(arguments)
+
+
+def test_sigterm_saves_leaves_with_0_and_says_how_to_continue(sets, tmp_path, capsys):
+    arguments = [*SMALL, *sets, "--log-every", "3"]
+    train.main([*arguments, "--out", str(tmp_path / "whole")])
+    run, former = tmp_path / "run", signal.getsignal(signal.SIGTERM)
+    capsys.readouterr()
+    assert stop_at(4, [*arguments, "--out", str(run)], times=2) == 0
+    assert "stopped at step 4 of 10; the same command continues" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == former
+    assert RunFolder(run).load_state()["step"] == 4 and not (run / "expert").exists()
+    # The last step of an epoch: the scores are owed.
+    assert stop_at(5, [*arguments, "--out", str(run)]) == 0
+    assert not (run / "expert").exists()
+    assert train.main([*arguments, "--out", str(run)]) == 0
+    assert_equal_runs(run, tmp_path / "whole")
+
+
+def spoil(patch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
+    """Make the loss of these forward passes (from 0) what it should not be."""
+    forward, passes = ClassifyTask.forward, iter(range(1000))
+
+    def spoiled(task, batch):
+        output = forward(task, batch)
+        # Like the cross-entropy of an infinite logit: the loss is infinite, its gradient is not.
+        return output | ({"loss": output["loss"] + value} if next(passes) in steps else {})
+
+    patch.setattr(ClassifyTask, "forward", spoiled)
+
+
+def lines_of(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "skipped" in line]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_step_that_is_not_finite_is_skipped_without_a_trace_and_counted(value, sets, tmp_path, monkeypatch):
+    stages: list[tuple[str, dict]] = []
+
+    def keep(name, method):
+        def kept(task, *arguments):
+            method(task, *arguments)
+            state = {key: value.clone() for key, value in task.expert.state_dict().items()}
+            stages.append((name, state))
+
+        return kept
+
+    for name in ("after_step", "after_skip"):
+        monkeypatch.setattr(ClassifyTask, name, keep(name, getattr(ClassifyTask, name)))
+    with monkeypatch.context() as patch:
+        spoil(patch, {3, 4}, value)
+        arguments = [*SMALL, *sets, "--epochs", "1", "--log-every", "5", "--out", str(tmp_path / "run")]
+        assert train.main(arguments) == 0
+    assert [name for name, _ in stages] == ["after_step"] * 3 + ["after_skip"] * 2
+    before, after = stages[2][1], stages[4][1]
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    (line,) = lines_of(tmp_path / "run")
+    assert line["skipped"] == 2 and math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"])
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_run(sets, tmp_path, monkeypatch):
+    arguments = [*SMALL, *sets, "--skipped-steps", "2", "--checkpoint-every-s", "0"]
+    with monkeypatch.context() as patch:
+        spoil(patch, {1, 2, 4, 5, 6}, float("nan"))
+        message = r"not finite at 3 steps in a row, up to step 7; lower --learning-rate"
+        with pytest.raises(UserError, match=message):
+            train.main([*arguments, "--out", str(tmp_path / "run")])
+    assert [line["skipped"] for line in lines_of(tmp_path / "run")] == [0, 1, 1, 0, 1, 1]
+    # The count survives: a run that is started again does not get past the same place unnoticed.
+    assert RunFolder(tmp_path / "run").load_state()["skipped_in_a_row"] == 2
+
+
+@pytest.mark.parametrize("mode", ["frozen", "lora"])
+def test_an_expert_that_was_trained_in_part_is_saved_as_a_plain_one(mode, sets, tmp_path):
+    if mode == "lora":
+        pytest.importorskip("peft")
+    run = tmp_path / "run"
+    arguments = [*SMALL, *sets, "--finetune", mode, "--lora-rank", "2", "--checkpoint-every-s", "0"]
+    train.main([*arguments, "--out", str(run)])
+    stopped = tmp_path / "stopped"
+    stop_at(3, [*arguments, "--out", str(stopped)])
+    train.main([*arguments, "--out", str(stopped)])
+    assert weights(stopped) == weights(run)
+    trained = load_expert(run / "expert-last").state_dict()
+    torch.manual_seed(1)
+    start = create_expert("tiny_clip", "random", input_size=32, resize="crop").state_dict()
+    changed = {key for key in start if not torch.equal(start[key], trained[key])}
+    assert trained.keys() == start.keys() and any(key.startswith("head.") for key in changed)
+    backbone = {key.removeprefix("backbone.model.") for key in changed if key.startswith("backbone.")}
+    assert not backbone if mode == "frozen" else {"blocks.0.attn.qkv.weight"} <= backbone
+    assert not any("norm" in key or "patch_embed.backbone" in key for key in backbone)
+
+
+def test_gradient_checkpointing_and_a_balance_and_a_cache_keep_the_run_going(sets, tmp_path):
+    common = [*SMALL, *sets, "--epochs", "1", "--distortions", "official,distort_at=input"]
+    train.main([*common, "--out", str(tmp_path / "plain")])
+    both = ["--gradient-checkpointing", "--cache", str(tmp_path / "cache"), "--balance", "class"]
+    train.main([*common, *both, "--out", str(tmp_path / "run")])
+    assert len(losses(tmp_path / "run")) == len(losses(tmp_path / "plain")) == 5
+    cached = [*common, "--cache", str(tmp_path / "cache"), "--gradient-checkpointing"]
+    train.main([*cached, "--out", str(tmp_path / "cached")])
+    found, wanted = losses(tmp_path / "cached"), losses(tmp_path / "plain")
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in wanted], rel=1e-4)
+
+
+def test_two_processes_take_the_steps_of_one(sets, tmp_path):
+    """gloo on the CPU: the joint gradient of two halves of a batch is that of the whole."""
+    common = [*SMALL, *sets, *BATCH_FREE, "--epochs", "1"]
+    train.main([*common, "--out", str(tmp_path / "one")])
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
+    command = [*launch, str(ROOT / "train.py"), *common, "--out", str(tmp_path / "two")]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [step for step, _ in two] == [step for step, _ in one]
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
+    scores = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()][-1]
+        for name in ("one", "two")
+    ]
+    assert scores[0]["holdout_images"] == scores[1]["holdout_images"] == 12
+    assert scores[1]["holdout_clean_auc"] == pytest.approx(scores[0]["holdout_clean_auc"], abs=0.06)

@@ -1,0 +1,151 @@
+import dataclasses
+
+import pytest
+
+from featdistill.command_line import Parser, UserError
+from featdistill.distortions.presets import parse_policy
+from featdistill.training import recipe as recipes
+from featdistill.training.recipe import DistillRecipe, Recipe
+
+
+def resolve(recipe_class, *argv):
+    parser = Parser()
+    recipes.add_arguments(parser, recipe_class)
+    return recipes.resolve(recipe_class, parser.parse_args(list(argv)))
+
+
+def test_flags_win_over_the_config_and_the_config_over_the_recipe(tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text("learning_rate: 0.5\nepochs: 9\nstage2: {epochs: 7}\n")
+    plain = resolve(Recipe, "--recipe", "demo_clip_a")
+    assert plain.learning_rate == 1e-3 and plain.backbone == "tiny_clip"
+    assert resolve(Recipe, "--recipe", "demo_clip_a", "--config", str(config)).learning_rate == 0.5
+    flagged = resolve(Recipe, "--recipe", "demo_clip_a", "--config", str(config), "--learning-rate", "2e-4")
+    assert flagged.learning_rate == 2e-4 and flagged.epochs == 9
+    assert resolve(DistillRecipe, "--recipe", "demo_clip_a", "--config", str(config)).epochs == 7
+
+
+@pytest.mark.parametrize("name", recipes.list_recipes())
+@pytest.mark.parametrize("recipe_class", [Recipe, DistillRecipe])
+def test_every_recipe_resolves_for_both_stages_and_survives_a_round_trip(name, recipe_class):
+    recipe = resolve(recipe_class, "--recipe", name)
+    assert recipe.name == name
+    assert recipes.from_values(recipe_class, dataclasses.asdict(recipe)) == recipe
+
+
+def test_a_later_recipe_goes_on_top_of_an_earlier_one():
+    plain = dataclasses.asdict(resolve(DistillRecipe, "--recipe", "demo_clip_a"))
+    stacked = dataclasses.asdict(resolve(DistillRecipe, "--recipe", "demo_clip_a", "featdistill_crd"))
+    changed = {key: stacked[key] for key in plain if plain[key] != stacked[key]}
+    assert changed == {
+        "name": "demo_clip_a+featdistill_crd",
+        "objective": "crd",
+        "teacher_kind": "momentum",
+        "teacher_view": "other",
+    }
+
+
+def test_the_readings_of_the_paper_hold_what_it_states():
+    dense, crd, both = (
+        resolve(DistillRecipe, "--recipe", "siglip_so400m_b", *more)
+        for more in ((), ("featdistill_crd",), ("featdistill_both",))
+    )
+    assert (dense.objective, dense.teacher_kind, dense.teacher_view) == ("dense", "frozen", "clean")
+    assert (crd.objective, crd.teacher_kind, crd.teacher_view) == ("crd", "momentum", "other")
+    assert (crd.momentum_base, crd.momentum_max) == (0.99, 0.9999)
+    assert (crd.crd_queue, crd.crd_dim, crd.crd_temperature, crd.crd_weight) == (16384, 128, 0.07, 0.8)
+    assert (both.objective, both.teacher_kind) == ("dense+crd", "momentum")
+    assert {recipe.backbone for recipe in (dense, crd, both)} == {"siglip_so400m"}
+    assert {recipe.seed for recipe in (dense, crd, both)} == {4}
+
+
+def test_the_strong_recipe_is_as_severe_as_the_top_teams():
+    strong = resolve(Recipe, "--recipe", "siglip_so400m_a", "strong")
+    policy = parse_policy(strong.distortions)
+    assert policy.probability == 1 and strong.consistency_weight > 0
+    assert strong.ema > 0 and strong.layer_decay < 1
+
+
+@pytest.mark.parametrize("name", ["mpft_genimage", "mpft_universalfakedetect"])
+def test_the_masking_recipes_hold_the_protocol_that_they_name(name):
+    recipe = resolve(Recipe, "--recipe", name)
+    assert (recipe.backbone, recipe.resize, recipe.crop) == ("clip_l14", "crop", "random")
+    assert (recipe.head_hidden, recipe.head_dropout, recipe.distortions) == (0, 0.5, "none")
+    assert (recipe.limit_per_class, recipe.balance) == (800, "class")
+    assert (recipe.optimizer, recipe.learning_rate, recipe.head_learning_rate_factor) == ("adam", 5e-5, 1)
+    assert (recipe.schedule, recipe.step_epochs, recipe.step_factor, recipe.warmup) == ("step", 2, 0.7, 0)
+    assert (recipe.mask, recipe.mask_ratio) == ("texture", 0.5)
+    assert resolve(Recipe, "--recipe", name, "--mask", "none").mask == "none"
+
+
+def test_a_switch_is_true_or_false():
+    assert not resolve(Recipe, "--recipe", "demo_clip_a").compile
+    assert resolve(Recipe, "--recipe", "demo_clip_a", "--compile").compile
+    assert resolve(Recipe, "--recipe", "demo_clip_a", "--compile", "true").compile
+    with pytest.raises(UserError, match="recipe key 'compile' must be true or false, not 'yes'"):
+        resolve(Recipe, "--recipe", "demo_clip_a", "--compile", "yes")
+
+
+@pytest.mark.parametrize("pair", ["clip_l14", "siglip_so400m", "demo_clip", "demo_siglip"])
+def test_the_two_experts_of_a_kind_differ_in_seed_alone(pair):
+    first, second = (dataclasses.asdict(resolve(Recipe, "--recipe", f"{pair}_{part}")) for part in "ab")
+    assert sorted(key for key in first if first[key] != second[key]) == ["name", "seed"]
+
+
+def test_the_paper_recipes_hold_what_the_paper_states():
+    clip, siglip = resolve(Recipe, "--recipe", "clip_l14_a"), resolve(Recipe, "--recipe", "siglip_so400m_a")
+    for recipe in (clip, siglip):
+        assert (recipe.epochs, recipe.batch_size, recipe.precision) == (2, 128, "fp16")
+        assert (recipe.head_hidden, recipe.head_dropout, recipe.resize) == (256, 0.3, "shorter")
+    assert (clip.backbone, siglip.backbone) == ("clip_l14", "siglip_so400m")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "unknown recipe key 'learning_rat' (did you mean learning_rate?)"),
+        ("stage1: {metric: mse}", "unknown recipe key 'metric'"),
+        ("epochs: 1.5", "recipe key 'epochs' must be of type int"),
+        ("epochs: many", "recipe key 'epochs' must be of type int"),
+        ("flip: 2", "recipe key 'flip' must lie between 0 and 1"),
+        ("epochs: 0", "recipe key 'epochs' must be at least 1"),
+        ("limit_per_class: 0", "recipe key 'limit_per_class' must be at least 1"),
+        ("mask: textur", "unknown value of mask 'textur' (did you mean texture?)"),
+        ("mask_ratio: 1.5", "recipe key 'mask_ratio' must lie between 0 and 1"),
+        ("resize: squish", "unknown value of resize 'squish' (did you mean squash?)"),
+        ("layer_decay: 0", "recipe key 'layer_decay' must be above 0"),
+        ("ema: 1.5", "recipe key 'ema' must lie between 0 and 1"),
+        ("{finetune: lora, ema: 0.9}", "finetune lora leaves alone the weights"),
+        ("accumulation: 3", "no multiple of accumulation"),
+        ("base: demo_clip_x", "unknown recipe 'demo_clip_x' (did you mean demo_clip_"),
+        ("- a list", "must hold keys and values"),
+        ("a: [1", "no valid YAML"),
+    ],
+)
+def test_a_bad_value_is_one_clear_error(tmp_path, text, message):
+    config = tmp_path / "my.yaml"
+    config.write_text(text)
+    with pytest.raises(UserError) as error:
+        resolve(Recipe, "--recipe", "demo_clip_a", "--config", str(config))
+    assert message in str(error.value)
+
+
+def test_unknown_names_on_the_command_line_name_the_nearest():
+    with pytest.raises(UserError, match=r"unknown recipe 'clip_l14' \(did you mean clip_l14_[ab]\?\)"):
+        resolve(Recipe, "--recipe", "clip_l14")
+    with pytest.raises(
+        UserError, match=r"unknown argument --learning_rate \(did you mean --learning-rate\?\)"
+    ):
+        resolve(Recipe, "--recipe", "demo_clip_a", "--learning_rate", "1")
+
+
+def test_none_is_a_value_where_the_key_allows_it():
+    assert resolve(Recipe, "--recipe", "demo_clip_a", "--input-size", "none").input_size is None
+    with pytest.raises(UserError, match="must be of type int"):
+        resolve(Recipe, "--recipe", "demo_clip_a", "--epochs", "none")
+
+
+def test_only_what_decides_the_result_counts_as_a_difference():
+    old = dataclasses.asdict(Recipe())
+    assert recipes.differences(old, old | {"workers": 99, "log_every": 1}) == []
+    assert recipes.differences(old, old | {"seed": 5}) == ["seed: 0 -> 5"]

@@ -1,0 +1,396 @@
+import copy
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+
+import distill
+import train
+from featdistill.command_line import UserError
+from featdistill.models.expert import create_expert, load_expert, save_expert
+from featdistill.training.contrastive import gather_parts
+from featdistill.training.objectives import binary_cross_entropy, consistency, dense_alignment
+from featdistill.training.tasks import ClassifyTask, DistillTask, needed_views
+from featdistill.training.teachers import FrozenTeacher, MomentumTeacher
+
+ROOT = Path(__file__).resolve().parents[2]
+READING_B = {"objective": "crd", "teacher_view": "other", "crd_dim": 16, "crd_queue": 24}
+
+
+@pytest.fixture
+def expert():
+    torch.manual_seed(0)
+    return create_expert("tiny_clip", "random", input_size=32, head_hidden=8, head_dropout=0.0)
+
+
+@pytest.fixture
+def batch():
+    return make_batch(4, 2)
+
+
+def make_batch(images: int, seed: int) -> dict[str, torch.Tensor]:
+    """Images with all views; their ids begin at 100 * seed."""
+    generator = torch.Generator().manual_seed(seed)
+    views = torch.randint(0, 256, (3, images, 3, 32, 32), generator=generator).to(torch.uint8)
+    return {
+        "images": views[0],
+        "images_clean": views[1],
+        "images_other": views[2],
+        "label": torch.arange(images) % 3 % 2.0,
+        "index": torch.arange(images) + 100 * seed,
+    }
+
+
+def reading_b(expert, **options) -> DistillTask:
+    return DistillTask(expert, MomentumTeacher(copy.deepcopy(expert)), **READING_B, **options)
+
+
+def test_stage_1_is_cross_entropy_on_the_experts_logit(expert, batch):
+    output = ClassifyTask(expert)(batch)
+    assert output["loss"].item() == binary_cross_entropy(expert(batch["images"]), batch["label"]).item()
+    assert output["logit"].shape == (4,) and output["bce"].item() == output["loss"].item()
+
+
+def test_stage_1_takes_the_options_of_cross_entropy(expert, batch):
+    options = {"label_smoothing": 0.1, "focal_gamma": 2.0, "ai_weight": 3.0}
+    output = ClassifyTask(expert, bce_weight=0.5, **options)(batch)
+    wanted = binary_cross_entropy(output["logit"], batch["label"], **options)
+    assert output["bce"].item() == wanted.item() and output["loss"].item() == 0.5 * wanted.item()
+
+
+def test_consistency_holds_the_distorted_image_to_the_clean_one(expert, batch):
+    task = ClassifyTask(expert, consistency_weight=2.0)
+    assert task.views == ("clean",)
+    output = task(batch)
+    wanted = consistency(expert(batch["images_clean"]), expert(batch["images"]))
+    assert output["consistency"].item() == pytest.approx(wanted.item(), rel=1e-5) and wanted > 0
+    assert output["loss"].item() == pytest.approx((output["bce"] + 2 * wanted).item(), rel=1e-6)
+    output["consistency"].backward()
+    gradient = expert.head[0].weight.grad.clone()
+    expert.zero_grad()
+    consistency(expert(batch["images_clean"]).detach(), expert(batch["images"])).backward()
+    torch.testing.assert_close(gradient, expert.head[0].weight.grad)
+
+
+def test_the_clean_pass_leaves_the_gradient_under_autocast(expert, batch):
+    """A pass without gradient must not hand its casts of the weights to the pass that needs one."""
+    with torch.autocast("cpu", torch.bfloat16):
+        ClassifyTask(expert, consistency_weight=1.0)(batch)["loss"].backward()
+    assert all(parameter.grad is not None for parameter in expert.parameters())
+
+
+@pytest.mark.parametrize("metric", ["mse", "layernorm_mse", "cosine"])
+def test_stage_2_adds_the_weighted_distance_to_the_teachers_tokens(expert, batch, metric):
+    teacher = copy.deepcopy(expert)
+    task = DistillTask(expert, FrozenTeacher(teacher), metric=metric, dense_weight=3.0, bce_weight=0.5)
+    output = task(batch)
+    logit, _, (tokens,) = expert.encode(batch["images"])
+    wanted = teacher.encode(batch["images_clean"]).tokens[-1]
+    bce = binary_cross_entropy(logit, batch["label"]).item()
+    dense = dense_alignment(tokens, wanted, metric).item()
+    assert output["bce"].item() == pytest.approx(bce) and output["dense"].item() == pytest.approx(dense)
+    assert output["loss"].item() == pytest.approx(0.5 * bce + 3 * dense, rel=1e-6)
+    assert dense > 0
+
+
+def test_dense_alignment_may_take_several_layers(expert, batch):
+    task = DistillTask(expert, FrozenTeacher(copy.deepcopy(expert)), dense_layers=2, metric="mse").eval()
+    ours = expert.eval().encode(batch["images"], 2).tokens
+    theirs = expert.encode(batch["images_clean"], 2).tokens
+    wanted = sum(dense_alignment(s, t, "mse").item() for s, t in zip(ours, theirs, strict=True)) / 2
+    assert len(ours) == 2 and task(batch)["dense"].item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "view, key", [("clean", "images_clean"), ("same", "images"), ("other", "images_other")]
+)
+def test_the_teacher_sees_the_view_that_is_asked_for(expert, batch, view, key):
+    task = DistillTask(expert, FrozenTeacher(copy.deepcopy(expert)), teacher_view=view).eval()
+    wanted = dense_alignment(
+        expert.encode(batch["images"]).tokens[-1], expert.encode(batch[key]).tokens[-1]
+    ).item()
+    assert task.views == (() if view == "same" else (view,))
+    assert task({key: batch[key] for key in ("images", "label", key)})["dense"].item() == wanted
+
+
+def test_views_are_those_of_the_teacher_and_of_consistency():
+    assert needed_views() == () and needed_views("clean", 1.0) == ("clean",)
+    assert needed_views("other", 0.5) == ("clean", "other") and needed_views("same", 0.5) == ("clean",)
+
+
+def test_a_student_that_equals_its_teacher_has_no_distance(expert, batch):
+    task = DistillTask(expert, FrozenTeacher(copy.deepcopy(expert))).eval()
+    output = task(batch | {"images_clean": batch["images"]})
+    assert output["dense"].item() == pytest.approx(0, abs=1e-9)
+    assert output["token_cosine"].item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "objective, parts",
+    [
+        ("dense", {"dense", "token_cosine"}),
+        ("crd", {"crd", "crd_accuracy"}),
+        ("dense+crd", {"dense", "token_cosine", "crd", "crd_accuracy"}),
+    ],
+)
+def test_any_mix_of_objectives_is_weighted_and_logged(expert, batch, objective, parts):
+    task = DistillTask(
+        expert,
+        MomentumTeacher(copy.deepcopy(expert)),
+        **READING_B | {"objective": objective},
+        dense_weight=2.0,
+        crd_weight=0.7,
+        bce_weight=0.3,
+        consistency_weight=0.5,
+    )
+    task(batch)
+    task.after_step(0, 10)
+    output = task(batch | {"index": batch["index"] + 50})
+    assert output.keys() == {"loss", "logit", "bce", "consistency", *parts}
+    weights = {"bce": 0.3, "dense": 2.0, "crd": 0.7, "consistency": 0.5}
+    loss = sum(weight * output[name].item() for name, weight in weights.items() if name in output)
+    assert output["loss"].item() == pytest.approx(loss, rel=1e-5)
+    assert all(value.ndim == 0 for key, value in output.items() if key != "logit")
+    assert all(output[name] > 0 for name in weights if name in output)
+    assert task.keeps_layout_only == ("dense" in objective) and not ClassifyTask(expert).keeps_layout_only
+    with pytest.raises(ValueError, match="unknown objective tokens"):
+        DistillTask(expert, FrozenTeacher(expert), objective="tokens")
+
+
+def test_a_sample_that_comes_again_is_not_held_against_itself(expert, batch):
+    task = reading_b(expert)
+    task(batch)
+    task.after_step(0, 10)
+    one = {key: value[:1] for key, value in batch.items()}
+    kept = task.crd.queue.ids.clone()
+    task.crd.queue.ids[1:] = -1
+    assert task(one)["crd"].item() == 0
+    task.crd.queue.ids.copy_(kept)
+    assert task(one)["crd"].item() > 0
+
+
+def test_what_is_trained_is_the_expert_and_the_extra_parameters(expert, batch):
+    assert ClassifyTask(expert).extra_parameters() == []
+    task = reading_b(expert, ema=0.99)
+    trained = {id(p) for p in [*expert.parameters(), *task.extra_parameters()]}
+    assert trained == {id(p) for p in task.parameters() if p.requires_grad}
+    assert len(trained) == len(list(expert.parameters())) + 1
+
+
+def test_the_teacher_stays_as_it_is(batch):
+    torch.manual_seed(0)
+    expert = create_expert("timm:test_efficientnet", "random", input_size=32)
+    teacher = copy.deepcopy(expert)
+    before = copy.deepcopy(teacher.state_dict())
+    task = DistillTask(expert, FrozenTeacher(teacher)).train()
+    assert expert.training and not any(module.training for module in teacher.modules())
+    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.1)
+    task(batch)["loss"].backward()
+    optimizer.step()
+    task.after_step(0, 2)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    # Batch statistics as well: a teacher in training mode would move them.
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    assert all(parameter.grad is not None for parameter in expert.parameters())
+
+
+def test_a_step_that_is_not_taken_leaves_nothing(expert, batch):
+    task = reading_b(expert, ema=0.9)
+    before = copy.deepcopy(task.state_dict())
+    task.eval()
+    task.crd.train()
+    task(batch)
+    task.after_skip()
+    assert all(torch.equal(value, before[key]) for key, value in task.state_dict().items())
+    task.after_step(0, 10)
+    assert task.crd.queue.filled.item() == 0
+
+
+def test_the_average_is_evaluated_where_there_is_one(expert, batch):
+    assert ClassifyTask(expert).evaluated is expert
+    task = ClassifyTask(expert, ema=0.9)
+    with torch.no_grad():
+        expert.head[3].bias += 1
+    task.after_step(0, 10)
+    wanted = expert.head[3].bias.item() - 0.1
+    assert task.evaluated is not expert and task.evaluated.head[3].bias.item() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_saved_expert_has_no_projection_or_teacher_in_it(expert, batch, tmp_path, ema):
+    task = reading_b(expert, ema=ema)
+    take_steps(task, [make_batch(4, 2)])
+    save_expert(task.evaluated, tmp_path / "expert")
+    loaded = load_expert(tmp_path / "expert")
+    assert loaded.state_dict().keys() == expert.state_dict().keys()
+    wanted = task.evaluated.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in loaded.state_dict().items())
+
+
+def test_a_checkpoint_holds_what_changes_and_not_a_frozen_teacher(expert):
+    frozen = FrozenTeacher(copy.deepcopy(expert))
+    assert list(ClassifyTask(expert).checkpoint()) == ["expert"]
+    assert list(DistillTask(expert, frozen).checkpoint()) == ["expert"]
+    assert list(DistillTask(expert, frozen, **READING_B).checkpoint()) == ["expert", "crd"]
+    assert list(reading_b(expert, ema=0.9).checkpoint()) == ["expert", "average", "teacher", "crd"]
+
+
+CONTINUED = {
+    "stage 1 with average": lambda expert: ClassifyTask(expert, ema=0.9),
+    "reading A": lambda expert: DistillTask(expert, FrozenTeacher(copy.deepcopy(expert))),
+    "reading B": reading_b,
+    "reading B, frozen teacher, average": lambda expert: DistillTask(
+        expert, FrozenTeacher(copy.deepcopy(expert)), **READING_B, ema=0.9
+    ),
+}
+
+
+@pytest.mark.parametrize("make", CONTINUED.values(), ids=CONTINUED)
+def test_a_checkpoint_continues_to_the_same_bits(expert, make, tmp_path):
+    batches = [make_batch(8, seed) for seed in range(4)]
+    other = copy.deepcopy(expert)
+    whole = make(expert)
+    take_steps(whole, batches[:2], total=4)
+    torch.save(whole.checkpoint(), tmp_path / "state.pt")
+    take_steps(whole, batches[2:], first=2, total=4)
+    # Another process builds the task anew, from the same stage-1 expert.
+    continued = make(other)
+    continued.load_checkpoint(torch.load(tmp_path / "state.pt", weights_only=True))
+    take_steps(continued, batches[2:], first=2, total=4)
+    expected = whole.state_dict()
+    assert continued.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in continued.state_dict().items())
+
+
+FILES = ["--recipe", "demo_clip_a", "--train", "t.csv", "--val", "v.csv", "--out", "run"]
+
+
+@pytest.mark.parametrize("flags", [["--teacher-kind", "momentum"], ["--ema", "0.9"]])
+def test_what_follows_all_weights_does_not_go_with_low_rank_additions(flags):
+    with pytest.raises(UserError, match="finetune lora leaves alone the weights"):
+        distill.main([*FILES, "--finetune", "lora", "--teacher", "expert", *flags])
+    if "--ema" in flags:
+        with pytest.raises(UserError, match="finetune lora leaves alone the weights"):
+            train.main([*FILES, "--finetune", "lora", *flags])
+
+
+# How a batch is shared out must not matter.
+
+STEPS = 3
+
+
+def batch_free_task(kind: str) -> ClassifyTask:
+    """A task without BatchNorm and dropout; the queue of CRD already holds other images' keys."""
+    torch.manual_seed(0)
+    expert = create_expert("timm:test_vit", "random", input_size=32, head_hidden=8, head_dropout=0.0)
+    if kind == "bce":
+        return ClassifyTask(expert, ai_weight=2.0)
+    if kind == "dense":
+        return DistillTask(expert, FrozenTeacher(copy.deepcopy(expert)))
+    task = DistillTask(expert, MomentumTeacher(copy.deepcopy(expert)), **READING_B | {"crd_queue": 72})
+    keys = torch.nn.functional.normalize(torch.randn(20, 16), dim=1)
+    task.crd.queue.enqueue(keys, torch.arange(20) + 9000, torch.arange(20) % 2.0)
+    return task
+
+
+def take_steps(task, batches, *, parts=1, first=0, total=None, rank=0, world=1) -> dict[str, torch.Tensor]:
+    """Take plain gradient steps as the engine would; return the gradient of the first of them."""
+    trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
+    wrapped = torch.nn.parallel.DistributedDataParallel(task) if world > 1 else task
+    task.train()
+    gradient = {}
+    for step, batch in enumerate(batches, first):
+        share = len(batch["label"]) // (parts * world)
+        for part in range(parts):
+            start = (part * world + rank) * share
+            piece = {key: value[start : start + share] for key, value in batch.items()}
+            with wrapped.no_sync() if world > 1 and part < parts - 1 else nullcontext():
+                (wrapped(piece)["loss"] / parts).backward()
+        gradient = gradient or {name: p.grad.clone() for name, p in trained.items()}
+        optimizer.step()
+        optimizer.zero_grad()
+        task.after_step(step, total or len(batches))
+    return gradient
+
+
+def outcome(kind: str, **sharing) -> dict[str, dict[str, torch.Tensor]]:
+    task = batch_free_task(kind)
+    gradient = take_steps(task, [make_batch(32, seed) for seed in range(STEPS)], **sharing)
+    return {"gradient": gradient, "state": copy.deepcopy(task.state_dict())}
+
+
+@pytest.fixture(scope="module")
+def joint():
+    """What one process makes of the whole batch, in one pass."""
+    return {kind: outcome(kind) for kind in ("bce", "dense", "crd")}
+
+
+def assert_same(found: dict, wanted: dict) -> None:
+    assert all(value.any() for key, value in wanted["gradient"].items() if key.endswith("qkv.weight"))
+    torch.testing.assert_close(found["gradient"], wanted["gradient"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["state"], wanted["state"], rtol=1e-4, atol=1e-5)
+    for name in ("ids", "labels", "pointer"):
+        key = f"crd.queue.{name}"
+        assert key not in wanted["state"] or torch.equal(found["state"][key], wanted["state"][key])
+
+
+@pytest.mark.parametrize("kind", ["bce", "dense", "crd"])
+def test_accumulation_equals_the_larger_batch(joint, kind):
+    assert_same(outcome(kind, parts=4), joint[kind])
+
+
+def test_the_queue_has_wrapped_round_in_these_tests(joint):
+    state = joint["crd"]["state"]
+    assert state["crd.queue.pointer"].item() == (20 + 32 * STEPS) % 72
+    assert not (state["crd.queue.ids"] >= 9000).any()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What two processes with gloo and DDP, each with two passes a step, make of the same batches."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("kind", ["bce", "dense", "crd"])
+def test_two_processes_equal_one(two_processes, joint, kind):
+    for found in two_processes:
+        assert_same(found[kind], joint[kind])
+
+
+def test_both_processes_hold_the_same_queue(two_processes):
+    states = [found["crd"]["state"] for found in two_processes]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0] if "queue" in key)
+
+
+def test_keys_are_gathered_by_pass_then_by_process_where_some_are_missing(two_processes):
+    for found in two_processes:
+        ids, values = found["gathered"]
+        assert ids.tolist() == [0, 1, 2, 100, 101, 10, 110, 111, 112]
+        assert values[:, 1].tolist() == [2 * value for value in ids.tolist()]
+
+
+def run_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = {kind: outcome(kind, parts=2, rank=rank, world=2) for kind in ("bce", "dense", "crd")}
+    # An image was broken here and there.
+    rows = [torch.arange(count) + 100 * rank + 10 * part for part, count in enumerate(((3, 1), (2, 3))[rank])]
+    parts = [(ids, torch.stack([ids, 2 * ids], dim=1).float()) for ids in rows]
+    torch.save(found | {"gathered": gather_parts(parts)}, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    # Forked, so that the imports are done once.
+    torch.multiprocessing.start_processes(run_process, (sys.argv[1],), nprocs=2, start_method="fork")

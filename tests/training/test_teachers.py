@@ -1,0 +1,101 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from featdistill.models.expert import create_expert
+from featdistill.training.teachers import (
+    FrozenTeacher,
+    MomentumTeacher,
+    WeightAverage,
+    average_decay_at,
+    follow,
+    momentum_at,
+)
+
+
+@pytest.fixture
+def expert():
+    torch.manual_seed(0)
+    return create_expert("tiny_clip", "random", input_size=32, head_hidden=8)
+
+
+def moved(expert):
+    """The expert after a change of all weights and BatchNorm statistics."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for values in [*expert.parameters(), *(b for b in expert.buffers() if b.is_floating_point())]:
+            values.add_(torch.randn(values.shape, generator=generator))
+    return expert
+
+
+def test_the_momentum_goes_from_base_to_most_on_a_cosine():
+    values = [momentum_at(step, 200, 0.99, 0.9999) for step in (0, 100, 200)]
+    assert values == pytest.approx([0.99, 0.99495, 0.9999], abs=1e-12)
+    curve = [momentum_at(step, 200, 0.99, 0.9999) for step in range(201)]
+    assert curve == sorted(curve)
+
+
+def test_following_is_an_interpolation_of_weights_and_a_copy_of_buffers():
+    follower, source = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    with torch.no_grad():
+        source.weight.copy_(torch.tensor([5.0, 1, -3]))
+    source.running_mean.fill_(7)
+    source.num_batches_tracked.fill_(9)
+    follow(follower, source, 0.75)
+    assert follower.weight.tolist() == [2.0, 1.0, 0.0]
+    assert follower.running_mean.tolist() == [7, 7, 7] and follower.num_batches_tracked.item() == 9
+
+
+def test_a_momentum_teacher_starts_as_the_expert_and_follows_the_student(expert):
+    teacher = MomentumTeacher(copy.deepcopy(expert))
+    start = copy.deepcopy(expert.state_dict())
+    assert all(torch.equal(value, start[key]) for key, value in teacher.expert.state_dict().items())
+    moved(expert)
+    teacher.follow(expert, 0.9)
+    parameters = dict(expert.named_parameters())
+    for key, value in teacher.expert.state_dict().items():
+        wanted = 0.9 * start[key] + 0.1 * parameters[key] if key in parameters else expert.state_dict()[key]
+        torch.testing.assert_close(value, wanted.detach())
+
+
+@pytest.mark.parametrize("kind", [FrozenTeacher, MomentumTeacher])
+def test_a_teacher_is_in_evaluation_mode_for_good_and_has_no_gradient(expert, kind):
+    teacher = kind(copy.deepcopy(expert).train())
+    nn.ModuleList([teacher]).train()
+    assert not any(module.training for module in teacher.modules())
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    encoded = teacher(images)
+    wanted = expert.eval().encode(images)
+    assert torch.equal(encoded.logit, wanted.logit) and torch.equal(encoded.feature, wanted.feature)
+    assert torch.equal(encoded.tokens[-1], wanted.tokens[-1])
+    assert not any(values.requires_grad for values in (encoded.logit, encoded.feature, *encoded.tokens))
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_frozen_teacher_does_not_follow(expert):
+    teacher = FrozenTeacher(copy.deepcopy(expert))
+    start = copy.deepcopy(teacher.state_dict())
+    teacher.follow(moved(expert), 0.5)
+    assert all(torch.equal(value, start[key]) for key, value in teacher.state_dict().items())
+
+
+def test_the_average_forgets_its_first_weights_soon():
+    assert [average_decay_at(step, 0.9995) for step in (0, 90)] == [0.1, 0.91]
+    assert average_decay_at(10**6, 0.9995) == 0.9995 and average_decay_at(0, 0.05) == 0.05
+
+
+def test_the_average_is_a_moving_average_apart_from_the_student(expert):
+    average = WeightAverage(expert, 0.999)
+    first = expert.head[0].weight.detach().clone()
+    moved(expert)
+    average.update(expert, 0)
+    second = expert.head[0].weight.detach().clone()
+    torch.testing.assert_close(average.expert.head[0].weight.detach(), 0.1 * first + 0.9 * second)
+    assert torch.equal(second, expert.head[0].weight) and expert.head[0].weight.requires_grad
+    # BatchNorm's statistics are taken as they are.
+    buffers = dict(expert.named_buffers())
+    assert all(torch.equal(value, buffers[key]) for key, value in average.expert.named_buffers())
+    average.train()
+    assert not any(module.training for module in average.modules())
