@@ -25,13 +25,13 @@ from featdistill.command_line import Parser, UserError
 from featdistill.data.views import TTA
 from featdistill.inference import jobs as prediction_jobs
 from featdistill.inference import single_images
+from featdistill.inference.compute import DEFAULT_BATCH_SIZE
 from featdistill.inference.jobs import Job
 from featdistill.inference.precision import PRECISIONS
 from featdistill.inference.predictor import Predictor
 from featdistill.inference.predictor_setup import Sources, build_predictor
 from featdistill.inference.processes import Process
-from featdistill.inference.tuning import DEFAULT_BATCH_SIZE
-from featdistill.training.run_folder import latest_experts
+from featdistill.models.expert import latest_experts
 
 RESIZES = ("shorter", "squash", "crop")
 

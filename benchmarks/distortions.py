@@ -26,11 +26,13 @@ from benchmarks.timing import Yardstick, thread_s, typical_ms
 from featdistill import command_line
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError, one_of
-from featdistill.distortions.kernels.scratch import keep_freed_memory
+from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS, Operation
-from featdistill.distortions.policy import LIBRARIES, apply_plan, training_generator
+from featdistill.distortions.plan import apply_plan
 from featdistill.distortions.presets import PRESETS
 from featdistill.images.reading import BrokenImage, list_images, read_image
+from featdistill.process_setup import keep_freed_memory
+from featdistill.seeds import training_generator
 
 # (width, height): inputs of the backbones, and a photograph as it is found on the web.
 SIZES = {"224": (224, 224), "384": (384, 384), "512": (512, 512), "1024x768": (1024, 768)}

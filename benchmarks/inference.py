@@ -62,11 +62,11 @@ from benchmarks.scoring_rates import from_files_per_s, model_only_per_s
 from featdistill import command_line
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError
-from featdistill.data.train_dataset import ScoreDataset
+from featdistill.data.loading import ScoreDataset
 from featdistill.images.reading import BrokenImage, read_image
+from featdistill.inference.compute import automatic_batch_size, compile_experts
 from featdistill.inference.float8 import require_float8, with_float8
 from featdistill.inference.precision import PRECISIONS, cast
-from featdistill.inference.tuning import automatic_batch_size, compile_experts
 from featdistill.models.expert import Expert, create_expert, load_expert
 
 ENSEMBLE = "ensemble"

@@ -39,12 +39,14 @@ from featdistill import command_line
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError
 from featdistill.data import train_dataset as dataset
+from featdistill.data.loading import make_loader
 from featdistill.data.preprocessing import Preprocessing
 from featdistill.data.sampling import TrainBatches
-from featdistill.data.train_dataset import TrainDataset, make_loader
+from featdistill.data.train_dataset import TrainDataset
+from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.official import OFFICIAL
 from featdistill.distortions.operation import LEVELS
-from featdistill.distortions.policy import LIBRARIES, DistortionPolicy
+from featdistill.distortions.policy import DistortionPolicy
 from featdistill.distortions.presets import parse_policy
 from featdistill.images.reading import BrokenImage, list_images, read_image
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from benchmarks.device import synchronise
-from featdistill.data.train_dataset import make_loader
+from featdistill.data.loading import make_loader
 from featdistill.inference.precision import attention_kernels
 from featdistill.inference.scoring import score_dataset
 

@@ -19,8 +19,11 @@ from torch.nn.functional import conv2d, grid_sample, pad
 from torch.utils.data import Dataset
 
 from featdistill.data.preprocessing import Place, Preprocessing
+from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.official_tables import disk_kernel
-from featdistill.distortions.policy import LIBRARIES, DistortionPolicy, Plan, training_generator
+from featdistill.distortions.plan import Plan
+from featdistill.distortions.policy import DistortionPolicy
+from featdistill.seeds import training_generator
 
 # Linear sRGB to CIE XYZ (IEC 61966-2-1), and the D65 white point.
 _XYZ_OF_RGB = np.array(

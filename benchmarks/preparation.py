@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.released_way import PillowInput, pillow_tensors
 from benchmarks.timing import thread_s
-from featdistill.data.loading import one_thread
 from featdistill.data.preprocessing import prepare
 from featdistill.images.reading import read_image
+from featdistill.process_setup import one_thread
 
 # What the paper's experts take; how they normalise makes no difference to the time.
 INPUTS = tuple(PillowInput(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)) for size in (224, 384))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.device import step_s_within
-from featdistill.data.train_dataset import ScoreDataset
+from featdistill.data.loading import ScoreDataset
 from featdistill.inference.precision import attention_kernels
 from featdistill.inference.scoring import score_dataset
 

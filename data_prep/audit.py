@@ -32,7 +32,8 @@ from data_prep.duplicates import near as near_duplicates
 from data_prep.writing.parallel import map_images
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.records.manifest import hash_ranks, read_manifest
+from featdistill.records.manifest import read_manifest
+from featdistill.seeds import hash_ranks
 
 
 def read_rows(paths: list[str]) -> pd.DataFrame:

@@ -35,7 +35,8 @@ from data_prep.duplicates import near as near_duplicates
 from data_prep.duplicates.exact import equal_images
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError, nearest
-from featdistill.records.manifest import hash_ranks, read_manifest, split_holdout, write_manifest
+from featdistill.records.manifest import read_manifest, split_holdout, write_manifest
+from featdistill.seeds import hash_ranks
 
 BALANCES = ("none", "label", "source", "generator")
 _TABLE_ROWS = 40

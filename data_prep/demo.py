@@ -28,10 +28,12 @@ from data_prep.synthetic.generators import Codebooks, fit_codebooks, generate
 from data_prep.synthetic.scenes import KINDS, draw_scene
 from featdistill import atomic, command_line
 from featdistill.command_line import UserError
-from featdistill.distortions.policy import DistortionPolicy, apply_plan, describe, evaluation_generator
+from featdistill.distortions.plan import apply_plan, describe
+from featdistill.distortions.policy import DistortionPolicy
 from featdistill.distortions.presets import PRESETS
 from featdistill.images import reading as image_io
 from featdistill.records.label_files import format_labels
+from featdistill.seeds import evaluation_generator
 
 # Raised whenever the bytes of the data change, so that an old folder is not taken for a new one.
 VERSION = 2

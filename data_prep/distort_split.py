@@ -26,11 +26,12 @@ import pandas as pd
 from data_prep.writing import copies as image_copies
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.distortions.policy import Plan, apply_plan, describe, evaluation_generator
+from featdistill.distortions.plan import Plan, apply_plan, describe
 from featdistill.distortions.presets import PRESETS, parse_policy
 from featdistill.images.reading import encode_jpeg, limit_side, read_image
 from featdistill.records.label_files import format_labels
-from featdistill.records.manifest import hash_ranks, read_manifest
+from featdistill.records.manifest import read_manifest
+from featdistill.seeds import evaluation_generator, hash_ranks
 
 # High enough that the storage itself leaves next to no trace beside the distortions.
 STORAGE_QUALITY = 95

@@ -49,7 +49,8 @@ from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
 from featdistill.images.equalisation import FITS, MIN_SIDE_PX, Equalisation, common_sizes, equalised_jpeg
 from featdistill.images.reading import BrokenImage, read_bytes, read_image
-from featdistill.records.manifest import hash_ranks, read_manifest
+from featdistill.records.manifest import read_manifest
+from featdistill.seeds import hash_ranks
 
 SIZES = ("shorter", "square")
 # So many images of a class show its sizes well: the quantile that counts, at 5 %, is then known to 1 %.

@@ -49,10 +49,10 @@ from data_prep.attacks.reconstructions import Autoencoder, load_autoencoder, rec
 from data_prep.writing import copies as image_copies
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError, progress
-from featdistill.distortions.policy import evaluation_generator
 from featdistill.images.reading import BrokenImage, decode, encode_jpeg, limit_side, read_image
 from featdistill.models.expert import Expert, load_expert, read_card
 from featdistill.records.manifest import read_manifest
+from featdistill.seeds import evaluation_generator
 
 METHODS = (*adversarial.METHODS, "reconstruct")
 LABELS = {"real": (0,), "ai": (1,), "both": (0, 1)}

@@ -6,6 +6,7 @@ error; `--debug` shows the traceback instead. What the system refuses (a full di
 
 import argparse
 import difflib
+import logging
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -72,12 +73,31 @@ def progress(total: int, what: str, *, initial: int = 0, show: bool = True) -> t
     return tqdm(total=total, desc=what, unit="img", initial=initial, mininterval=every_s, disable=not show)
 
 
+class _Console(logging.Handler):
+    """Shows messages to a person: information on standard output, warnings on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        is_warning = record.levelno >= logging.WARNING
+        text = f"{record.levelname.lower()}: {record.getMessage()}" if is_warning else record.getMessage()
+        tqdm.write(text, file=sys.stderr if is_warning else sys.stdout)
+
+
+def show_messages() -> None:
+    """Show what the package logs, from level INFO on; programs that import it decide for themselves."""
+    logger = logging.getLogger("featdistill")
+    if not any(isinstance(handler, _Console) for handler in logger.handlers):
+        logger.addHandler(_Console())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call `main` with the command line and leave with its status.
 
     Statuses: 0 done; 1 done, but some images could not be read; 2 a user's error; 130 interrupted.
     """
     arguments = sys.argv[1:]
+    show_messages()
     try:
         status = main(arguments) or 0
     except (UserError, OSError) as error:

@@ -1,8 +1,8 @@
 """Train many backbones by one recipe and set them beside the paper's Table 2 (section 4.5).
 
-    python backbone_study.py --recipe clip_l14_a --backbones swin_t dinov2_b clip_l14 \\
+    python studies/backbones.py --recipe clip_l14_a --backbones swin_t dinov2_b clip_l14 \\
         --train data/train.csv --val data/holdout.csv --out runs/study
-    python backbone_study.py ... --backbones mocov3_b --weights-files mocov3_b=vit-b-300ep.pth.tar
+    python studies/backbones.py ... --backbones mocov3_b --weights-files mocov3_b=vit-b-300ep.pth.tar
 
 One run folder a backbone, as `train.py` writes it. The same command continues a study: what is finished is
 left alone. It writes `OUT/table.csv` and `OUT/table.md`. A backbone that fails (its weights are not to be
@@ -15,10 +15,13 @@ import gc
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from featdistill import atomic, command_line

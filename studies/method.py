@@ -1,6 +1,6 @@
 """What each part of the method brings: distortions, stage 2 against more of stage 1, masking; over seeds.
 
-    python benchmarks/method_study.py --recipe demo_clip_a --seeds 1 2 3 --out study \\
+    python studies/method.py --recipe demo_clip_a --seeds 1 2 3 --out study \\
         --train data/demo/train.csv --val data/demo/holdout.csv --test data/demo/val.csv
 
 Each seed trains stage 1 once for every distortion policy, and from the one of the recipe's own policy every

@@ -8,9 +8,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from featdistill import command_line
 from featdistill.records.manifest import make_manifest, write_manifest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def messages():
+    """Show what the package logs, as every command does, so that `capsys` captures it."""
+    command_line.show_messages()
 
 
 @pytest.fixture

@@ -39,7 +39,9 @@ def test_every_package_that_is_imported_is_in_the_requirements():
     assert {PACKAGES.get(name, name).lower() for name in used} <= required
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "featdistill" / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_a_recipe_says_first_what_it_is(path):
     text = path.read_text()
     assert text.startswith("# ") and isinstance(yaml.safe_load(text), dict)

@@ -1,0 +1,1 @@
+"""Can the classes be told apart without looking at the pixels, and do splits share images?"""

@@ -21,9 +21,9 @@ import pandas as pd
 
 from featdistill import atomic
 from featdistill.command_line import UserError, progress
-from featdistill.distortions.kernels.scratch import keep_freed_memory
 from featdistill.images.archives import ARCHIVE_SEPARATOR
 from featdistill.images.reading import BrokenImage, without_extension
+from featdistill.process_setup import keep_freed_memory
 from featdistill.records.manifest import write_manifest
 
 _IMAGES_A_TASK = 8

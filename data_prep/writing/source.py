@@ -19,6 +19,7 @@ from data_prep.reading import archives
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError
 from featdistill.records import manifest
+from featdistill.seeds import hash_ranks
 
 LABEL_NAMES = {0: "real", 1: "AI", 2: "unlabelled"}
 
@@ -166,7 +167,7 @@ def proportional_subset(frame: pd.DataFrame, limit: int, seed: int) -> pd.DataFr
     for name in by_remainder[: limit - sum(take.values())]:
         take[name] += 1
     table = pd.DataFrame({"key": key})
-    table["hash"] = manifest.hash_ranks(frame["name"], seed)
+    table["hash"] = hash_ranks(frame["name"], seed)
     place = table.sort_values("hash", kind="stable").groupby("key").cumcount()
     return frame[place.reindex(frame.index) < key.map(take).astype("int64")].reset_index(drop=True)
 

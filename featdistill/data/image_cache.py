@@ -26,11 +26,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from featdistill.command_line import UserError, progress
-from featdistill.data.loading import load_image, one_thread
+from featdistill.data.loading import load_image
 from featdistill.data.preprocessing import Preprocessing, before_crop
 from featdistill.images.archives import ARCHIVE_SEPARATOR
 from featdistill.images.equalisation import Equalisation
 from featdistill.images.reading import BrokenImage
+from featdistill.process_setup import one_thread
 
 _FORMAT = 1
 _ROWS_A_FILE = 512

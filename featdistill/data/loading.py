@@ -1,12 +1,28 @@
-"""What all processes that make inputs of images share: how one is read, and how the process is set up."""
+"""Rows of a manifest to uint8 batches: read one image, fit it to every input that is needed, stack."""
 
-import cv2
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import numpy as np
+import pandas as pd
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from featdistill.distortions.kernels.scratch import keep_freed_memory
+from featdistill.data.preprocessing import InputKey, prepare
+from featdistill.distortions.plan import apply_plan
+from featdistill.distortions.policy import DistortionPolicy
 from featdistill.images.equalisation import Equalisation, equalise
-from featdistill.images.reading import limit_side, read_image
+from featdistill.images.reading import BrokenImage, limit_side, read_image
+from featdistill.process_setup import one_thread
+from featdistill.seeds import evaluation_generator
+
+
+class Broken(NamedTuple):
+    """A row whose image could not be read."""
+
+    index: int
+    reason: str
 
 
 def load_image(
@@ -31,13 +47,66 @@ def load_image(
     return limit_side(image, max_side_px)
 
 
-def one_thread(worker: int) -> None:
-    """Set up a loader's worker process.
+class ScoreDataset(Dataset):
+    """Rows to be scored: each image decoded once and fitted to every input that the experts need.
 
-    Workers are the parallelism: threads of their own would only get in each other's way, and so would a
-    device that OpenCV takes for OpenCL.
+    An item is a dict with `index` and `images`, a dict from `Preprocessing.key` to (3, S, S) uint8; or
+    `Broken`.
+
+    Args:
+        keys: the inputs wanted.
+        policy: with one given, each image is distorted as (seed, name) says before it is prepared.
+        equalisation: as for `TrainDataset`.
     """
-    keep_freed_memory()
-    cv2.setNumThreads(0)
-    cv2.ocl.setUseOpenCL(False)
-    torch.set_num_threads(1)
+
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        keys: Sequence[InputKey],
+        policy: DistortionPolicy | None = None,
+        seed: int = 0,
+        equalisation: Equalisation | None = None,
+    ) -> None:
+        self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
+        self.equalisation = equalisation
+        self.keys, self.policy, self.seed = list(dict.fromkeys(keys)), policy, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | Broken:
+        try:
+            image = load_image(self.images[index], self.names[index], self.equalisation)
+            if self.policy:
+                rng = evaluation_generator(self.seed, self.names[index])
+                image = apply_plan(image, self.policy.draw(rng))
+        except BrokenImage as error:
+            return Broken(index, str(error))
+        return {"index": index, "images": {key: prepare(image, *key) for key in self.keys}}
+
+
+def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
+    """Stack items to a batch; broken rows are listed under `broken` and left out of all else."""
+    good = [item for item in items if not isinstance(item, Broken)]
+    batch: dict[str, Any] = {"broken": [item for item in items if isinstance(item, Broken)]}
+    for key in good[0] if good else ():
+        values = [item[key] for item in good]
+        # In a worker, PyTorch's collate stacks tensors in memory that the main process shares.
+        if isinstance(values[0], dict):
+            batch[key] = {name: default_collate([value[name] for value in values]) for name in values[0]}
+        else:
+            batch[key] = default_collate(values) if isinstance(values[0], Tensor) else torch.tensor(values)
+    return batch
+
+
+def make_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
+    """Return a loader over lists of items. Its own generator keeps it from drawing from the global one."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=one_thread,
+        generator=torch.Generator().manual_seed(0),
+        pin_memory=torch.cuda.is_available(),
+    )

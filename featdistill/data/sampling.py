@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from featdistill.command_line import UserError, one_of
-from featdistill.records.manifest import hash_ranks
+from featdistill.seeds import hash_ranks
 
 # What comes up equally often, by the columns whose values tell it apart.
 BALANCES = {"none": (), "class": ("label",), "source": ("source",), "class_source": ("label", "source")}

@@ -5,31 +5,24 @@ epoch, index), what happens to a scored image of (seed, name): neither the worke
 matters.
 """
 
-import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
 from featdistill.command_line import UserError, one_of
 from featdistill.data.amplitude_mixup import mix_amplitudes
 from featdistill.data.image_cache import ImageCache
-from featdistill.data.loading import load_image, one_thread
-from featdistill.data.preprocessing import InputKey, Place, Preprocessing, fit, prepare, to_planes
+from featdistill.data.loading import Broken, load_image
+from featdistill.data.preprocessing import Place, Preprocessing, fit, to_planes
 from featdistill.data.sampling import balance_weights
-from featdistill.distortions.policy import (
-    DistortionPolicy,
-    Plan,
-    apply_plan,
-    evaluation_generator,
-    training_generator,
-)
+from featdistill.distortions.plan import Plan, apply_plan
+from featdistill.distortions.policy import DistortionPolicy
 from featdistill.images.equalisation import Equalisation
 from featdistill.images.reading import BrokenImage
+from featdistill.seeds import text_number, training_generator
 
 CROPS = ("random", "center", "random_resized")
 VIEWS = ("clean", "other")
@@ -37,13 +30,6 @@ VIEWS = ("clean", "other")
 _ASPECTS = (3 / 4, 4 / 3)
 # What tells the draws of an item's mix-up from all its other ones.
 _MIXUP_STREAM = 1
-
-
-class Broken(NamedTuple):
-    """A row whose image could not be read."""
-
-    index: int
-    reason: str
 
 
 class TrainDataset(Dataset):
@@ -212,72 +198,4 @@ def _group_numbers(rows: pd.DataFrame) -> list[int | None]:
             "--synchronise-groups: no training row has a group; fill in the manifest's column group, or "
             "leave the flag out"
         )
-    return [
-        int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "little") if group else None
-        for group in groups
-    ]
-
-
-class ScoreDataset(Dataset):
-    """Rows to be scored: each image decoded once and fitted to every input that the experts need.
-
-    An item is a dict with `index` and `images`, a dict from `Preprocessing.key` to (3, S, S) uint8; or
-    `Broken`.
-
-    Args:
-        keys: the inputs wanted.
-        policy: with one given, each image is distorted as (seed, name) says before it is prepared.
-        equalisation: as for `TrainDataset`.
-    """
-
-    def __init__(
-        self,
-        rows: pd.DataFrame,
-        keys: Sequence[InputKey],
-        policy: DistortionPolicy | None = None,
-        seed: int = 0,
-        equalisation: Equalisation | None = None,
-    ) -> None:
-        self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
-        self.equalisation = equalisation
-        self.keys, self.policy, self.seed = list(dict.fromkeys(keys)), policy, seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any] | Broken:
-        try:
-            image = load_image(self.images[index], self.names[index], self.equalisation)
-            if self.policy:
-                rng = evaluation_generator(self.seed, self.names[index])
-                image = apply_plan(image, self.policy.draw(rng))
-        except BrokenImage as error:
-            return Broken(index, str(error))
-        return {"index": index, "images": {key: prepare(image, *key) for key in self.keys}}
-
-
-def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
-    """Stack items to a batch; broken rows are listed under `broken` and left out of all else."""
-    good = [item for item in items if not isinstance(item, Broken)]
-    batch: dict[str, Any] = {"broken": [item for item in items if isinstance(item, Broken)]}
-    for key in good[0] if good else ():
-        values = [item[key] for item in good]
-        # In a worker, PyTorch's collate stacks tensors in memory that the main process shares.
-        if isinstance(values[0], dict):
-            batch[key] = {name: default_collate([value[name] for value in values]) for name in values[0]}
-        else:
-            batch[key] = default_collate(values) if isinstance(values[0], Tensor) else torch.tensor(values)
-    return batch
-
-
-def make_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
-    """Return a loader over lists of items. Its own generator keeps it from drawing from the global one."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=one_thread,
-        generator=torch.Generator().manual_seed(0),
-        pin_memory=torch.cuda.is_available(),
-    )
+    return [text_number(group) if group else None for group in groups]

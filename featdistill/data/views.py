@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featdistill.command_line import one_of
+from featdistill.data.loading import Broken, ScoreDataset
 from featdistill.data.preprocessing import InputKey, fit, to_planes
-from featdistill.data.train_dataset import Broken, ScoreDataset
 from featdistill.images.reading import BrokenImage, read_image
 
 TTA = ("none", "hflip", "five_crop", "scales")

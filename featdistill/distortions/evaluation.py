@@ -5,10 +5,6 @@ operator (clahe, isonoise, perspective, randomtonecurve, rgbshift), that is what
 suggests ARNIQA's set (motionblur, multnoise, pixelate, jpeg2000), its ranges are taken. WebP and AVIF stand
 in for the neural codecs, and two watermarks of our own design for the challenge's seven. What needs a network
 of someone else's is listed too, and is applied where a package provides it.
-
-    python distortions_evaluation.py --list
-    python distortions_evaluation.py --sheet photo.jpg --out sheet.png
-    python distortions_evaluation.py --apply "downscale:3,avif:2" photo.jpg distorted.png
 """
 
 import math
@@ -17,9 +13,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from featdistill import command_line
 from featdistill.distortions import adapters as distortion_adapters
-from featdistill.distortions import command as distortion_cli
 from featdistill.distortions.kernels import codecs, warps, watermarks
 from featdistill.distortions.kernels.filters import filter_sparse, gaussian_blur, line_kernel
 from featdistill.distortions.kernels.noise_tables import (
@@ -275,12 +269,3 @@ def _photons(white: float) -> np.ndarray:
         return (poisson_quantiles(white * value**2.2, count) / white) ** (1 / 2.2)
 
     return response_table(counted)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """List the operations, draw a sheet of them, or apply some to an image."""
-    return distortion_cli.main(EVALUATION, __doc__, argv)
-
-
-if __name__ == "__main__":
-    command_line.run(main)

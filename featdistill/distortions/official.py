@@ -4,10 +4,6 @@ They give what the organisers' released functions give, quirks included, because
 through that code. Its plain faults are not reproduced: crashes, writing to the input, and a jitter that moves
 the whole image. Between the steps of a composition the image is rounded to 8 bits; the released code keeps
 floats.
-
-    python distortions_official.py --list
-    python distortions_official.py --sheet photo.jpg --out sheet.png
-    python distortions_official.py --apply "jpeg:3,gausblur:2" photo.jpg distorted.png
 """
 
 import math
@@ -16,8 +12,6 @@ from functools import cache
 import cv2
 import numpy as np
 
-from featdistill import command_line
-from featdistill.distortions import command as distortion_cli
 from featdistill.distortions.kernels import codecs
 from featdistill.distortions.kernels.noise_tables import (
     add_noise,
@@ -265,12 +259,3 @@ def _displacements_px(sigma_px: float) -> np.ndarray:
     Whole 32nds of a px: their products with 8 bits, and the sums of these, are exact in float32 in any order.
     """
     return (np.rint(32 * sigma_px * normal_quantiles(256)) / 32).astype(np.float32)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """List the operations, draw a sheet of them, or apply some to an image."""
-    return distortion_cli.main(OFFICIAL, __doc__, argv)
-
-
-if __name__ == "__main__":
-    command_line.run(main)

@@ -4,7 +4,6 @@ A policy draws a plan (plain data: steps with a level and a seed of their own), 
 So a plan can be logged, kept in a manifest, sent to another process, and applied again with the same result.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,39 +13,9 @@ import numpy as np
 
 from featdistill.command_line import UserError, one_of
 from featdistill.distortions.chain_sampling import SubsetSampler
-from featdistill.distortions.evaluation import EVALUATION
-from featdistill.distortions.extended import EXTENDED
-from featdistill.distortions.extras import EXTRAS
-from featdistill.distortions.official import OFFICIAL
+from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS, MIN_SIDE_PX, Operation
-from featdistill.images.reading import BrokenImage
-
-LIBRARIES: dict[str, dict[str, Operation]] = {
-    "official": OFFICIAL,
-    "extended": EXTENDED,
-    "extras": EXTRAS,
-    "evaluation": EVALUATION,
-}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation of a plan.
-
-    Attributes:
-        library: the name of the library in `LIBRARIES`.
-        name: the operation's name in that library.
-        level: 1 to 5.
-        seed: seeds the operation's own generator.
-    """
-
-    library: str
-    name: str
-    level: int
-    seed: int
-
-
-Plan = tuple[Step, ...]
+from featdistill.distortions.plan import Plan, Step
 
 
 @dataclass(frozen=True)
@@ -270,64 +239,6 @@ class DistortionPolicy:
                     f"distortion policy: no operation of library {library} is left by include, exclude, "
                     "weights and keeps_layout_only; drop one of them or give the library the weight 0"
                 )
-
-
-def training_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Return the generator of one image of a training run: the same for any number of workers and processes.
-
-    Args:
-        seed: of the run, 0 or more.
-        epoch: counted from 0.
-        index: of the image in the data set.
-    """
-    return np.random.default_rng((seed, epoch, index))
-
-
-def evaluation_generator(seed: int, name: str) -> np.random.Generator:
-    """Return the generator of one image of an evaluation split: the same wherever it stands in the split.
-
-    Args:
-        seed: of the split, 0 or more.
-        name: what a submission calls the image.
-    """
-    # SHA-256, because `hash` of a string differs between processes.
-    digest = hashlib.sha256(name.encode()).digest()
-    return np.random.default_rng((seed, int.from_bytes(digest[:16], "little")))
-
-
-def apply_plan(image: np.ndarray, plan: Plan) -> np.ndarray:
-    """Apply a plan's steps in their order.
-
-    Args:
-        image: (H, W, 3) uint8 RGB; it is not changed.
-        plan: what `DistortionPolicy.draw` returned.
-
-    Returns:
-        A new array, or `image` itself for an empty plan.
-
-    Raises:
-        BrokenImage: the image is smaller than the operations take.
-    """
-    if plan and min(image.shape[:2]) < MIN_SIDE_PX:
-        height, width = image.shape[:2]
-        raise BrokenImage(f"{width} x {height} px are too small to be distorted (at least {MIN_SIDE_PX})")
-    for step in plan:
-        image = LIBRARIES[step.library][step.name](image, step.level, np.random.default_rng(step.seed))
-    return image
-
-
-def describe(plan: Plan) -> list[list]:
-    """Return `[[name, scale], ...]` for the `distortions` column of a manifest.
-
-    The scale is the operation's parameter in this step, as in the challenge's label files.
-    """
-    return [
-        [
-            step.name,
-            LIBRARIES[step.library][step.name].scale(step.level, np.random.default_rng(step.seed)),
-        ]
-        for step in plan
-    ]
 
 
 def _are_weights(values: Sequence[float]) -> bool:

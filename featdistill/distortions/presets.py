@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from featdistill.command_line import UserError, nearest, one_of
-from featdistill.distortions.policy import LIBRARIES, DistortionPolicy
+from featdistill.distortions.libraries import LIBRARIES
+from featdistill.distortions.policy import DistortionPolicy
 
 # Distorted images of the public test by the number of their operations, 1 to 5.
 _LENGTHS = (61.0, 324.0, 397.0, 346.0, 122.0)

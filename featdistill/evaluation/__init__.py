@@ -1,0 +1,1 @@
+"""Scores to figures: AUCs with intervals, breakdowns, comparisons, benchmark protocols (paper, Table 2)."""

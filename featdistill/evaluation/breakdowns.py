@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from featdistill.distortions.policy import LIBRARIES
+from featdistill.distortions.libraries import LIBRARIES
 from featdistill.evaluation.bootstrap import Resampling, auc_draws, interval
 from featdistill.evaluation.metrics import ACCURACIES, accuracies, checked, roc_auc
 

@@ -12,7 +12,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import roc_curve as curve_of
 
 from featdistill.evaluation import calibration
-from featdistill.evaluation.bootstrap import Resampling, interval, model_draws
 
 # A score above it says AI-generated. The challenge ranks by AUC and sets none: the middle of [0, 1].
 THRESHOLD = 0.5
@@ -140,44 +139,6 @@ def headline(label: np.ndarray, score: np.ndarray, is_distorted: np.ndarray) -> 
         reasons |= dict.fromkeys(_OF_PROBABILITIES, "scores lie outside [0, 1]")
     undefined = {name: reasons.get(name, _why(label, "images")) for name in result if result[name] is None}
     return {**result, "reliability": bins, "undefined": undefined}
-
-
-def per_expert(
-    label: np.ndarray,
-    score: np.ndarray,
-    is_distorted: np.ndarray,
-    experts: dict[str, np.ndarray],
-    resampling: Resampling | None = None,
-) -> dict[str, dict]:
-    """Set each expert's clean and robust AUC against their mean and the ensemble's.
-
-    Returns:
-        `experts`: name -> `clean_auc`, `robust_auc`, and with `resampling` `intervals` of the two; `ensemble`
-        (of `score`): the same; `mean` over the experts: the two AUCs.
-    """
-    parts = parts_of(is_distorted, len(label))
-    parts.pop("auc")
-    label = np.asarray(label)
-    everyone = {"ensemble": score, **{f"expert {name}": values for name, values in experts.items()}}
-    scores = np.stack([checked(label, values)[1] for values in everyone.values()])
-    found: dict[str, dict] = {name: {} for name in everyone}
-    drawn = {}
-    for key, rows in parts.items():
-        own = scores[:, rows]
-        for result, values in zip(found.values(), own, strict=True):
-            result[key] = roc_auc(label[rows], values)
-        if resampling is not None:
-            drawn[key] = model_draws(label[rows], own, resampling)
-    for place, result in enumerate(found.values()):
-        if drawn:
-            result["intervals"] = {key: list(interval(values[place])) for key, values in drawn.items()}
-    alone = {name: found[f"expert {name}"] for name in experts}
-    columns = {key: [result[key] for result in alone.values()] for key in parts}
-    mean = {
-        key: float(np.mean(values)) if values and None not in values else None
-        for key, values in columns.items()
-    }
-    return {"experts": alone, "mean": mean, "ensemble": found["ensemble"]}
 
 
 def parts_of(is_distorted: np.ndarray, rows: int) -> dict[str, np.ndarray]:

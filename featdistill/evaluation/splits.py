@@ -11,7 +11,8 @@ import pandas as pd
 from featdistill.command_line import UserError, nearest, progress
 from featdistill.evaluation.bootstrap import Resampling, auc_interval
 from featdistill.evaluation.breakdowns import Breakdowns
-from featdistill.evaluation.metrics import accuracies, best_threshold, headline, parts_of, per_expert
+from featdistill.evaluation.experts import per_expert
+from featdistill.evaluation.metrics import accuracies, best_threshold, headline, parts_of
 from featdistill.records.labels import count_unreadable, join, label_rows, labelled, read_labels, source_of
 from featdistill.records.predictions import read_predictions
 

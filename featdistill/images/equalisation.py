@@ -6,7 +6,6 @@ quality that are drawn for its name from what is common to all classes, so that 
 """
 
 import dataclasses
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from PIL import Image
 
 from featdistill.command_line import UserError
 from featdistill.images.reading import decode, encode_jpeg
+from featdistill.seeds import evaluation_generator
 
 FITS = ("resize", "crop")
 # What every operation of the distortion libraries can work on.
@@ -118,10 +118,8 @@ def equalised_jpeg(image: np.ndarray, name: str, settings: Equalisation) -> byte
     Returns:
         A JPEG with 4:2:0 chroma, the encoder's own tables and no metadata.
     """
-    # SHA-256, because `hash` of a string differs between processes; the prefix, because the distortions of
-    # an image are drawn by its name too.
-    digest = hashlib.sha256(f"equalise:{name}".encode()).digest()
-    rng = np.random.default_rng((settings.seed, int.from_bytes(digest[:16], "little")))
+    # The prefix: distortions of an image are drawn by its name too.
+    rng = evaluation_generator(settings.seed, f"equalise:{name}")
     size = settings.sizes[rng.integers(len(settings.sizes))]
     top, left = rng.random(2)
     quality = int(rng.integers(*settings.quality_range_0_100, endpoint=True))

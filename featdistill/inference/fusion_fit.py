@@ -29,8 +29,8 @@ from featdistill.command_line import UserError
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.inference.fusion import FORMAT_VERSION, METHODS, Fusion, logits_of, probabilities
 from featdistill.records import labels
-from featdistill.records.manifest import hash_ranks
 from featdistill.records.predictions import read_sidecar
+from featdistill.seeds import hash_ranks
 
 # Ours: from weights that are as good as free to weights that are as good as equal, for losses below log(2).
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)

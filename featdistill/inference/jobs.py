@@ -10,11 +10,11 @@ import pandas as pd
 from featdistill import command_line
 from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
+from featdistill.inference.compute import full_memory_is_an_error
 from featdistill.inference.fusion import probabilities
 from featdistill.inference.journal import PartialScores, journal_headers, journal_path, score_resumably
 from featdistill.inference.predictor import Predictor
 from featdistill.inference.processes import Process, wait_for
-from featdistill.inference.tuning import full_memory_is_an_error
 from featdistill.models.expert import read_card
 from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
 from featdistill.records.predictions import (

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from featdistill import atomic
 from featdistill.command_line import progress
-from featdistill.data.train_dataset import Broken
+from featdistill.data.loading import Broken
 from featdistill.inference.processes import Process, wait_for
 from featdistill.inference.scoring import ScoredBatch, score_dataset
 from featdistill.models.expert import Expert

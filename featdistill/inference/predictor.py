@@ -19,11 +19,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from featdistill.data.views import PLAIN, View, make_dataset
+from featdistill.inference.compute import automatic_batch_size, compile_experts
 from featdistill.inference.float8 import require_float8, with_float8
 from featdistill.inference.fusion import Fusion
 from featdistill.inference.precision import cast
 from featdistill.inference.scoring import score_dataset
-from featdistill.inference.tuning import automatic_batch_size, compile_experts
 from featdistill.models.expert import Expert
 
 # How far fp8 may move a fused score away from bfloat16's; beyond, ranks would change.

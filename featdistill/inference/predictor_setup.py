@@ -9,14 +9,14 @@ import torch
 
 from featdistill.command_line import UserError, one_of
 from featdistill.data.views import parse_tta
-from featdistill.distortions.kernels.scratch import keep_freed_memory
+from featdistill.inference.compute import DEFAULT_BATCH_SIZE
 from featdistill.inference.fusion import Fusion, parse_fusion, parse_weights
 from featdistill.inference.precision import PRECISIONS
 from featdistill.inference.predictor import Predictor
 from featdistill.inference.processes import Process
-from featdistill.inference.tuning import DEFAULT_BATCH_SIZE
 from featdistill.models.expert import Expert, load_expert, read_card
 from featdistill.models.released import read_released, released_hashes
+from featdistill.process_setup import keep_freed_memory
 
 # By the expert's name, its `folder` (or file) and its `backbone`, in words.
 Sources = dict[str, dict[str, str]]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from featdistill.data.train_dataset import Broken, ScoreDataset, make_loader
+from featdistill.data.loading import Broken, ScoreDataset, make_loader
 from featdistill.data.views import PLAIN, View
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.images.equalisation import Equalisation

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from featdistill.inference.compute import DEFAULT_BATCH_SIZE, full_memory_is_an_error
 from featdistill.inference.fusion import probabilities
 from featdistill.inference.predictor import Predictor
 from featdistill.inference.scoring import score_dataset
-from featdistill.inference.tuning import DEFAULT_BATCH_SIZE, full_memory_is_an_error
 
 # Worker processes take longer to start than these few images take to decode.
 _WITHOUT_WORKERS = 16

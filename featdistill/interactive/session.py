@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 
 from featdistill.command_line import UserError, one_of
 from featdistill.data.preprocessing import InputKey, prepare
+from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS, Operation
-from featdistill.distortions.policy import LIBRARIES, Step, apply_plan
+from featdistill.distortions.plan import Step, apply_plan
 from featdistill.images.reading import BrokenImage, decode
 from featdistill.inference.fusion import probabilities
 from featdistill.inference.predictor import Predictor

@@ -18,8 +18,7 @@ import timm
 import torch
 
 from featdistill.command_line import Parser, UserError, nearest
-from featdistill.models.encoders import Backbone, TimmBackbone
-from featdistill.models.input_sizes import check_multiple, patch_px
+from featdistill.models.encoders import Backbone, TimmBackbone, check_multiple, patch_px
 from featdistill.models.open_clip_encoders import CLIP_MEAN, CLIP_STD, build_open_clip
 from featdistill.models.tiny import tiny_transformer
 from featdistill.models.weights import FILE_WEIGHTS, first_line, from_hub, load_timm_file

@@ -7,9 +7,6 @@ and can compute its activations twice to save memory.
 import re
 from typing import Any
 
-import open_clip.modified_resnet
-import open_clip.timm_model
-import open_clip.transformer
 import timm.models
 from torch import Tensor, nn
 
@@ -137,137 +134,29 @@ class TimmBackbone(Backbone):
     def intermediates(
         self, images: Tensor, layers: int, keep: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        features, tokens = _timm_intermediates(self.model, images, layers, keep)
+        features, tokens = timm_intermediates(self.model, images, layers, keep)
         return self.model.forward_head(features, pre_logits=not self.projects), tokens
 
     def layers(self) -> list[list[str]]:
-        return _named("model", _timm_groups(self.model))
+        return with_prefix("model", timm_groups(self.model))
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        _checkpoint_timm(self.model, enabled)
+        checkpoint_timm(self.model, enabled)
 
 
-class OpenClipBackbone(Backbone):
-    """The image tower of an open_clip model; its feature is the projected embedding, not normalised."""
-
-    def __init__(
-        self,
-        visual: nn.Module,
-        feature_dim: int,
-        input_size: int,
-        mean: tuple,
-        std: tuple,
-        interpolation: str = "bicubic",
-    ) -> None:
-        super().__init__()
-        self.visual = visual
-        self.feature_dim, self.input_size, self.mean, self.std = feature_dim, input_size, mean, std
-        self.interpolation = interpolation
-
-
-class OpenClipTransformer(OpenClipBackbone):
-    """open_clip's own vision transformer: CLIP and, with attention pooling, CoCa."""
-
-    @property
-    def grid(self) -> int | None:
-        return self.visual.grid_size[0]
-
-    @property
-    def drops_tokens(self) -> bool:
-        return True
-
-    def intermediates(
-        self, images: Tensor, layers: int, keep: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        visual = self.visual
-        _check_layers(visual, layers, len(visual.transformer.resblocks))
-        if keep is None:
-            output = visual.forward_intermediates(images, indices=layers, output_fmt="NLC")
-            pooled, tokens = output["image_features"], output["image_intermediates"]
-        else:
-            pooled, tokens = token_dropping.open_clip_intermediates(visual, images, layers, keep)
-        # With attention pooling the norm comes behind it, and has the width of what was pooled.
-        if visual.attn_pool is None:
-            tokens[-1] = visual.ln_post(tokens[-1])
-        return pooled, tokens
-
-    def layers(self) -> list[list[str]]:
-        stem = r"^(?:conv1|class_embedding|positional_embedding|ln_pre)"
-        matcher = {"stem": stem, "blocks": r"^transformer\.resblocks\.(\d+)"}
-        return _named("visual", _groups(self.visual, matcher))
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        self.visual.set_grad_checkpointing(enabled)
-
-
-class OpenClipResNet(OpenClipBackbone):
-    """CLIP's ResNet: the tokens are the map before attention pooling, the feature what the pooling gives."""
-
-    def intermediates(
-        self, images: Tensor, layers: int, keep: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        _check_layers(self.visual, layers, 5)  # the stem and four stages
-        if keep is not None:
-            raise ValueError("a convolutional network cannot leave tokens out")
-        output = self.visual.forward_intermediates(images, indices=layers)
-        return output["image_features"], [_rows(tokens) for tokens in output["image_intermediates"]]
-
-    def layers(self) -> list[list[str]]:
-        matcher = {"stem": r"^(?:conv|bn)\d", "blocks": r"^layer(\d)\.(\d+)"}
-        return _named("visual", _groups(self.visual, matcher))
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        # open_clip's own switch does nothing here, without a word.
-        if enabled:
-            raise _no_checkpointing(self.visual)
-
-
-class OpenClipTimm(OpenClipBackbone):
-    """An open_clip model whose image tower is a timm model with a projection behind it."""
-
-    @property
-    def grid(self) -> int | None:
-        return token_dropping.timm_grid(self.visual.trunk)
-
-    @property
-    def drops_tokens(self) -> bool:
-        return token_dropping.timm_can(self.visual.trunk)
-
-    def intermediates(
-        self, images: Tensor, layers: int, keep: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        features, tokens = _timm_intermediates(self.visual.trunk, images, layers, keep)
-        return self.visual.head(self.visual.trunk.forward_head(features)), tokens
-
-    def layers(self) -> list[list[str]]:
-        layers = _named("visual.trunk", _timm_groups(self.visual.trunk))
-        layers[-1] += [f"visual.head.{name}" for name, _ in self.visual.head.named_parameters()]
-        return layers
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        _checkpoint_timm(self.visual.trunk, enabled)
-
-
-OPEN_CLIP_TOWERS: dict[type[nn.Module], type[OpenClipBackbone]] = {
-    open_clip.transformer.VisionTransformer: OpenClipTransformer,
-    open_clip.modified_resnet.ModifiedResNet: OpenClipResNet,
-    open_clip.timm_model.TimmModel: OpenClipTimm,
-}
-
-
-def _timm_intermediates(
+def timm_intermediates(
     model: nn.Module, images: Tensor, layers: int, keep: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the features of timm's `forward_features` and the tokens of the last layers."""
-    _check_layers(model, layers, len(model.feature_info))
+    check_layers(model, layers, len(model.feature_info))
     if keep is not None:
         features, tokens = token_dropping.timm_intermediates(model, images, layers, keep)
         return features, [*tokens[:-1], _tokens_of(model, features)]
     features, maps = model.forward_intermediates(images, indices=layers)
-    return features, [_rows(tokens) for tokens in maps[:-1]] + [_tokens_of(model, features)]
+    return features, [map_to_tokens(tokens) for tokens in maps[:-1]] + [_tokens_of(model, features)]
 
 
-def _check_layers(model: nn.Module, layers: int, there: int) -> None:
+def check_layers(model: nn.Module, layers: int, there: int) -> None:
     if not 1 <= layers <= there:
         raise UserError(f"{type(model).__name__} has {there} layers; {layers} of them cannot be compared")
 
@@ -278,15 +167,15 @@ def _tokens_of(model: nn.Module, features: Tensor) -> Tensor:
         return features[:, getattr(model, "num_prefix_tokens", 0) :]
     if getattr(model, "output_fmt", "NCHW") == "NHWC":
         return features.flatten(1, 2)
-    return _rows(features)
+    return map_to_tokens(features)
 
 
-def _rows(features: Tensor) -> Tensor:
+def map_to_tokens(features: Tensor) -> Tensor:
     """Read a map (B, C, H, W) as tokens (B, H * W, C), row by row."""
     return features.flatten(2).transpose(1, 2)
 
 
-def _groups(module: nn.Module, matcher: Any) -> list[list[str]]:
+def parameter_groups(module: nn.Module, matcher: Any) -> list[list[str]]:
     """Group a module's parameters by a matcher of timm's form; last comes what lies behind the blocks."""
     found = timm.models.group_parameters(module, matcher)
     groups = [found[depth] for depth in sorted(found)]
@@ -300,9 +189,9 @@ def _patterns(matcher: dict[str, Any]) -> list[str]:
     return [pattern for rule in rules for pattern, _ in rule]
 
 
-def _timm_groups(model: nn.Module) -> list[list[str]]:
+def timm_groups(model: nn.Module) -> list[list[str]]:
     if hasattr(model, "group_matcher"):
-        return _groups(model, _without_tail(model.group_matcher(coarse=False)))
+        return parameter_groups(model, _without_tail(model.group_matcher(coarse=False)))
     # A few architectures do not say what their layers are: each part, or stage of a part, counts as one.
     parts: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
@@ -323,18 +212,32 @@ def _without_tail(matcher: Any) -> Any:
     }
 
 
-def _named(prefix: str, groups: list[list[str]]) -> list[list[str]]:
+def with_prefix(prefix: str, groups: list[list[str]]) -> list[list[str]]:
     return [[f"{prefix}.{name}" for name in group] for group in groups]
 
 
-def _checkpoint_timm(model: nn.Module, enabled: bool) -> None:
+def checkpoint_timm(model: nn.Module, enabled: bool) -> None:
     try:
         model.set_grad_checkpointing(enabled)
     except (AssertionError, AttributeError) as error:  # timm's ways of saying that it cannot
-        raise _no_checkpointing(model) from error
+        raise no_checkpointing(model) from error
 
 
-def _no_checkpointing(model: nn.Module) -> UserError:
+def no_checkpointing(model: nn.Module) -> UserError:
     return UserError(
         f"{type(model).__name__} has no gradient checkpointing; leave gradient_checkpointing off"
     )
+
+
+def patch_px(model: nn.Module) -> int:
+    """Return the side of a timm model's patch in px; 1 for a model that does not cut images into patches."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) or 1
+    return patch[0] if isinstance(patch, tuple) else patch
+
+
+def check_multiple(what: str, size_px: int, patch: int) -> None:
+    """Raise a `UserError` that begins with `what` where a size is no multiple of the patch, both in px."""
+    if size_px % patch:
+        below = size_px // patch * patch
+        choices = f"{below} or {below + patch}" if below else f"{patch}"
+        raise UserError(f"{what}: it is no multiple of the patch of {patch} px; give {choices}")

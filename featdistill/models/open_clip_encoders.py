@@ -7,17 +7,140 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import open_clip.modified_resnet
+import open_clip.timm_model
+import open_clip.transformer
 import torch
 from timm.layers import resample_abs_pos_embed
-from torch import nn
+from torch import Tensor, nn
 
 from featdistill.command_line import UserError
-from featdistill.models.encoders import OPEN_CLIP_TOWERS, OpenClipBackbone, OpenClipResNet
-from featdistill.models.input_sizes import check_multiple, patch_px
+from featdistill.models import token_dropping
+from featdistill.models.encoders import (
+    Backbone,
+    check_layers,
+    check_multiple,
+    checkpoint_timm,
+    map_to_tokens,
+    no_checkpointing,
+    parameter_groups,
+    patch_px,
+    timm_groups,
+    timm_intermediates,
+    with_prefix,
+)
 from featdistill.models.weights import first_line, from_hub
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _RESNET_STRIDE_PX = 32
+
+
+class OpenClipBackbone(Backbone):
+    """The image tower of an open_clip model; its feature is the projected embedding, not normalised."""
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        feature_dim: int,
+        input_size: int,
+        mean: tuple,
+        std: tuple,
+        interpolation: str = "bicubic",
+    ) -> None:
+        super().__init__()
+        self.visual = visual
+        self.feature_dim, self.input_size, self.mean, self.std = feature_dim, input_size, mean, std
+        self.interpolation = interpolation
+
+
+class OpenClipTransformer(OpenClipBackbone):
+    """open_clip's own vision transformer: CLIP and, with attention pooling, CoCa."""
+
+    @property
+    def grid(self) -> int | None:
+        return self.visual.grid_size[0]
+
+    @property
+    def drops_tokens(self) -> bool:
+        return True
+
+    def intermediates(
+        self, images: Tensor, layers: int, keep: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        visual = self.visual
+        check_layers(visual, layers, len(visual.transformer.resblocks))
+        if keep is None:
+            output = visual.forward_intermediates(images, indices=layers, output_fmt="NLC")
+            pooled, tokens = output["image_features"], output["image_intermediates"]
+        else:
+            pooled, tokens = token_dropping.open_clip_intermediates(visual, images, layers, keep)
+        # With attention pooling the norm comes behind it, and has the width of what was pooled.
+        if visual.attn_pool is None:
+            tokens[-1] = visual.ln_post(tokens[-1])
+        return pooled, tokens
+
+    def layers(self) -> list[list[str]]:
+        stem = r"^(?:conv1|class_embedding|positional_embedding|ln_pre)"
+        matcher = {"stem": stem, "blocks": r"^transformer\.resblocks\.(\d+)"}
+        return with_prefix("visual", parameter_groups(self.visual, matcher))
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        self.visual.set_grad_checkpointing(enabled)
+
+
+class OpenClipResNet(OpenClipBackbone):
+    """CLIP's ResNet: the tokens are the map before attention pooling, the feature what the pooling gives."""
+
+    def intermediates(
+        self, images: Tensor, layers: int, keep: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        check_layers(self.visual, layers, 5)  # the stem and four stages
+        if keep is not None:
+            raise ValueError("a convolutional network cannot leave tokens out")
+        output = self.visual.forward_intermediates(images, indices=layers)
+        return output["image_features"], [map_to_tokens(tokens) for tokens in output["image_intermediates"]]
+
+    def layers(self) -> list[list[str]]:
+        matcher = {"stem": r"^(?:conv|bn)\d", "blocks": r"^layer(\d)\.(\d+)"}
+        return with_prefix("visual", parameter_groups(self.visual, matcher))
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        # open_clip's own switch does nothing here, without a word.
+        if enabled:
+            raise no_checkpointing(self.visual)
+
+
+class OpenClipTimm(OpenClipBackbone):
+    """An open_clip model whose image tower is a timm model with a projection behind it."""
+
+    @property
+    def grid(self) -> int | None:
+        return token_dropping.timm_grid(self.visual.trunk)
+
+    @property
+    def drops_tokens(self) -> bool:
+        return token_dropping.timm_can(self.visual.trunk)
+
+    def intermediates(
+        self, images: Tensor, layers: int, keep: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        features, tokens = timm_intermediates(self.visual.trunk, images, layers, keep)
+        return self.visual.head(self.visual.trunk.forward_head(features)), tokens
+
+    def layers(self) -> list[list[str]]:
+        layers = with_prefix("visual.trunk", timm_groups(self.visual.trunk))
+        layers[-1] += [f"visual.head.{name}" for name, _ in self.visual.head.named_parameters()]
+        return layers
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        checkpoint_timm(self.visual.trunk, enabled)
+
+
+OPEN_CLIP_TOWERS: dict[type[nn.Module], type[OpenClipBackbone]] = {
+    open_clip.transformer.VisionTransformer: OpenClipTransformer,
+    open_clip.modified_resnet.ModifiedResNet: OpenClipResNet,
+    open_clip.timm_model.TimmModel: OpenClipTimm,
+}
 
 
 def build_open_clip(name: str, tag: str, input_size: int | None, weights: str) -> OpenClipBackbone:

@@ -15,8 +15,9 @@ from timm.layers import AttentionPoolLatent
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
-from featdistill.models.encoders import Backbone, OpenClipTimm, OpenClipTransformer, TimmBackbone
+from featdistill.models.encoders import Backbone, TimmBackbone
 from featdistill.models.expert import Expert
+from featdistill.models.open_clip_encoders import OpenClipTimm, OpenClipTransformer
 
 CLASS_TOKEN = "attention of the class token, last block"
 POOLING = "attention of the pooling"

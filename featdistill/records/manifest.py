@@ -14,10 +14,8 @@ Columns (UTF-8, header first; unknown further columns survive a round trip):
 | `licence` | what is known of it |
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +23,7 @@ import pandas as pd
 from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.images.archives import ARCHIVE_SEPARATOR
+from featdistill.seeds import hash_ranks
 
 COLUMNS = ("image", "name", "label", "source", "generator", "group", "is_distorted", "distortions", "licence")
 
@@ -98,11 +97,6 @@ def read_manifests(paths: list[str | Path]) -> pd.DataFrame:
 def parse_distortions(text: str) -> list[tuple[str, float]]:
     """Return the (name, scale) pairs of a `distortions` cell."""
     return [(name, scale) for name, scale in json.loads(text or "[]")]
-
-
-def hash_ranks(names: Iterable[str], seed: int) -> list[str]:
-    """Return a text for each name by which names are in a random order, the same wherever they stand."""
-    return [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in names]
 
 
 def split_holdout(frame: pd.DataFrame, share: float, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -1,6 +1,6 @@
 """What the report says of an ensemble's experts: how good each is, and whether they see the same things."""
 
-from featdistill.evaluation.agreement import rank_correlations, rescues
+from featdistill.evaluation.experts import rank_correlations, rescues
 from featdistill.evaluation.metrics import THRESHOLD
 from featdistill.evaluation.splits import Split
 from featdistill.report.charts import heat_map, tenth_below

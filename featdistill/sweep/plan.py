@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from featdistill.command_line import UserError, one_of
+from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS
-from featdistill.distortions.policy import LIBRARIES, Step, evaluation_generator
-from featdistill.records.manifest import hash_ranks
+from featdistill.distortions.plan import Step
+from featdistill.seeds import evaluation_generator, hash_ranks
 
 _FLAGS = (
     "experts",

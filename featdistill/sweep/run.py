@@ -20,17 +20,16 @@ from torch.utils.data import Dataset
 
 from featdistill import atomic
 from featdistill.command_line import UserError
-from featdistill.data.loading import load_image
+from featdistill.data.loading import Broken, load_image
 from featdistill.data.preprocessing import InputKey, fit, prepare, to_planes
-from featdistill.data.train_dataset import Broken
-from featdistill.distortions.policy import Plan, apply_plan
+from featdistill.distortions.plan import Plan, apply_plan
 from featdistill.evaluation.bootstrap import CONFIDENCE, Resampling, interval, model_draws
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.images.reading import BrokenImage
+from featdistill.inference.compute import full_memory_is_an_error
 from featdistill.inference.journal import PartialScores, journal_headers, score_resumably
 from featdistill.inference.predictor import Predictor
 from featdistill.inference.predictor_setup import build_predictor
-from featdistill.inference.tuning import full_memory_is_an_error
 from featdistill.records.manifest import read_manifest
 from featdistill.records.predictions import difference, manifest_entry
 from featdistill.sweep import plan as sweep_plan

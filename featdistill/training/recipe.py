@@ -18,7 +18,7 @@ import yaml
 
 from featdistill.command_line import Parser, UserError, nearest, one_of
 
-RECIPE_FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+RECIPE_FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 # Keys that change how a run is carried out, not what comes out of it: a run may be resumed with other values.
 RUNTIME_KEYS = ("workers", "log_every", "checkpoint_every_s", "score_batch_size", "trackers", "cache")
 _STAGES = ("stage1", "stage2")

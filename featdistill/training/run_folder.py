@@ -128,23 +128,6 @@ class RunFolder:
         atomic.write_text(path, atomic.csv_text(("image", "reason"), (known | dict(lines)).items()))
 
 
-def latest_experts(root: str | Path = "runs") -> list[Path]:
-    """Return the experts of the last run: of the run finished last, and of its siblings in the same folder.
-
-    So four runs below `runs/paper/stage2/` are one ensemble.
-
-    Raises:
-        UserError: there is no finished run.
-    """
-    found = sorted(Path(root).glob("**/expert/expert.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError(
-            f"no trained expert below {root}/; run train.py and distill.py first, or give --experts DIR"
-        )
-    siblings = found[-1].parent.parent.parent
-    return sorted(card.parent for card in found if card.parent.parent.parent == siblings)
-
-
 def git_commit() -> str | None:
     """Return the commit of the code that runs, with `+` where files were changed; None outside a checkout."""
     here = Path(__file__).resolve().parents[2]

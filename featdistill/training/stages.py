@@ -15,12 +15,12 @@ from featdistill.data.image_cache import build_cache
 from featdistill.data.preprocessing import Preprocessing
 from featdistill.data.sampling import balance_weights, limit_per_class
 from featdistill.data.train_dataset import TrainDataset, check_cache
-from featdistill.distortions.kernels.scratch import keep_freed_memory
 from featdistill.distortions.presets import parse_policy
 from featdistill.images.equalisation import read_settings
 from featdistill.models import expert as experts
 from featdistill.models.expert import Expert
 from featdistill.models.masking import make_masking
+from featdistill.process_setup import keep_freed_memory
 from featdistill.records.manifest import read_manifests
 from featdistill.training import trainer as engine
 from featdistill.training.recipe import Recipe

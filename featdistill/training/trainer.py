@@ -29,8 +29,9 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from featdistill.command_line import UserError, progress
+from featdistill.data.loading import make_loader
 from featdistill.data.sampling import TrainBatches
-from featdistill.data.train_dataset import TrainDataset, make_loader
+from featdistill.data.train_dataset import TrainDataset
 from featdistill.models.expert import Expert, load_expert, save_expert
 from featdistill.training import finetuning, sharding
 from featdistill.training import optimizer as optimisation

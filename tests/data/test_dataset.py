@@ -11,19 +11,17 @@ from PIL import Image
 from data_prep import equalise as equalise_command
 from featdistill.command_line import UserError
 from featdistill.data.amplitude_mixup import mix_amplitudes
+from featdistill.data.loading import Broken, ScoreDataset, collate, make_loader
 from featdistill.data.preprocessing import Place, Preprocessing, fit, prepare
 from featdistill.data.sampling import TrainBatches
-from featdistill.data.train_dataset import Broken, ScoreDataset, TrainDataset, collate, make_loader
-from featdistill.distortions.policy import (
-    DistortionPolicy,
-    apply_plan,
-    evaluation_generator,
-    training_generator,
-)
+from featdistill.data.train_dataset import TrainDataset
+from featdistill.distortions.plan import apply_plan
+from featdistill.distortions.policy import DistortionPolicy
 from featdistill.distortions.presets import PRESETS
 from featdistill.images.equalisation import read_settings
 from featdistill.images.reading import read_image
 from featdistill.records.manifest import read_manifest
+from featdistill.seeds import evaluation_generator, training_generator
 
 PREPROCESSING = Preprocessing(48, "shorter", (0.5,) * 3, (0.5,) * 3)
 

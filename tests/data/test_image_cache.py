@@ -16,9 +16,10 @@ from PIL import Image
 from featdistill.command_line import UserError
 from featdistill.data import image_cache
 from featdistill.data.image_cache import build_cache
+from featdistill.data.loading import Broken, make_loader
 from featdistill.data.preprocessing import Preprocessing
 from featdistill.data.sampling import TrainBatches
-from featdistill.data.train_dataset import Broken, TrainDataset, make_loader
+from featdistill.data.train_dataset import TrainDataset
 from featdistill.distortions.presets import PRESETS
 from featdistill.images.equalisation import Equalisation
 from featdistill.images.reading import _open_archive

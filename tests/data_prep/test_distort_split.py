@@ -6,11 +6,13 @@ import pytest
 
 from data_prep import distort_split
 from featdistill.command_line import UserError
-from featdistill.distortions.policy import LIBRARIES, apply_plan, describe, evaluation_generator
+from featdistill.distortions.libraries import LIBRARIES
+from featdistill.distortions.plan import apply_plan, describe
 from featdistill.distortions.presets import PRESETS
 from featdistill.images.reading import decode, encode_jpeg, read_image
 from featdistill.records import label_files
 from featdistill.records.manifest import parse_distortions, read_manifest
+from featdistill.seeds import evaluation_generator
 
 
 def copy(manifest, out, *flags: str) -> int:

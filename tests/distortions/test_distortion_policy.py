@@ -14,20 +14,14 @@ import pytest
 from conftest import smooth_picture
 
 from featdistill.command_line import UserError
-from featdistill.distortions.extended import EXTENDED
+from featdistill.distortions.libraries import EXTENDED, LIBRARIES
 from featdistill.distortions.official import OFFICIAL
 from featdistill.distortions.operation import LEVELS, Operation, register
-from featdistill.distortions.policy import (
-    LIBRARIES,
-    DistortionPolicy,
-    Step,
-    apply_plan,
-    describe,
-    evaluation_generator,
-    training_generator,
-)
+from featdistill.distortions.plan import Step, apply_plan, describe
+from featdistill.distortions.policy import DistortionPolicy
 from featdistill.distortions.presets import PRESETS, parse_policy
 from featdistill.images.reading import BrokenImage
+from featdistill.seeds import evaluation_generator, training_generator
 
 ROOT = Path(__file__).resolve().parents[2]
 

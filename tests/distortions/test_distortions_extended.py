@@ -2,8 +2,7 @@
 
 from collections import Counter
 
-from featdistill.distortions.extended import EXTENDED
-from featdistill.distortions.extras import EXTRAS
+from featdistill.distortions.libraries import EXTENDED, EXTRAS
 from featdistill.distortions.official import OFFICIAL
 
 # Section 4.2 of the paper: categories and the distortions it names.

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featdistill.distortions.kernels import scratch as working_memory
+from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS
-from featdistill.distortions.policy import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = [

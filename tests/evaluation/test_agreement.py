@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from featdistill.evaluation.agreement import rank_correlations, rescues
+from featdistill.evaluation.experts import rank_correlations, rescues
 
 
 def test_rank_correlations_are_spearmans_with_ties():

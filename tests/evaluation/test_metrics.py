@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from featdistill.evaluation import metrics
+from featdistill.evaluation.experts import per_expert
 
 LABEL = np.array([0, 0, 1, 1, 0, 0, 1, 1])
 SCORE = np.array([0.1, 0.4, 0.35, 0.8, 0.6, 0.2, 0.6, 0.5])
@@ -95,7 +96,7 @@ def test_scores_that_are_not_finite_are_refused_everywhere(bad):
         lambda: metrics.headline(LABEL, score, DISTORTED),
         lambda: metrics.best_threshold(LABEL, score),
         lambda: metrics.accuracies(LABEL, score),
-        lambda: metrics.per_expert(LABEL, SCORE, DISTORTED, {"clip": score}),
+        lambda: per_expert(LABEL, SCORE, DISTORTED, {"clip": score}),
     ]
     for call in calls:
         with pytest.raises(ValueError, match="finite"):
@@ -192,7 +193,7 @@ def balanced(label, score, threshold):
 def test_experts_stand_beside_their_mean_and_the_ensemble():
     label, score, distorted, rng = made_up()
     experts = {name: score + rng.normal(0, 0.3, len(score)) for name in ("clip", "dino")}
-    found = metrics.per_expert(label, score, distorted, experts)
+    found = per_expert(label, score, distorted, experts)
     for key, rows in (("clean_auc", distorted == 0), ("robust_auc", distorted == 1)):
         alone = [roc_auc_score(label[rows], values[rows]) for values in experts.values()]
         assert [result[key] for result in found["experts"].values()] == alone
@@ -201,6 +202,6 @@ def test_experts_stand_beside_their_mean_and_the_ensemble():
 
 
 def test_experts_without_distorted_images_have_no_robust_auc():
-    found = metrics.per_expert(LABEL, SCORE, np.zeros(8), {"clip": SCORE})
+    found = per_expert(LABEL, SCORE, np.zeros(8), {"clip": SCORE})
     assert found["mean"]["robust_auc"] is None and found["mean"]["clean_auc"] == pairs_won(LABEL, SCORE)
-    assert metrics.per_expert(LABEL, SCORE, DISTORTED, {})["mean"] == {"clean_auc": None, "robust_auc": None}
+    assert per_expert(LABEL, SCORE, DISTORTED, {})["mean"] == {"clean_auc": None, "robust_auc": None}

@@ -8,11 +8,11 @@ from conftest import smooth_picture
 from torch import nn
 
 from featdistill.command_line import UserError
+from featdistill.data.loading import ScoreDataset
 from featdistill.data.preprocessing import fit, prepare
-from featdistill.data.train_dataset import ScoreDataset
 from featdistill.data.views import View, cut_view, make_dataset, parse_tta
 from featdistill.images.reading import read_image
-from featdistill.inference import tuning
+from featdistill.inference import compute as tuning
 from featdistill.inference.float8 import E4M3, Float8Linear, quantise, with_float8
 from featdistill.inference.precision import cast
 from featdistill.inference.scoring import score, score_dataset

@@ -19,7 +19,7 @@ from PIL import Image
 
 import predict
 from featdistill.command_line import UserError
-from featdistill.data.train_dataset import Broken
+from featdistill.data.loading import Broken
 from featdistill.inference import processes
 from featdistill.inference.jobs import manifest_beside
 from featdistill.inference.journal import PartialScores, journal_path

@@ -17,7 +17,8 @@ from PIL import Image
 
 import app
 from featdistill.command_line import UserError
-from featdistill.distortions.policy import LIBRARIES, Step, apply_plan
+from featdistill.distortions.libraries import LIBRARIES
+from featdistill.distortions.plan import Step, apply_plan
 from featdistill.images.reading import BrokenImage, decode
 from featdistill.inference import single_images
 from featdistill.inference.jobs import images_by_path

@@ -10,9 +10,9 @@ from featdistill.command_line import UserError
 from featdistill.data.preprocessing import prepare
 from featdistill.interactive.explain import explain, main, overlay
 from featdistill.models.backbones import resolve_spec
-from featdistill.models.encoders import OpenClipTransformer
 from featdistill.models.expert import Expert, create_expert, save_expert
 from featdistill.models.masking import PatchMasking, texture_scores
+from featdistill.models.open_clip_encoders import OpenClipTransformer
 from featdistill.models.token_maps import CLASS_TOKEN, LOGIT, NORM, POOLING, token_map
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import distill
 import train
 from featdistill.command_line import UserError
-from featdistill.models.encoders import Backbone, OpenClipTransformer
+from featdistill.models.encoders import Backbone
 from featdistill.models.expert import create_expert, load_expert
 from featdistill.models.masking import (
     SCORES,
@@ -22,6 +22,7 @@ from featdistill.models.masking import (
     texture_scores,
     uniforms,
 )
+from featdistill.models.open_clip_encoders import OpenClipTransformer
 from featdistill.training.objectives import layers_alignment
 from featdistill.training.recipe import Recipe
 from featdistill.training.tasks import ClassifyTask, DistillTask

@@ -15,7 +15,8 @@ from PIL import Image
 import evaluate
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import fit, prepare
-from featdistill.distortions.policy import LIBRARIES, apply_plan
+from featdistill.distortions.libraries import LIBRARIES
+from featdistill.distortions.plan import apply_plan
 from featdistill.evaluation.bootstrap import Resampling
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.images.reading import read_image

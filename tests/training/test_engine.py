@@ -15,8 +15,8 @@ from conftest import set_maker
 import distill
 import train
 from featdistill.command_line import UserError
-from featdistill.models.expert import create_expert, load_expert, read_card
-from featdistill.training.run_folder import RunFolder, latest_experts
+from featdistill.models.expert import create_expert, latest_experts, load_expert, read_card
+from featdistill.training.run_folder import RunFolder
 from featdistill.training.tasks import ClassifyTask
 from featdistill.training.trainer import Trainer
 

@@ -4,7 +4,6 @@ So intermediate results are made for strips of the image, which stay in the proc
 whole image is needed at once, in memory that is kept from call to call.
 """
 
-import ctypes
 import math
 import threading
 from collections.abc import Callable
@@ -14,26 +13,6 @@ import numpy as np
 _STRIP_SAMPLES = 1 << 18
 _KEPT_BYTES = 1 << 23
 _memory = threading.local()
-# Parameters of glibc's mallopt: from how many free bytes on the top of the heap is given back to the system,
-# and from what size on an array gets memory of its own, which is given back at once.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_NEVER = 1 << 30
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory of freed arrays for the next ones.
-
-    Memory that was given back comes again page by page, each cleared by the system: for images of a megapixel
-    that can take longer than what is done to them. For processes that work on one image after the other.
-
-    Returns:
-        Whether it can be had: the C library must be glibc. Nothing changes where it is another.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(mallopt(_TRIM_THRESHOLD, _NEVER) and mallopt(_MMAP_THRESHOLD, _NEVER))
 
 
 def in_strips(

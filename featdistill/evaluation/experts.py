@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from featdistill.evaluation.metrics import THRESHOLD
+from featdistill.evaluation.bootstrap import Resampling, interval, model_draws
+from featdistill.evaluation.metrics import THRESHOLD, checked, parts_of, roc_auc
 
 
 def rank_correlations(scores: Sequence[np.ndarray]) -> list[list[float | None]]:
@@ -57,3 +58,41 @@ def rescues(label: np.ndarray, scores: Sequence[np.ndarray]) -> tuple[list[int],
         for one in range(len(wrong))
     ]
     return counts.tolist(), shares
+
+
+def per_expert(
+    label: np.ndarray,
+    score: np.ndarray,
+    is_distorted: np.ndarray,
+    experts: dict[str, np.ndarray],
+    resampling: Resampling | None = None,
+) -> dict[str, dict]:
+    """Set each expert's clean and robust AUC against their mean and the ensemble's.
+
+    Returns:
+        `experts`: name -> `clean_auc`, `robust_auc`, and with `resampling` `intervals` of the two; `ensemble`
+        (of `score`): the same; `mean` over the experts: the two AUCs.
+    """
+    parts = parts_of(is_distorted, len(label))
+    parts.pop("auc")
+    label = np.asarray(label)
+    everyone = {"ensemble": score, **{f"expert {name}": values for name, values in experts.items()}}
+    scores = np.stack([checked(label, values)[1] for values in everyone.values()])
+    found: dict[str, dict] = {name: {} for name in everyone}
+    drawn = {}
+    for key, rows in parts.items():
+        own = scores[:, rows]
+        for result, values in zip(found.values(), own, strict=True):
+            result[key] = roc_auc(label[rows], values)
+        if resampling is not None:
+            drawn[key] = model_draws(label[rows], own, resampling)
+    for place, result in enumerate(found.values()):
+        if drawn:
+            result["intervals"] = {key: list(interval(values[place])) for key, values in drawn.items()}
+    alone = {name: found[f"expert {name}"] for name in experts}
+    columns = {key: [result[key] for result in alone.values()] for key in parts}
+    mean = {
+        key: float(np.mean(values)) if values and None not in values else None
+        for key, values in columns.items()
+    }
+    return {"experts": alone, "mean": mean, "ensemble": found["ensemble"]}

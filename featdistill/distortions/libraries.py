@@ -1,0 +1,41 @@
+"""The libraries of distortions by name: what a policy can draw from (paper, section 4.2)."""
+
+from featdistill.distortions.evaluation import EVALUATION
+from featdistill.distortions.extended import (
+    blur,
+    color,
+    compression,
+    environment,
+    geometry,
+    noise,
+    occlusion,
+    sensor,
+)
+from featdistill.distortions.extras import digital, film, screen, video
+from featdistill.distortions.official import OFFICIAL
+from featdistill.distortions.operation import Operation
+
+# The paper's extended library: 35 operations in 8 categories.
+EXTENDED: dict[str, Operation] = {
+    **blur.OPERATIONS,
+    **noise.OPERATIONS,
+    **compression.OPERATIONS,
+    **color.OPERATIONS,
+    **geometry.OPERATIONS,
+    **environment.OPERATIONS,
+    **sensor.OPERATIONS,
+    **occlusion.OPERATIONS,
+}
+# Kinds of distortion that the authors' training policy used and the paper's 35 lack.
+EXTRAS: dict[str, Operation] = {
+    **film.OPERATIONS,
+    **video.OPERATIONS,
+    **digital.OPERATIONS,
+    **screen.OPERATIONS,
+}
+LIBRARIES: dict[str, dict[str, Operation]] = {
+    "official": OFFICIAL,
+    "extended": EXTENDED,
+    "extras": EXTRAS,
+    "evaluation": EVALUATION,
+}

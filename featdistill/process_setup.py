@@ -1,0 +1,38 @@
+"""Settings of a whole process: memory that is kept for the next image, and one thread per loader worker."""
+
+import ctypes
+
+# Parameters of glibc's mallopt: how many free bytes at the top of the heap are returned to the system, and
+# from which size an array gets pages of its own, which are returned as soon as it is freed.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_NEVER = 1 << 30
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory of freed arrays for later ones.
+
+    Memory that was returned comes back page by page, each cleared by the system. For images of a megapixel
+    that can take longer than the work on them, so processes that handle one image after another call this.
+
+    Returns:
+        Whether it took effect; it does with glibc and changes nothing with other C libraries.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(_TRIM_THRESHOLD, _NEVER) and mallopt(_MMAP_THRESHOLD, _NEVER))
+
+
+def one_thread(worker: int = 0) -> None:
+    """Set up a loader worker: workers are the parallelism, and threads of their own would compete for cores.
+
+    OpenCL is switched off too: OpenCV would use it on any device it finds.
+    """
+    import cv2
+    import torch
+
+    keep_freed_memory()
+    cv2.setNumThreads(0)
+    cv2.ocl.setUseOpenCL(False)
+    torch.set_num_threads(1)

@@ -1,0 +1,42 @@
+"""Every random choice is a function of a seed and of what it is drawn for, never of a worker or a process."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def training_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Return the generator of one image in one epoch of a training run.
+
+    Args:
+        seed: of the run, 0 or more.
+        epoch: counted from 0.
+        index: position of the image in the data set.
+    """
+    return np.random.default_rng((seed, epoch, index))
+
+
+def evaluation_generator(seed: int, name: str) -> np.random.Generator:
+    """Return the generator of one image of an evaluation split, wherever the image is listed in it.
+
+    Args:
+        seed: of the split, 0 or more.
+        name: the image's name in a submission.
+    """
+    return np.random.default_rng((seed, int.from_bytes(digest(name)[:16], "little")))
+
+
+def text_number(text: str) -> int:
+    """Return 64 bits that stand for a text, the same in every process."""
+    return int.from_bytes(digest(text)[:8], "little")
+
+
+def hash_ranks(names: Iterable[str], seed: int) -> list[str]:
+    """Return one sort key per name: sorted by it, names are in a random order that only `seed` changes."""
+    return [digest(f"{seed}:{name}").hex() for name in names]
+
+
+def digest(text: str) -> bytes:
+    """Return the SHA-256 of a text; unlike `hash`, it is the same in every process."""
+    return hashlib.sha256(text.encode()).digest()
