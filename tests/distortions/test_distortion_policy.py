@@ -188,7 +188,7 @@ def test_a_plan_is_described_by_names_and_scales():
 
 def test_another_process_draws_the_same_plans():
     program = (
-        "from featdistill.distortions.policy import *\n"
+        "from featdistill.seeds import evaluation_generator, training_generator\n"
         "from featdistill.distortions.presets import PRESETS\n"
         "for index in range(5):\n"
         "    print(PRESETS['official'].draw(training_generator(7, 2, index)))\n"

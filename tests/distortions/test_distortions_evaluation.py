@@ -9,8 +9,8 @@ import pytest
 from conftest import smooth_picture
 from PIL import Image
 
+import distortions_evaluation as face
 from featdistill.command_line import UserError
-from featdistill.distortions import evaluation as distortions_evaluation
 from featdistill.distortions.evaluation import EVALUATION
 from featdistill.distortions.kernels import codecs, warps, watermarks
 from featdistill.distortions.kernels.filters import filter_sparse, line_kernel
@@ -311,7 +311,7 @@ def test_watermarks_are_invisible_and_carry_what_they_say():
 
 
 def test_the_list_says_what_is_missing_and_that_sizes_change(capsys):
-    assert distortions_evaluation.main(["--list"]) == 0
+    assert face.main(["--list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "changes size" in lines["downscale"] and "0.75" in lines["downscale"]
     assert set(EVALUATION) <= set(lines)
@@ -322,5 +322,5 @@ def test_an_operation_that_is_missing_is_one_line_that_says_so(tmp_path):
     path = tmp_path / "in.png"
     Image.fromarray(smooth_picture(0)).save(path)
     with pytest.raises(UserError, match="wmforger"):
-        distortions_evaluation.main(["--apply", "wmforger:2", str(path), str(tmp_path / "out.png")])
+        face.main(["--apply", "wmforger:2", str(path), str(tmp_path / "out.png")])
     assert not (tmp_path / "out.png").exists()

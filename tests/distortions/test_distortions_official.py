@@ -13,6 +13,7 @@ import pytest
 from conftest import smooth_picture
 from PIL import Image
 
+import distortions_official as face
 from featdistill.command_line import UserError
 from featdistill.distortions import command as distortion_cli
 from featdistill.distortions import official as distortions_official
@@ -304,7 +305,7 @@ def picture(tmp_path):
 
 
 def test_the_list_names_every_operation_with_its_scales(capsys):
-    assert distortions_official.main(["--list"]) == 0
+    assert face.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(OFFICIAL)
     for line, operation in zip(lines[1:], OFFICIAL.values(), strict=True):
@@ -335,7 +336,7 @@ def test_the_sheet_shows_every_operation_at_every_level(tmp_path, picture):
 def test_the_sheet_of_one_level_shows_every_operation_side_by_side(tmp_path, picture):
     target = tmp_path / "sheet.png"
     arguments = ["--sheet", picture, "--level", "3", "--out", str(target)]
-    assert distortions_official.main(arguments) == 0
+    assert face.main(arguments) == 0
     sheet = np.asarray(Image.open(target)).astype(int)
     # 13 cells of 160 px in three rows of six.
     assert sheet.shape == (6 + 3 * (160 + 28), 6 + 6 * (160 + 6), 3)
@@ -348,7 +349,7 @@ def test_the_sheet_of_one_level_shows_every_operation_side_by_side(tmp_path, pic
 
 def test_apply_gives_what_the_operations_give(tmp_path, picture):
     target = tmp_path / "distorted.png"
-    assert distortions_official.main(["--apply", "jpeg:3, gausblur:2", picture, str(target)]) == 0
+    assert face.main(["--apply", "jpeg:3, gausblur:2", picture, str(target)]) == 0
     image = np.asarray(Image.open(picture))
     expected = OFFICIAL["gausblur"](OFFICIAL["jpeg"](image, 3, generator()), 2, generator())
     np.testing.assert_array_equal(np.asarray(Image.open(target)), expected)
@@ -358,7 +359,7 @@ def test_apply_is_the_same_for_the_same_seed_and_other_for_another(tmp_path, pic
     results = []
     for seed in ("1", "1", "2"):
         target = tmp_path / "noisy.png"
-        distortions_official.main(["--apply", "whitenoise:4,jitter:1", picture, str(target), "--seed", seed])
+        face.main(["--apply", "whitenoise:4,jitter:1", picture, str(target), "--seed", seed])
         results.append(target.read_bytes())
     assert results[0] == results[1] != results[2]
 
@@ -396,7 +397,7 @@ def test_wrong_arguments_are_errors_that_name_them(tmp_path, monkeypatch, pictur
     Image.new("RGB", (15, 40)).save("tiny.png")
     arguments = [part.replace("PICTURE", picture).replace("TINY", "tiny.png") for part in arguments]
     with pytest.raises(UserError, match=message):
-        distortions_official.main(arguments)
+        face.main(arguments)
     assert not (tmp_path / "x.png").exists()
 
 

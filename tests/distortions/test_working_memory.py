@@ -59,7 +59,7 @@ def test_freed_memory_stays_with_the_process_where_the_c_library_can_keep_it():
         pytest.skip("this system does not tell how much memory a process has")
     program = """if True:
         import numpy
-        from featdistill.distortions.kernels.scratch import keep_freed_memory
+        from featdistill.process_setup import keep_freed_memory
         def resident_bytes():
             return 4096 * int(open("/proc/self/statm").read().split()[1])
         can_keep, array = keep_freed_memory(), numpy.ones(24 << 20, numpy.uint8)
