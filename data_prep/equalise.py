@@ -47,7 +47,7 @@ from PIL import Image
 from data_prep.writing import copies as image_copies
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.images.equalisation import FITS, MIN_SIDE_PX, Equalisation, common_sizes, equalised_jpeg
+from featdistill.images.equalization import FITS, MIN_SIDE_PX, Equalization, common_sizes, equalized_jpeg
 from featdistill.images.reading import BrokenImage, read_bytes, read_image
 from featdistill.records.manifest import read_manifest
 from featdistill.seeds import hash_ranks
@@ -98,9 +98,9 @@ def choose_sizes(by_class: dict[str, np.ndarray], size: str, side_px: int | None
     return tuple(tuple(round(side * side_px / min(pair)) for side in pair) for pair in common)
 
 
-def make_image(name: str, location: str, settings: Equalisation) -> bytes:
+def make_image(name: str, location: str, settings: Equalization) -> bytes:
     """Return an image's copy as a JPEG file's bytes."""
-    return equalised_jpeg(read_image(location), name, settings)
+    return equalized_jpeg(read_image(location), name, settings)
 
 
 def build_parser() -> Parser:
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         return status
     names = image_copies.file_names(frame["name"], ".jpg")
     by_class = sizes_by_class(frame, arguments.seed)
-    settings = Equalisation(
+    settings = Equalization(
         choose_sizes(by_class, size, side_px),
         tuple(arguments.quality_range),
         arguments.fit,
@@ -182,7 +182,7 @@ def _size(values: list[str]) -> tuple[str, int | None]:
     return kind, int(values[1])
 
 
-def _describe(settings: Equalisation, by_class: dict[str, np.ndarray]) -> None:
+def _describe(settings: Equalization, by_class: dict[str, np.ndarray]) -> None:
     sizes = np.array(settings.sizes)
     shorter = sizes.min(axis=1)
     print(f"{len(np.unique(sizes, axis=0))} sizes, shorter side {shorter.min()} to {shorter.max()} px")

@@ -16,7 +16,7 @@ from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
 from featdistill.images.archive_index import NO_TEXT
-from featdistill.images.archives import ARCHIVE_SEPARATOR, ARCHIVE_SUFFIXES, Archive, ContainerError
+from featdistill.images.archives import ARCHIVE_SEPARATOR, ARCHIVE_SUFFIXES, Archive, ArchiveError
 from featdistill.records import manifest
 
 
@@ -86,7 +86,7 @@ def open_archive(path: str | Path) -> Container:
     path = _usable(path)
     try:
         index = Archive(path).index
-    except ContainerError as error:
+    except ArchiveError as error:
         # What is compressed as a whole is not damaged: its message says what to do.
         advice = "" if "decompress" in str(error) else "; download it again"
         raise UserError(f"{error}{advice}") from error

@@ -15,7 +15,7 @@ from data_prep.reading import archives
 from featdistill import command_line
 from featdistill.command_line import UserError, nearest
 from featdistill.images import parquet as parquet_images
-from featdistill.images.archives import ARCHIVE_SEPARATOR, ContainerError
+from featdistill.images.archives import ARCHIVE_SEPARATOR, ArchiveError
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -120,7 +120,7 @@ def _open(part: Part, image_column: str, columns: list[str]) -> "ParquetFile":
                 has = f"{nearest(column, names)}; it has {', '.join(names)}: is it this data set?"
                 raise UserError(f"{part.path} has no column {column}{has}")
         found = parquet_images.image_column(file.schema_arrow)
-    except (ContainerError, OSError) as error:
+    except (ArchiveError, OSError) as error:
         raise UserError(f"{part.path}: {_line(error)}") from error
     if found != image_column:
         raise UserError(f"{part.path}: the images are in column {found}, not in {image_column}")

@@ -29,7 +29,7 @@ from featdistill.command_line import UserError, progress
 from featdistill.data.loading import load_image
 from featdistill.data.preprocessing import Preprocessing, before_crop
 from featdistill.images.archives import ARCHIVE_SEPARATOR
-from featdistill.images.equalisation import Equalisation
+from featdistill.images.equalization import Equalization
 from featdistill.images.reading import BrokenImage
 from featdistill.process_setup import one_thread
 
@@ -92,7 +92,7 @@ def build_cache(
     rows: pd.DataFrame,
     preprocessing: Preprocessing,
     *,
-    equalisation: Equalisation | None = None,
+    equalization: Equalization | None = None,
     max_side_px: int | None = None,
     key_parts: Sequence[str] = (),
     workers: int = 0,
@@ -106,7 +106,7 @@ def build_cache(
         folder: the caches' folder; the cache itself is a folder in it.
         rows: of a manifest.
         preprocessing: whose size and way of resizing the images are kept in.
-        equalisation, max_side_px: what comes before the resizing, see `load_image`.
+        equalization, max_side_px: what comes before the resizing, see `load_image`.
         key_parts: what else decides the images, such as the hashes of the manifests. With other ones,
             another cache is made.
         workers: number of processes; 0: this one.
@@ -121,11 +121,11 @@ def build_cache(
         "size_px": preprocessing.size,
         "resize": preprocessing.resize,
         "max_side_px": max_side_px,
-        "equalisation": equalisation.as_json() if equalisation else None,
+        "equalisation": equalization.as_json() if equalization else None,
         "key": list(key_parts),
     }
     target = Path(folder) / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-    files = _Files(target, rows, preprocessing, equalisation, max_side_px)
+    files = _Files(target, rows, preprocessing, equalization, max_side_px)
     missing = [number for number in range(len(files)) if files.is_missing(number)]
     if missing:
         try:
@@ -149,12 +149,12 @@ class _Files(Dataset):
         folder: Path,
         rows: pd.DataFrame,
         preprocessing: Preprocessing,
-        equalisation: Equalisation | None,
+        equalization: Equalization | None,
         max_side_px: int | None,
     ) -> None:
         self.folder, self.key = folder, preprocessing.key
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
-        self.equalisation, self.max_side_px = equalisation, max_side_px
+        self.equalization, self.max_side_px = equalization, max_side_px
 
     def __len__(self) -> int:
         return -(-len(self.images) // _ROWS_A_FILE)
@@ -179,7 +179,7 @@ class _Files(Dataset):
         return len(sizes)
 
     def image(self, row: int) -> np.ndarray:
-        image = load_image(self.images[row], self.names[row], self.equalisation, self.max_side_px)
+        image = load_image(self.images[row], self.names[row], self.equalization, self.max_side_px)
         return before_crop(image, *self.key)
 
     def is_missing(self, number: int) -> bool:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from featdistill.data.preprocessing import InputKey, prepare
 from featdistill.distortions.plan import apply_plan
 from featdistill.distortions.policy import DistortionPolicy
-from featdistill.images.equalisation import Equalisation, equalise
+from featdistill.images.equalization import Equalization, equalize
 from featdistill.images.reading import BrokenImage, limit_side, read_image
 from featdistill.process_setup import one_thread
 from featdistill.seeds import evaluation_generator
@@ -26,13 +26,13 @@ class Broken(NamedTuple):
 
 
 def load_image(
-    location: str, name: str, equalisation: Equalisation | None = None, max_side_px: int | None = None
+    location: str, name: str, equalization: Equalization | None = None, max_side_px: int | None = None
 ) -> np.ndarray:
     """Read an image as it is before it is distorted.
 
     Args:
         location, name: `image` and `name` of its row.
-        equalisation: gives every image a size and a JPEG quality that do not depend on its class.
+        equalization: gives every image a size and a JPEG quality that do not depend on its class.
         max_side_px: see `limit_side`.
 
     Returns:
@@ -42,8 +42,8 @@ def load_image(
         BrokenImage: it cannot be read.
     """
     image = read_image(location)
-    if equalisation:
-        image = equalise(image, name, equalisation)
+    if equalization:
+        image = equalize(image, name, equalization)
     return limit_side(image, max_side_px)
 
 
@@ -56,7 +56,7 @@ class ScoreDataset(Dataset):
     Args:
         keys: the inputs wanted.
         policy: with one given, each image is distorted as (seed, name) says before it is prepared.
-        equalisation: as for `TrainDataset`.
+        equalization: as for `TrainDataset`.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class ScoreDataset(Dataset):
         keys: Sequence[InputKey],
         policy: DistortionPolicy | None = None,
         seed: int = 0,
-        equalisation: Equalisation | None = None,
+        equalization: Equalization | None = None,
     ) -> None:
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
-        self.equalisation = equalisation
+        self.equalization = equalization
         self.keys, self.policy, self.seed = list(dict.fromkeys(keys)), policy, seed
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class ScoreDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any] | Broken:
         try:
-            image = load_image(self.images[index], self.names[index], self.equalisation)
+            image = load_image(self.images[index], self.names[index], self.equalization)
             if self.policy:
                 rng = evaluation_generator(self.seed, self.names[index])
                 image = apply_plan(image, self.policy.draw(rng))

@@ -20,7 +20,7 @@ from featdistill.data.preprocessing import Place, Preprocessing, fit, to_planes
 from featdistill.data.sampling import balance_weights
 from featdistill.distortions.plan import Plan, apply_plan
 from featdistill.distortions.policy import DistortionPolicy
-from featdistill.images.equalisation import Equalisation
+from featdistill.images.equalization import Equalization
 from featdistill.images.reading import BrokenImage
 from featdistill.seeds import text_number, training_generator
 
@@ -50,7 +50,7 @@ class TrainDataset(Dataset):
         crop_least_area: the share of the area is uniform between this and 1.
         flip: probability that an item is mirrored.
         views: `clean` (not distorted) and `other` (distorted as drawn a second time).
-        equalisation: gives every image a size and a JPEG quality that do not depend on its class, first of
+        equalization: gives every image a size and a JPEG quality that do not depend on its class, first of
             all.
         synchronise_groups: rows of the same, non-empty `group` get the same distortions, crop and mirroring
             in an epoch; where they are distorted at the same size, the same noise, too.
@@ -76,7 +76,7 @@ class TrainDataset(Dataset):
         crop_least_area: float = 0.5,
         flip: float = 0.5,
         views: Sequence[str] = (),
-        equalisation: Equalisation | None = None,
+        equalization: Equalization | None = None,
         synchronise_groups: bool = False,
         amplitude_mixup: float = 0.0,
         amplitude_mixup_most: float = 0.5,
@@ -84,7 +84,7 @@ class TrainDataset(Dataset):
         cache: ImageCache | None = None,
     ) -> None:
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
-        self.equalisation = equalisation
+        self.equalization = equalization
         self.labels = rows["label"].astype("float32").tolist()
         self.weights = balance_weights(rows)
         self.preprocessing, self.policy, self.seed = preprocessing, policy, seed
@@ -138,7 +138,7 @@ class TrainDataset(Dataset):
     def _load(self, index: int) -> np.ndarray:
         if self.cache is not None:
             return self.cache.read(index)
-        return load_image(self.images[index], self.names[index], self.equalisation, self.policy.max_side_px)
+        return load_image(self.images[index], self.names[index], self.equalization, self.policy.max_side_px)
 
     def _squares(self, image: np.ndarray, plans: dict[str, Plan], place: Place) -> dict[str, np.ndarray]:
         """Return (S, S, 3) of every view."""

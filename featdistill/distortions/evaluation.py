@@ -96,7 +96,7 @@ def randomtonecurve(image: np.ndarray, level: int, rng: np.random.Generator) -> 
 
 @register(EVALUATION, "contrast", (1, 2, 3, 4, 6))
 def clahe(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Contrast-limited adaptive histogram equalisation of CIELAB lightness, 8 x 8 tiles, of a clip limit."""
+    """Contrast-limited adaptive histogram equalization of CIELAB lightness, 8 x 8 tiles, of a clip limit."""
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
     # Fewer tiles for a small image: the histogram of a few hundred pixels has nothing to equalise.
     tiles = [min(8, max(1, side // 32)) for side in (image.shape[1], image.shape[0])]

@@ -41,7 +41,7 @@ _TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
 
 
-class ContainerError(Exception):
+class ArchiveError(Exception):
     """An archive, or a member of it, cannot be read; the message says why, in one line."""
 
 
@@ -54,14 +54,14 @@ class Archive:
         path: of the archive.
 
     Raises:
-        ContainerError: it is no archive, or one that is compressed as a whole.
+        ArchiveError: it is no archive, or one that is compressed as a whole.
         OSError: it cannot be opened.
     """
 
     def __init__(self, path: str) -> None:
         name = os.path.basename(path).lower()
         if name.endswith(COMPRESSED_TAR_SUFFIXES):
-            raise ContainerError(_compressed(path))
+            raise ArchiveError(_compressed(path))
         self.path = path
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the archive itself)
         self._lock = threading.Lock()
@@ -78,17 +78,17 @@ class Archive:
         """Return the bytes of a member.
 
         Raises:
-            ContainerError: there is no such member, or it is refused, damaged or too large.
+            ArchiveError: there is no such member, or it is refused, damaged or too large.
             OSError: the disk fails.
         """
         entry = self.index.find(name.removeprefix("./"))
         if entry is None:
             damage = f"; {self.index.damage}" if self.index.damage else ""
-            raise ContainerError(f"no member {name} in {self.path}{damage}")
+            raise ArchiveError(f"no member {name} in {self.path}{damage}")
         if entry.fault:
-            raise ContainerError(f"{self.path}: member {name!r} {entry.fault}")
+            raise ArchiveError(f"{self.path}: member {name!r} {entry.fault}")
         if entry.size > MAX_BYTES:
-            raise ContainerError(f"{entry.size} bytes are more than the limit of {MAX_BYTES}")
+            raise ArchiveError(f"{entry.size} bytes are more than the limit of {MAX_BYTES}")
         return self._read(entry)
 
     def _read_tar(self, entry: Entry) -> bytes:
@@ -96,26 +96,24 @@ class Archive:
 
     def _read_zip(self, entry: Entry) -> bytes:
         if entry.size > max(MAX_FREE_BYTES, MAX_RATIO * entry.stored_size):
-            raise ContainerError(
+            raise ArchiveError(
                 f"{entry.size} bytes out of {entry.stored_size} are a decompression bomb: more than "
                 f"{MAX_RATIO} to 1"
             )
         if entry.stored_size > MAX_BYTES + MAX_FREE_BYTES:
-            raise ContainerError(f"{entry.stored_size} bytes are more than the limit of {MAX_BYTES}")
+            raise ArchiveError(f"{entry.stored_size} bytes are more than the limit of {MAX_BYTES}")
         signature, name, extra = _LOCAL_HEADER.unpack(self._at(entry.offset, _LOCAL_HEADER.size))
         if signature != b"PK\x03\x04":
-            raise ContainerError(f"member {entry.name} of {self.path} is not where its directory says")
+            raise ArchiveError(f"member {entry.name} of {self.path} is not where its directory says")
         data = self._at(entry.offset + _LOCAL_HEADER.size + name + extra, entry.stored_size)
         if entry.method == zipfile.ZIP_DEFLATED:
             # One byte more than it claims shows that it claims too little, and is all that is unpacked.
             try:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.size + 1)
             except zlib.error as error:
-                raise ContainerError(f"member {entry.name} of {self.path} is damaged: {error}") from error
+                raise ArchiveError(f"member {entry.name} of {self.path} is damaged: {error}") from error
         if len(data) != entry.size or zlib.crc32(data) != entry.crc32:
-            raise ContainerError(
-                f"member {entry.name} of {self.path} is damaged: its checksum does not match"
-            )
+            raise ArchiveError(f"member {entry.name} of {self.path} is damaged: its checksum does not match")
         return data
 
     def _at(self, offset: int, size: int) -> bytes:
@@ -123,7 +121,7 @@ class Archive:
         while len(data) < size and (more := self._some_at(offset + len(data), size - len(data))):
             data += more
         if len(data) < size:
-            raise ContainerError(f"{self.path} is truncated: it ends before byte {offset + size}")
+            raise ArchiveError(f"{self.path} is truncated: it ends before byte {offset + size}")
         return data
 
     def _some_at(self, offset: int, size: int) -> bytes:
@@ -153,11 +151,11 @@ def _list_tar(path: str) -> Index:
     entries, damage = [], ""
     with open(path, "rb") as file:
         if file.read(6).startswith(_COMPRESSED_STARTS):
-            raise ContainerError(_compressed(path))
+            raise ArchiveError(_compressed(path))
     try:
         archive = tarfile.open(path, "r:")  # noqa: SIM115 (closed below)
     except _TAR_ERRORS as error:
-        raise ContainerError(f"{path} is no plain tar archive ({error})") from error
+        raise ArchiveError(f"{path} is no plain tar archive ({error})") from error
     with archive:
         try:
             while (member := archive.next()) is not None:
@@ -195,7 +193,7 @@ def _zip_index(path: str, size: int, mtime_ns: int) -> Index:
         with zipfile.ZipFile(path) as archive:
             return Index.build(_zip_entry(member) for member in archive.infolist() if not member.is_dir())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as error:
-        raise ContainerError(f"{path} is no whole zip archive ({error})") from error
+        raise ArchiveError(f"{path} is no whole zip archive ({error})") from error
 
 
 def _zip_entry(member: zipfile.ZipInfo) -> Entry:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from featdistill.images.archives import MAX_BYTES, ContainerError
+from featdistill.images.archives import MAX_BYTES, ArchiveError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -45,7 +45,7 @@ def image_column(schema: "pyarrow.Schema") -> str:
     `IMAGE_COLUMNS`. Of several, the name that comes first in that list is taken.
 
     Raises:
-        ContainerError: there is none, or there are several and none has such a name.
+        ArchiveError: there is none, or there are several and none has such a name.
     """
     from pyarrow import types
 
@@ -65,8 +65,8 @@ def image_column(schema: "pyarrow.Schema") -> str:
                 return path
     columns = ", ".join(found or schema.names)
     if found:
-        raise ContainerError(f"several columns may hold the images ({columns}); name the right one image")
-    raise ContainerError(
+        raise ArchiveError(f"several columns may hold the images ({columns}); name the right one image")
+    raise ArchiveError(
         f"no column holds images: of {columns}, none is a struct with bytes, or binary and "
         f"called {' or '.join(IMAGE_COLUMNS)}"
     )
@@ -76,22 +76,20 @@ def open_parquet(path: str) -> "pyarrow.parquet.ParquetFile":
     """Open a parquet file.
 
     Raises:
-        ContainerError: pyarrow is missing, or this is no whole parquet file.
+        ArchiveError: pyarrow is missing, or this is no whole parquet file.
         OSError: it cannot be opened.
     """
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise ContainerError(
-            f"{path}: parquet files need the package pyarrow; pip install pyarrow"
-        ) from error
+        raise ArchiveError(f"{path}: parquet files need the package pyarrow; pip install pyarrow") from error
     with open(path, "rb"):  # pyarrow's own message for a file that is missing is several lines long
         pass
     try:
         return ParquetFile(path, buffer_size=_STREAM_BYTES, pre_buffer=False)
     except (ArrowException, OSError) as error:
-        raise ContainerError(f"{path} is no whole parquet file ({_line(error)})") from error
+        raise ArchiveError(f"{path} is no whole parquet file ({_line(error)})") from error
 
 
 class ParquetImages:
@@ -103,7 +101,7 @@ class ParquetImages:
         path: of the file.
 
     Raises:
-        ContainerError: it is no parquet file, or no column holds images.
+        ArchiveError: it is no parquet file, or no column holds images.
         OSError: it cannot be opened.
     """
 
@@ -112,8 +110,8 @@ class ParquetImages:
         self.file = open_parquet(path)
         try:
             self.column = image_column(self.file.schema_arrow)
-        except ContainerError as error:
-            raise ContainerError(f"{path}: {error}") from error
+        except ArchiveError as error:
+            raise ArchiveError(f"{path}: {error}") from error
         metadata = self.file.metadata
         self._groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         self.rows = metadata.num_rows
@@ -125,24 +123,24 @@ class ParquetImages:
             row: its number, counted from 0 through the whole file.
 
         Raises:
-            ContainerError: there is no such row, it holds no bytes or too many, or the file is damaged.
+            ArchiveError: there is no such row, it holds no bytes or too many, or the file is damaged.
         """
         from pyarrow import ArrowException
 
         if not (row.isascii() and row.isdigit()):
-            raise ContainerError(f"{self.path}: '{row}' is no number of a row")
+            raise ArchiveError(f"{self.path}: '{row}' is no number of a row")
         number = int(row)
         if number >= self.rows:
-            raise ContainerError(f"no row {row} in {self.path}, which has {self.rows}")
+            raise ArchiveError(f"no row {row} in {self.path}, which has {self.rows}")
         try:
             cell = _window(os.getpid()).cell(self, number)
         except (ArrowException, OSError) as error:
-            raise ContainerError(f"{self.path} is damaged around row {row}: {_line(error)}") from error
+            raise ArchiveError(f"{self.path} is damaged around row {row}: {_line(error)}") from error
         if not cell.is_valid:
-            raise ContainerError(f"row {row} of {self.path} holds no bytes of an image")
+            raise ArchiveError(f"row {row} of {self.path} holds no bytes of an image")
         buffer = cell.as_buffer()
         if buffer.size > MAX_BYTES:
-            raise ContainerError(f"{buffer.size} bytes are more than the limit of {MAX_BYTES}")
+            raise ArchiveError(f"{buffer.size} bytes are more than the limit of {MAX_BYTES}")
         return buffer.to_pybytes()
 
     def group_of(self, row: int) -> tuple[int, int]:
@@ -198,7 +196,7 @@ class _Window:
             self._cells, self._first = (), start
             batch = next(self._batches, None)
             if batch is None:
-                raise ContainerError(f"{images.path} is damaged: it ends before row {row}")
+                raise ArchiveError(f"{images.path} is damaged: it ends before row {row}")
             cells = batch.column(0)
             self._cells = cells.field("bytes") if images.column.endswith(".bytes") else cells
             start += len(self._cells)

@@ -37,7 +37,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from featdistill.images.archives import ARCHIVE_SEPARATOR, MAX_BYTES, Archive, ContainerError
+from featdistill.images.archives import ARCHIVE_SEPARATOR, MAX_BYTES, Archive, ArchiveError
 from featdistill.images.parquet import ParquetImages
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
@@ -72,7 +72,7 @@ def read_bytes(location: str) -> bytes:
     archive, separator, member = location.partition(ARCHIVE_SEPARATOR)
     try:
         return _open_archive(archive, os.getpid()).read(member) if separator else _read_file(location)
-    except ContainerError as error:
+    except ArchiveError as error:
         raise BrokenImage(" ".join(str(error).split())) from error
     except (OSError, ValueError) as error:
         raise BrokenImage(_reason(error)) from error

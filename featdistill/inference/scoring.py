@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from featdistill.data.loading import Broken, ScoreDataset, make_loader
 from featdistill.data.views import PLAIN, View
 from featdistill.distortions.policy import DistortionPolicy
-from featdistill.images.equalisation import Equalisation
+from featdistill.images.equalization import Equalization
 from featdistill.inference.precision import attention_kernels, autocast
 from featdistill.models.expert import Expert
 
@@ -50,7 +50,7 @@ def score(
     *,
     policy: DistortionPolicy | None = None,
     seed: int = 0,
-    equalisation: Equalisation | None = None,
+    equalization: Equalization | None = None,
     **settings: Any,
 ) -> Iterator[ScoredBatch]:
     """Score rows of a manifest batch by batch.
@@ -58,11 +58,11 @@ def score(
     Args:
         experts: in evaluation mode, on the device.
         policy: distorts each image as (seed, name) says before it is scored.
-        equalisation: see `TrainDataset`.
+        equalization: see `TrainDataset`.
         settings: see `score_dataset`.
     """
     keys = [expert.preprocessing.key for expert in experts]
-    yield from score_dataset(experts, ScoreDataset(rows, keys, policy, seed, equalisation), **settings)
+    yield from score_dataset(experts, ScoreDataset(rows, keys, policy, seed, equalization), **settings)
 
 
 def score_dataset(

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 
 from featdistill.distortions.presets import PRESETS
 from featdistill.evaluation import metrics
-from featdistill.images.equalisation import read_settings
+from featdistill.images.equalization import read_settings
 from featdistill.inference.scoring import score
 from featdistill.models.expert import Expert
 from featdistill.training.recipe import Recipe
@@ -45,7 +45,7 @@ def score_holdout(
                 workers=recipe.workers,
                 precision=recipe.precision,
                 policy=policy,
-                equalisation=read_settings(recipe.equalise) if recipe.equalise else None,
+                equalization=read_settings(recipe.equalise) if recipe.equalise else None,
                 batches=mine,
             )
             for row, logit in zip(batch.rows, batch.logits[0], strict=True)

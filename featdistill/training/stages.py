@@ -16,7 +16,7 @@ from featdistill.data.preprocessing import Preprocessing
 from featdistill.data.sampling import balance_weights, limit_per_class
 from featdistill.data.train_dataset import TrainDataset, check_cache
 from featdistill.distortions.presets import parse_policy
-from featdistill.images.equalisation import read_settings
+from featdistill.images.equalization import read_settings
 from featdistill.models import expert as experts
 from featdistill.models.expert import Expert
 from featdistill.models.masking import make_masking
@@ -96,7 +96,7 @@ def run(
     keeps_layout_only = task.keeps_layout_only or policy.keeps_layout_only
     policy = dataclasses.replace(policy, keeps_layout_only=keeps_layout_only)
     preprocessing: Preprocessing = task.expert.preprocessing
-    equalisation = read_settings(recipe.equalise) if recipe.equalise else None
+    equalization = read_settings(recipe.equalise) if recipe.equalise else None
     cache = None
     if recipe.cache:
         check_cache(policy, recipe.crop)
@@ -105,7 +105,7 @@ def run(
                 recipe.cache,
                 train_rows,
                 preprocessing,
-                equalisation=equalisation,
+                equalization=equalization,
                 max_side_px=policy.max_side_px,
                 key_parts=[part["sha256"] for part in description["data"]["train"]],
                 workers=recipe.workers,
@@ -119,7 +119,7 @@ def run(
         crop_least_area=recipe.crop_least_area,
         flip=recipe.flip,
         views=task.views,
-        equalisation=equalisation,
+        equalization=equalization,
         synchronise_groups=recipe.synchronise_groups,
         amplitude_mixup=recipe.amplitude_mixup,
         amplitude_mixup_most=recipe.amplitude_mixup_most,

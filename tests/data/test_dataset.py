@@ -18,7 +18,7 @@ from featdistill.data.train_dataset import TrainDataset
 from featdistill.distortions.plan import apply_plan
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.distortions.presets import PRESETS
-from featdistill.images.equalisation import read_settings
+from featdistill.images.equalization import read_settings
 from featdistill.images.reading import read_image
 from featdistill.records.manifest import read_manifest
 from featdistill.seeds import evaluation_generator, training_generator
@@ -267,10 +267,10 @@ def test_equalised_images_are_those_of_the_equalised_copy(make_set, tmp_path):
     assert equalise_command.main([str(manifest), "--out", str(tmp_path / "equal"), "--workers", "1"]) == 0
     settings = read_settings(tmp_path / "equal" / "equalise.json")
     policy = DistortionPolicy(probability=0)
-    on_the_fly = make_train(manifest, policy=policy, equalisation=settings)
+    on_the_fly = make_train(manifest, policy=policy, equalization=settings)
     stored = make_train(tmp_path / "equal" / "manifest.csv", policy=policy)
     rows, keys = read_manifest(manifest), [PREPROCESSING.key]
-    scored = ScoreDataset(rows, keys, equalisation=settings)
+    scored = ScoreDataset(rows, keys, equalization=settings)
     copied = ScoreDataset(read_manifest(tmp_path / "equal" / "manifest.csv"), keys)
     for index in range(6):
         assert torch.equal(on_the_fly[0, index]["images"], stored[0, index]["images"])

@@ -21,7 +21,7 @@ from featdistill.data.preprocessing import Preprocessing
 from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
 from featdistill.distortions.presets import PRESETS
-from featdistill.images.equalisation import Equalisation
+from featdistill.images.equalization import Equalization
 from featdistill.images.reading import _open_archive
 from featdistill.records.manifest import read_manifest
 
@@ -52,11 +52,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("resize", ["shorter", "squash", "crop"])
-@pytest.mark.parametrize("before", [{}, {"max_side_px": 60}, {"equalisation": Equalisation(((40, 56),))}])
+@pytest.mark.parametrize("before", [{}, {"max_side_px": 60}, {"equalization": Equalization(((40, 56),))}])
 def test_an_item_from_the_cache_equals_the_item_without_it(rows, tmp_path, resize, before):
     cache = build_cache(tmp_path / "cache", rows, preprocessing(resize), **before)
     policy = dataclasses.replace(POLICY, max_side_px=before.get("max_side_px"))
-    options = {"views": ("clean", "other"), "equalisation": before.get("equalisation")}
+    options = {"views": ("clean", "other"), "equalization": before.get("equalization")}
     for crop in ("random", "center"):
         plain = TrainDataset(rows, preprocessing(resize), policy, 1, crop=crop, **options)
         cached = TrainDataset(rows, preprocessing(resize), policy, 1, crop=crop, **options, cache=cache)
@@ -141,7 +141,7 @@ def test_another_key_is_another_cache(rows, tmp_path):
         build_cache(tmp_path, rows, preprocessing(size=32)),
         build_cache(tmp_path, rows, preprocessing("squash")),
         build_cache(tmp_path, rows, preprocessing(), max_side_px=40),
-        build_cache(tmp_path, rows, preprocessing(), equalisation=Equalisation(((40, 56),))),
+        build_cache(tmp_path, rows, preprocessing(), equalization=Equalization(((40, 56),))),
         build_cache(tmp_path, rows, preprocessing(), key_parts=["sha256 of the manifest"]),
         build_cache(tmp_path, rows.iloc[::-1].reset_index(drop=True), preprocessing()),
     ]

@@ -12,7 +12,7 @@ from PIL import Image
 from data_prep import equalise as command
 from data_prep.writing import copies as image_copies
 from featdistill.command_line import UserError
-from featdistill.images.equalisation import Equalisation, common_sizes, cut, equalise, equalised_jpeg
+from featdistill.images.equalization import Equalization, common_sizes, cut, equalize, equalized_jpeg
 from featdistill.images.reading import decode, encode_jpeg, read_bytes, read_image
 from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
 
@@ -81,8 +81,8 @@ def test_the_blocks_of_an_earlier_jpeg_lie_anywhere_afterwards():
     """A cut from an image of blocks: where the first edge is found tells the place of the grid."""
     blocks = np.kron(np.indices((32, 32)).sum(0) % 2 * 255, np.ones((8, 8))).astype(np.uint8)
     image = np.repeat(blocks[..., None], 3, axis=2)
-    settings = Equalisation(common_sizes([np.full((1, 2), 256)]), (100, 100), "crop")
-    found = [equalise(image, f"{number}.png", settings) for number in range(100)]
+    settings = Equalization(common_sizes([np.full((1, 2), 256)]), (100, 100), "crop")
+    found = [equalize(image, f"{number}.png", settings) for number in range(100)]
     edges = [np.abs(np.diff(view[:, 0, 0].astype(int)))[:8].argmax() for view in found]
     assert np.bincount(edges, minlength=8).min() >= 4
 
@@ -111,13 +111,13 @@ def test_reducing_keeps_the_scene_and_all_of_the_shorter_direction():
 
 def test_what_is_drawn_is_a_function_of_seed_and_name():
     image, sizes = smooth_picture(3), tuple((side, side + 4) for side in range(20, 60))
-    settings = Equalisation(sizes, (60, 90))
+    settings = Equalization(sizes, (60, 90))
     names = [f"{number}.png" for number in range(40)]
-    found = [equalised_jpeg(image, name, settings) for name in names]
-    assert found == [equalised_jpeg(image, name, settings) for name in names]
-    other = Equalisation(sizes, (60, 90), seed=1)
+    found = [equalized_jpeg(image, name, settings) for name in names]
+    assert found == [equalized_jpeg(image, name, settings) for name in names]
+    other = Equalization(sizes, (60, 90), seed=1)
     assert (
-        sum(equalised_jpeg(image, name, other) == data for name, data in zip(names, found, strict=True)) < 3
+        sum(equalized_jpeg(image, name, other) == data for name, data in zip(names, found, strict=True)) < 3
     )
     assert all(decode(data).shape[:2] in sizes for data in found)
     qualities = [quality_of(data) for data in found]
@@ -125,8 +125,8 @@ def test_what_is_drawn_is_a_function_of_seed_and_name():
 
 
 def test_settings_come_back_from_json():
-    settings = Equalisation(((20, 30), (20, 30), (40, 40)), (70, 80), "crop", 3)
-    assert Equalisation.from_json(json.loads(json.dumps(settings.as_json()))) == settings
+    settings = Equalization(((20, 30), (20, 30), (40, 40)), (70, 80), "crop", 3)
+    assert Equalization.from_json(json.loads(json.dumps(settings.as_json()))) == settings
 
 
 def test_the_copy_holds_what_is_made_on_the_fly_and_keeps_the_other_columns(manifest, tmp_path):
@@ -136,9 +136,9 @@ def test_the_copy_holds_what_is_made_on_the_fly_and_keeps_the_other_columns(mani
     assert found["name"].tolist() == [f"{place:02d}.jpg" for place in range(16)]
     for column in ("label", "generator", "camera"):
         assert found[column].tolist() == source[column].tolist()
-    settings = Equalisation.from_json(json.loads((out / "equalise.json").read_text())["settings"])
+    settings = Equalization.from_json(json.loads((out / "equalise.json").read_text())["settings"])
     for row in range(len(found)):
-        expected = equalise(read_image(source["image"][row]), source["name"][row], settings)
+        expected = equalize(read_image(source["image"][row]), source["name"][row], settings)
         np.testing.assert_array_equal(read_image(found["image"][row]), expected)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from featdistill.images import parquet as parquet_images
 from featdistill.images import reading as image_io
-from featdistill.images.archives import ContainerError
+from featdistill.images.archives import ArchiveError
 from featdistill.images.reading import BrokenImage
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -93,9 +93,9 @@ def test_the_column_is_found_by_the_schema():
     assert found(image_data=binary, embedding=binary) == "image_data"
     assert found(mask=struct, IMAGE=struct) == "IMAGE.bytes"
     assert found(bytes=binary, image=struct) == "image.bytes"
-    with pytest.raises(ContainerError, match=r"several columns may hold the images \(left, right\)"):
+    with pytest.raises(ArchiveError, match=r"several columns may hold the images \(left, right\)"):
         found(left=struct, right=struct)
-    with pytest.raises(ContainerError, match="no column holds images: of image, embedding, none is"):
+    with pytest.raises(ArchiveError, match="no column holds images: of image, embedding, none is"):
         found(image=text, embedding=binary)
 
 

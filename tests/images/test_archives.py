@@ -14,7 +14,7 @@ from featdistill.images import archive_index as member_index
 from featdistill.images import archives as containers
 from featdistill.images import reading as image_io
 from featdistill.images.archive_index import Entry, Index
-from featdistill.images.archives import Archive, ContainerError
+from featdistill.images.archives import Archive, ArchiveError
 from featdistill.images.reading import BrokenImage
 
 MEMBERS = {f"set/{place}/ä{place}.jpg": bytes([place]) * (100 * place + 1) for place in range(40)}
@@ -199,7 +199,7 @@ def test_what_is_before_the_damage_of_a_tar_can_be_read(tmp_path):
         path.write_bytes(data)
         archive = Archive(str(path))
         assert [archive.read(name) for name in names[:20]] == [MEMBERS[name] for name in names[:20]]
-        with pytest.raises(ContainerError, match=r"no member .*; the archive is damaged or cut off after 2"):
+        with pytest.raises(ArchiveError, match=r"no member .*; the archive is damaged or cut off after 2"):
             archive.read(names[30])
         assert not index_path(path).exists()
     # Without the zeros at its end it is whole all the same.
@@ -214,7 +214,7 @@ def test_what_is_no_archive_is_said(tmp_path, content):
         if content == b"\0" * 10240 and name == "a.tar":
             assert listing(tmp_path / name) == []
             continue
-        with pytest.raises(ContainerError, match=message):
+        with pytest.raises(ArchiveError, match=message):
             Archive(str(tmp_path / name))
 
 
@@ -226,5 +226,5 @@ def test_a_member_that_a_zip_misplaces_is_refused(tmp_path):
     path.write_bytes(data)
     archive = Archive(str(path))
     assert archive.read("a.png") == b"x" * 50
-    with pytest.raises(ContainerError, match="is not where its directory says"):
+    with pytest.raises(ArchiveError, match="is not where its directory says"):
         archive.read("b.png")

@@ -28,7 +28,7 @@ _GRID_PX = 8
 
 
 @dataclass(frozen=True)
-class Equalisation:
+class Equalization:
     """What sizes and qualities are drawn from.
 
     Attributes:
@@ -53,7 +53,7 @@ class Equalisation:
         return dataclasses.asdict(self) | {"sizes": dict(counts)}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Equalisation":
+    def from_json(cls, values: dict[str, Any]) -> "Equalization":
         """Return the settings that `as_json` made these values of."""
         sizes = []
         for size, count in values["sizes"].items():
@@ -89,26 +89,26 @@ def common_sizes(sizes_of_classes: Sequence[np.ndarray], spare: float = 0.05) ->
     return tuple(sorted(found))
 
 
-def read_settings(path: str | Path) -> Equalisation:
+def read_settings(path: str | Path) -> Equalization:
     """Read the settings of a copy that `python -m data_prep.equalise` made, from its `equalise.json`.
 
     Raises:
         UserError: the file is missing or something else.
     """
     try:
-        return Equalisation.from_json(json.loads(Path(path).read_text(encoding="utf-8"))["settings"])
+        return Equalization.from_json(json.loads(Path(path).read_text(encoding="utf-8"))["settings"])
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no equalise.json of python -m data_prep.equalise") from error
 
 
-def equalise(image: np.ndarray, name: str, settings: Equalisation) -> np.ndarray:
-    """Return the image as it looks once `equalised_jpeg` has stored it: (h, w, 3) uint8 RGB."""
-    return decode(equalised_jpeg(image, name, settings))
+def equalize(image: np.ndarray, name: str, settings: Equalization) -> np.ndarray:
+    """Return the image as it looks once `equalized_jpeg` has stored it: (h, w, 3) uint8 RGB."""
+    return decode(equalized_jpeg(image, name, settings))
 
 
-def equalised_jpeg(image: np.ndarray, name: str, settings: Equalisation) -> bytes:
+def equalized_jpeg(image: np.ndarray, name: str, settings: Equalization) -> bytes:
     """Bring an image to the size and store it in the quality that are drawn for it.
 
     Args:
@@ -132,7 +132,7 @@ def cut(image: np.ndarray, size: tuple[int, int], fit: str, top: float, left: fl
     Args:
         image: (H, W, 3) uint8 RGB.
         size: (h, w) of the result in px.
-        fit: see `Equalisation`.
+        fit: see `Equalization`.
         top, left: where the part is taken, as fractions in [0, 1) of the room that there is.
 
     Returns:
