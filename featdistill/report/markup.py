@@ -4,15 +4,50 @@ A name of an image, an expert or a generator may hold anything, markup too. So t
 `element` only, which escapes whatever is not already `Html`.
 """
 
+import functools
 import html
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+TEMPLATES = Path(__file__).with_name("templates")
 
 Content = str | Iterable["Content"] | None
 
 _VOID = ("img", "input", "link", "meta")
 # Characters that no HTML text may hold (HTML standard, 13.2.3.5), among them what is left of broken UTF-8.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+
+
+def render(template: str, /, folder: str | Path = TEMPLATES, **values: Any) -> str:
+    """Fill in a template, such as `page.html` or `audit.md`.
+
+    Every value in an HTML template is escaped, unless it is `Markup`: the result of another template.
+
+    Args:
+        template: file name in `folder`. Templates of other folders can also use those of this package.
+        values: what the template refers to; a name that it does not find is an error.
+    """
+    text = _environment(Path(folder)).get_template(template).render(values)
+    return Markup(_FORBIDDEN.sub("\ufffd", text)) if template.endswith(".html") else text
+
+
+@functools.cache
+def _environment(folder: Path) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader([folder, TEMPLATES]),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"number": number, "share": share}
+    return environment
 
 
 class Html(str):
