@@ -47,17 +47,17 @@ class TrainDataset(Dataset):
         crop: `random`, `center`, or `random_resized`: a part of random area and shape, taken before the
             resizing (of the distorted image, where distortions come before the resizing too). Where a part of
             that area and shape does not fit, the largest of that shape is taken; torchvision draws again.
-        crop_least_area: the share of the area is uniform between this and 1.
+        crop_min_area: the share of the area is uniform between this and 1.
         flip: probability that an item is mirrored.
         views: `clean` (not distorted) and `other` (distorted as drawn a second time).
         equalization: gives every image a size and a JPEG quality that do not depend on its class, first of
             all.
-        synchronise_groups: rows of the same, non-empty `group` get the same distortions, crop and mirroring
+        synchronize_groups: rows of the same, non-empty `group` get the same distortions, crop and mirroring
             in an epoch; where they are distorted at the same size, the same noise, too.
         amplitude_mixup: probability that the squares of an item take on some of another row's amplitudes (see
             `mix_amplitudes`), the same in all views. The other image is not distorted, but cropped alike;
             where it cannot be read, the item stays as it is.
-        amplitude_mixup_most: the other's share is uniform between 0 and this.
+        amplitude_mixup_max: the other's share is uniform between 0 and this.
         amplitude_mixup_with: `same_label` or `any`: the rows that the other is drawn from.
         cache: the rows' images, already resized, see `check_cache`.
 
@@ -73,13 +73,13 @@ class TrainDataset(Dataset):
         seed: int,
         *,
         crop: str = "random",
-        crop_least_area: float = 0.5,
+        crop_min_area: float = 0.5,
         flip: float = 0.5,
         views: Sequence[str] = (),
         equalization: Equalization | None = None,
-        synchronise_groups: bool = False,
+        synchronize_groups: bool = False,
         amplitude_mixup: float = 0.0,
-        amplitude_mixup_most: float = 0.5,
+        amplitude_mixup_max: float = 0.5,
         amplitude_mixup_with: str = "same_label",
         cache: ImageCache | None = None,
     ) -> None:
@@ -88,10 +88,10 @@ class TrainDataset(Dataset):
         self.labels = rows["label"].astype("float32").tolist()
         self.weights = balance_weights(rows)
         self.preprocessing, self.policy, self.seed = preprocessing, policy, seed
-        self.crop, self.crop_least_area = one_of("value of crop", crop, CROPS), crop_least_area
+        self.crop, self.crop_min_area = one_of("value of crop", crop, CROPS), crop_min_area
         self.flip, self.views = flip, tuple(one_of("view", view, VIEWS) for view in views)
-        self.groups = _group_numbers(rows) if synchronise_groups else None
-        self.amplitude_mixup, self.amplitude_mixup_most = amplitude_mixup, amplitude_mixup_most
+        self.groups = _group_numbers(rows) if synchronize_groups else None
+        self.amplitude_mixup, self.amplitude_mixup_max = amplitude_mixup, amplitude_mixup_max
         one_of("value of amplitude_mixup_with", amplitude_mixup_with, ("same_label", "any"))
         self.any_lends = amplitude_mixup_with == "any"
         self.lenders = {
@@ -121,7 +121,7 @@ class TrainDataset(Dataset):
         for view in sorted(self.views):
             plans[f"images_{view}"] = self.policy.draw(rng) if view == "other" else ()
         if self.crop == "random_resized":
-            area, aspect = rng.uniform(self.crop_least_area, 1), np.exp(rng.uniform(*np.log(_ASPECTS)))
+            area, aspect = rng.uniform(self.crop_min_area, 1), np.exp(rng.uniform(*np.log(_ASPECTS)))
             place = place._replace(area=float(area), aspect=float(aspect))
         try:
             squares = self._squares(self._load(index), plans, place)
@@ -161,7 +161,7 @@ class TrainDataset(Dataset):
         rng = np.random.default_rng((self.seed, epoch, index, _MIXUP_STREAM))
         if rng.random() >= self.amplitude_mixup:
             return
-        share = rng.uniform(0, self.amplitude_mixup_most)
+        share = rng.uniform(0, self.amplitude_mixup_max)
         rows = range(len(self)) if self.any_lends else self.lenders[self.labels[index]]
         try:
             other = self._load(rows[rng.integers(len(rows))])
@@ -195,7 +195,7 @@ def _group_numbers(rows: pd.DataFrame) -> list[int | None]:
     groups = rows["group"].tolist() if "group" in rows else [""] * len(rows)
     if not any(groups):
         raise UserError(
-            "--synchronise-groups: no training row has a group; fill in the manifest's column group, or "
+            "--synchronize-groups: no training row has a group; fill in the manifest's column group, or "
             "leave the flag out"
         )
     return [text_number(group) if group else None for group in groups]

@@ -45,7 +45,7 @@ def score_holdout(
                 workers=recipe.workers,
                 precision=recipe.precision,
                 policy=policy,
-                equalization=read_settings(recipe.equalise) if recipe.equalise else None,
+                equalization=read_settings(recipe.equalize) if recipe.equalize else None,
                 batches=mine,
             )
             for row, logit in zip(batch.rows, batch.logits[0], strict=True)

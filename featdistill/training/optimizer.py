@@ -38,7 +38,7 @@ def scheduled_factor(step: int, total: int, recipe: Recipe) -> float:
         step, total: see `learning_rate_factor`; `total` is of all epochs.
     """
     if recipe.schedule == "cosine":
-        return learning_rate_factor(step, total, recipe.warmup, recipe.final_learning_rate)
+        return learning_rate_factor(step, total, recipe.warmup, recipe.final_learning_rate_factor)
     falls = step * recipe.epochs // total // recipe.step_epochs
     return learning_rate_factor(step, total, recipe.warmup, 1.0) * recipe.step_factor**falls
 

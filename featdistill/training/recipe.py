@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,15 @@ from featdistill.command_line import Parser, UserError, nearest, one_of
 RECIPE_FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 # Keys that change how a run is carried out, not what comes out of it: a run may be resumed with other values.
 RUNTIME_KEYS = ("workers", "log_every", "checkpoint_every_s", "score_batch_size", "trackers", "cache")
+# Former names of keys, which are refused with the present one.
+_RENAMED = {
+    "equalise": "equalize",
+    "synchronise_groups": "synchronize_groups",
+    "crop_least_area": "crop_min_area",
+    "amplitude_mixup_most": "amplitude_mixup_max",
+    "skipped_steps": "max_skipped_steps",
+    "final_learning_rate": "final_learning_rate_factor",
+}
 _STAGES = ("stage1", "stage2")
 
 
@@ -45,22 +55,22 @@ class Recipe:
     head_hidden: int = option(256, "width of the head's hidden layer; 0: a linear head")
     head_dropout: float = option(0.3, "dropout before the last layer of the head")
 
-    equalise: str | None = option(
+    equalize: str | None = option(
         None, "equalise.json of a copy: give training and hold-out images sizes and qualities alike"
     )
     distortions: str = option(
         "released_featdistill", "preset of the distortion policy, with changes: official,probability=0.5"
     )
-    synchronise_groups: bool = option(
+    synchronize_groups: bool = option(
         False, "give the images of a group (a real one and its AI counterpart) the same distortions"
     )
     crop: Literal["random", "center", "random_resized"] = option(
         "random", "where training crops are taken; random_resized: of random area and shape"
     )
-    crop_least_area: float = option(0.5, "least share of the image's area that random_resized keeps")
+    crop_min_area: float = option(0.5, "least share of the image's area that random_resized keeps")
     flip: float = option(0.5, "probability of a horizontal flip in training")
     amplitude_mixup: float = option(0.0, "probability that an image takes on some of another's amplitudes")
-    amplitude_mixup_most: float = option(0.5, "largest share of the other image's amplitudes")
+    amplitude_mixup_max: float = option(0.5, "largest share of the other image's amplitudes")
     amplitude_mixup_with: Literal["same_label", "any"] = option(
         "same_label", "which training images lend their amplitudes"
     )
@@ -117,12 +127,14 @@ class Recipe:
     )
     step_epochs: int = option(2, "epochs between two falls of schedule step")
     step_factor: float = option(0.7, "what schedule step multiplies the learning rate by")
-    final_learning_rate: float = option(0.01, "learning rate at the end of the cosine, relative to the peak")
+    final_learning_rate_factor: float = option(
+        0.01, "learning rate at the end of the cosine, relative to the peak"
+    )
     clip_norm: float = option(1.0, "largest norm of the gradient; 0: not clipped")
     precision: Literal["fp32", "bf16", "fp16"] = option("bf16", "arithmetic of the forward pass")
     gradient_checkpointing: bool = option(False, "compute activations twice: far less memory, slower")
     compile: bool = option(False, "compile forward and backward pass: faster after minutes of compiling")
-    skipped_steps: int = option(5, "steps in a row whose gradient may be not finite before the run stops")
+    max_skipped_steps: int = option(5, "steps in a row whose gradient may be not finite before the run stops")
 
     cache: str | None = option(None, "folder for decoded, resized images, made once (distortions at input)")
     trackers: str | None = option(None, "where metrics go besides metrics.jsonl: tensorboard,wandb,trackio")
@@ -187,6 +199,11 @@ def add_arguments(parser: Parser, recipe_class: type[Recipe]) -> None:
             metavar="{" + ",".join(choices) + "}" if choices else field.name.upper(),
             help=field.metadata["help"],
         )
+    for old in _RENAMED:
+        flag = "--" + old.replace("_", "-")
+        group.add_argument(
+            flag, dest=f"recipe_{old}", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
 
 
 def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe:
@@ -213,9 +230,7 @@ def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe
 def from_values(recipe_class: type[Recipe], values: dict[str, Any]) -> Recipe:
     """Build a recipe from plain values, checking keys, types and ranges."""
     kinds = {field.name: kind for field, kind in _typed_fields(recipe_class)}
-    for key in values:
-        if key not in kinds:
-            raise UserError(f"unknown recipe key '{key}'{nearest(key, kinds)}")
+    _check_keys(values, kinds)
     recipe = recipe_class(**{key: _convert(key, value, kinds[key]) for key, value in values.items()})
     _check(recipe)
     return recipe
@@ -255,11 +270,17 @@ def _read_yaml(path: Path, stage: str) -> dict[str, Any]:
         (sections["stage1"], Recipe),
         (sections["stage2"], DistillRecipe),
     ):
-        known = [field.name for field, _ in _typed_fields(kind)]
-        for key in mapping:
-            if key not in known:
-                raise UserError(f"{path}: unknown recipe key '{key}'{nearest(str(key), known)}")
+        _check_keys(mapping, [field.name for field, _ in _typed_fields(kind)], f"{path}: ")
     return values | content | sections[stage]
+
+
+def _check_keys(keys: Iterable, known: Iterable[str], where: str = "") -> None:
+    """Refuse unknown keys and former names of keys."""
+    for key in keys:
+        if key in _RENAMED:
+            raise UserError(f"{where}recipe key '{key}' is now called '{_RENAMED[key]}'")
+        if key not in known:
+            raise UserError(f"{where}unknown recipe key '{key}'{nearest(str(key), known)}")
 
 
 def _convert(key: str, value: Any, kind: Any) -> Any:
@@ -285,11 +306,18 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
 _AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulation": 1, "workers": 0, "log_every": 1, "seed": 0}
 _AT_LEAST |= {"learning_rate": 0, "weight_decay": 0, "clip_norm": 0, "head_hidden": 0, "score_batch_size": 1}
 _AT_LEAST |= {"focal_gamma": 0, "bce_weight": 0, "consistency_weight": 0, "last_n": 1, "lora_rank": 1}
-_AT_LEAST |= {"skipped_steps": 0, "dense_weight": 0, "dense_layers": 1, "crd_weight": 0, "crd_dim": 1}
+_AT_LEAST |= {"max_skipped_steps": 0, "dense_weight": 0, "dense_layers": 1, "crd_weight": 0, "crd_dim": 1}
 _AT_LEAST |= {"crd_queue": 1, "step_epochs": 1, "limit_per_class": 1}
-_ABOVE_0 = ("ai_weight", "lora_alpha", "layer_decay", "crop_least_area", "crd_temperature", "step_factor")
-_SHARES = ("head_dropout", "flip", "warmup", "final_learning_rate", "label_smoothing", "amplitude_mixup")
-_SHARES += ("amplitude_mixup_most", "crop_least_area", "layer_decay", "momentum_base", "momentum_max", "ema")
+_ABOVE_0 = ("ai_weight", "lora_alpha", "layer_decay", "crop_min_area", "crd_temperature", "step_factor")
+_SHARES = (
+    "head_dropout",
+    "flip",
+    "warmup",
+    "final_learning_rate_factor",
+    "label_smoothing",
+    "amplitude_mixup",
+)
+_SHARES += ("amplitude_mixup_max", "crop_min_area", "layer_decay", "momentum_base", "momentum_max", "ema")
 _SHARES += ("mask_ratio", "mask_prob", "step_factor")
 
 

@@ -96,7 +96,7 @@ def run(
     keeps_layout_only = task.keeps_layout_only or policy.keeps_layout_only
     policy = dataclasses.replace(policy, keeps_layout_only=keeps_layout_only)
     preprocessing: Preprocessing = task.expert.preprocessing
-    equalization = read_settings(recipe.equalise) if recipe.equalise else None
+    equalization = read_settings(recipe.equalize) if recipe.equalize else None
     cache = None
     if recipe.cache:
         check_cache(policy, recipe.crop)
@@ -116,13 +116,13 @@ def run(
         policy,
         recipe.seed,
         crop=recipe.crop,
-        crop_least_area=recipe.crop_least_area,
+        crop_min_area=recipe.crop_min_area,
         flip=recipe.flip,
         views=task.views,
         equalization=equalization,
-        synchronise_groups=recipe.synchronise_groups,
+        synchronize_groups=recipe.synchronize_groups,
         amplitude_mixup=recipe.amplitude_mixup,
-        amplitude_mixup_most=recipe.amplitude_mixup_most,
+        amplitude_mixup_max=recipe.amplitude_mixup_max,
         amplitude_mixup_with=recipe.amplitude_mixup_with,
         cache=cache,
     )

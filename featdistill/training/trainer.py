@@ -260,7 +260,7 @@ class Trainer:
         self.task.after_skip()
         self.log.skip()
         self.skipped_in_a_row += 1
-        most = max(self.recipe.skipped_steps, 0 if scaler is None else _MOST_OVERFLOWS)
+        most = max(self.recipe.max_skipped_steps, 0 if scaler is None else _MOST_OVERFLOWS)
         if self.skipped_in_a_row > most:
             raise UserError(
                 f"{self.run.path}: loss or gradient was not finite at {self.skipped_in_a_row} steps in a "

@@ -79,7 +79,7 @@ def test_all_views_of_an_item_are_cropped_and_mirrored_alike(make_set, distort_a
 def test_random_resized_crops_are_boxes_of_random_area_and_shape_for_all_views(make_set, distort_at):
     manifest = make_set("train", 4)
     policy = dataclasses.replace(PRESETS["heavy"], distort_at=distort_at)
-    options = {"crop": "random_resized", "crop_least_area": 0.3, "views": ("clean", "other")}
+    options = {"crop": "random_resized", "crop_min_area": 0.3, "views": ("clean", "other")}
     dataset = make_train(manifest, policy=policy, **options)
     image = read_image(read_manifest(manifest)["image"][2])
     areas, logs = [], []
@@ -111,7 +111,7 @@ def test_rows_of_a_group_get_the_same_plan_noise_crop_and_mirroring(make_set):
     for distort_at in ("native", "input"):
         policy = dataclasses.replace(PRESETS["heavy"], distort_at=distort_at)
         alone = TrainDataset(rows, PREPROCESSING, policy, 3, views=("other",))
-        paired = TrainDataset(rows, PREPROCESSING, policy, 3, views=("other",), synchronise_groups=True)
+        paired = TrainDataset(rows, PREPROCESSING, policy, 3, views=("other",), synchronize_groups=True)
         for epoch in range(3):
             first, second, _, _, last, third = (paired[epoch, index] for index in range(6))
             for view in ("images", "images_other"):
@@ -122,11 +122,11 @@ def test_rows_of_a_group_get_the_same_plan_noise_crop_and_mirroring(make_set):
             assert not torch.equal(paired[epoch + 3, 0]["images"], first["images"])
     # Whatever their number in the manifest.
     moved = TrainDataset(
-        rows.iloc[::-1].reset_index(drop=True), PREPROCESSING, policy, 3, synchronise_groups=True
+        rows.iloc[::-1].reset_index(drop=True), PREPROCESSING, policy, 3, synchronize_groups=True
     )
     assert torch.equal(moved[2, 1]["images"], last["images"])
     with pytest.raises(UserError, match="no training row has a group"):
-        TrainDataset(rows.assign(group=""), PREPROCESSING, policy, 3, synchronise_groups=True)
+        TrainDataset(rows.assign(group=""), PREPROCESSING, policy, 3, synchronize_groups=True)
 
 
 @pytest.mark.parametrize(("partner", "distort_at"), [("same_label", "native"), ("any", "input")])
@@ -136,7 +136,7 @@ def test_amplitude_mixup_is_a_function_of_seed_epoch_and_index_and_the_same_in_a
     manifest = make_set("train", 6)
     policy = dataclasses.replace(PRESETS["heavy"], distort_at=distort_at)
     paths, size = read_manifest(manifest)["image"], PREPROCESSING.key
-    options = {"amplitude_mixup": 0.6, "amplitude_mixup_most": 0.8, "amplitude_mixup_with": partner}
+    options = {"amplitude_mixup": 0.6, "amplitude_mixup_max": 0.8, "amplitude_mixup_with": partner}
     plain = make_train(manifest, policy=policy, views=("clean", "other"))
     mixed = make_train(manifest, policy=policy, views=("clean", "other"), **options)
     done, partners = 0, set()

@@ -385,7 +385,7 @@ def test_a_step_that_is_not_finite_is_skipped_without_a_trace_and_counted(value,
 
 
 def test_too_many_skipped_steps_in_a_row_stop_the_run(sets, tmp_path, monkeypatch):
-    arguments = [*SMALL, *sets, "--skipped-steps", "2", "--checkpoint-every-s", "0"]
+    arguments = [*SMALL, *sets, "--max-skipped-steps", "2", "--checkpoint-every-s", "0"]
     with monkeypatch.context() as patch:
         spoil(patch, {1, 2, 4, 5, 6}, float("nan"))
         message = r"not finite at 3 steps in a row, up to step 7; lower --learning-rate"

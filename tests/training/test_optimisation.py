@@ -42,7 +42,7 @@ def test_the_step_schedule_is_pytorchs_steplr_epoch_by_epoch():
 
 
 def test_the_cosine_is_what_a_recipe_has_without_a_word():
-    recipe = Recipe(warmup=0.1, final_learning_rate=0.05)
+    recipe = Recipe(warmup=0.1, final_learning_rate_factor=0.05)
     for step in (0, 7, 50, 99):
         assert scheduled_factor(step, 100, recipe) == learning_rate_factor(step, 100, 0.1, 0.05)
 

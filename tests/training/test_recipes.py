@@ -139,6 +139,18 @@ def test_unknown_names_on_the_command_line_name_the_nearest():
         resolve(Recipe, "--recipe", "demo_clip_a", "--learning_rate", "1")
 
 
+@pytest.mark.parametrize(("old", "new"), recipes._RENAMED.items())
+def test_a_former_name_is_refused_with_the_present_one(tmp_path, old, new):
+    config = tmp_path / "my.yaml"
+    config.write_text(f"{old}: 1")
+    message = f"recipe key '{old}' is now called '{new}'"
+    with pytest.raises(UserError, match=message):
+        resolve(Recipe, "--recipe", "demo_clip_a", "--config", str(config))
+    with pytest.raises(UserError, match=message):
+        resolve(Recipe, "--recipe", "demo_clip_a", f"--{old.replace('_', '-')}", "1")
+    assert new in dataclasses.asdict(Recipe())
+
+
 def test_none_is_a_value_where_the_key_allows_it():
     assert resolve(Recipe, "--recipe", "demo_clip_a", "--input-size", "none").input_size is None
     with pytest.raises(UserError, match="must be of type int"):
