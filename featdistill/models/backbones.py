@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import open_clip
 import timm
 import torch
 
 from featdistill.command_line import Parser, UserError, nearest
-from featdistill.models.encoders import Backbone, TimmBackbone, check_multiple, patch_px
-from featdistill.models.open_clip_encoders import CLIP_MEAN, CLIP_STD, build_open_clip
+from featdistill.models.encoders import CLIP_MEAN, CLIP_STD, Backbone, TimmBackbone, check_multiple, patch_px
 from featdistill.models.tiny import tiny_transformer
 from featdistill.models.weights import FILE_WEIGHTS, first_line, from_hub, load_timm_file
 
@@ -100,6 +98,8 @@ def resolve_spec(name: str, input_size: int | None = None) -> BackboneSpec:
         _check_tag(f"timm:{architecture}", tag, [*tags, *FILE_WEIGHTS])
         spec = BackboneSpec("timm", architecture, tag)
     elif library == "open_clip":
+        import open_clip  # takes seconds, and few experts are built on it
+
         architecture, _, tag = rest.partition("/")
         if architecture not in open_clip.list_models():
             suggestion = nearest(architecture, open_clip.list_models())
@@ -130,6 +130,8 @@ def build(spec: BackboneSpec, weights: str = "random") -> Backbone:
     if spec.input_size is not None and spec.input_size < 1:
         raise UserError(f"input size {spec.input_size} px of {spec.name} must be at least 1")
     if spec.library == "open_clip":
+        from featdistill.models.open_clip_encoders import build_open_clip
+
         return build_open_clip(spec.name, spec.tag, spec.input_size, weights)
     return (_build_timm if spec.library == "timm" else _build_tiny)(spec, weights)
 

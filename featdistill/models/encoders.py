@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from featdistill.command_line import UserError
 from featdistill.models import token_dropping
 
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
 
 class Backbone(nn.Module):
     """An image encoder.

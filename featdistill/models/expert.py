@@ -5,15 +5,14 @@ classes equals the sigmoid of their difference, so that its last layer folds int
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import open_clip
 import safetensors
 import safetensors.torch
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -179,8 +178,8 @@ def versions() -> dict[str, str]:
     return {
         "featdistill": __version__,
         "torch": torch.__version__,
-        "timm": timm.__version__,
-        "open_clip": open_clip.__version__,
+        "timm": importlib.metadata.version("timm"),
+        "open_clip": importlib.metadata.version("open_clip_torch"),
     }
 
 

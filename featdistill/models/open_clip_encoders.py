@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from featdistill.command_line import UserError
 from featdistill.models import token_dropping
 from featdistill.models.encoders import (
+    CLIP_MEAN,
+    CLIP_STD,
     Backbone,
     check_layers,
     check_multiple,
@@ -31,7 +33,6 @@ from featdistill.models.encoders import (
 )
 from featdistill.models.weights import first_line, from_hub
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _RESNET_STRIDE_PX = 32
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from featdistill.models.encoders import Backbone, TimmBackbone
 from featdistill.models.expert import Expert
-from featdistill.models.open_clip_encoders import OpenClipTimm, OpenClipTransformer
 
 CLASS_TOKEN = "attention of the class token, last block"
 POOLING = "attention of the pooling"
@@ -64,7 +63,7 @@ def token_map(expert: Expert, image: Tensor) -> TokenMap:
 
 def _attention_of(backbone: Backbone) -> tuple[str, nn.Module | None]:
     """Return the kind of a backbone's map, and the attention that it is read from, if it is."""
-    if isinstance(backbone, OpenClipTransformer):
+    if not isinstance(backbone, TimmBackbone) and hasattr(backbone.visual, "transformer"):
         visual = backbone.visual
         if visual.attn_pool is not None:
             return POOLING, visual.attn_pool.attn
@@ -86,7 +85,7 @@ def _attention_of(backbone: Backbone) -> tuple[str, nn.Module | None]:
 def _timm_model(backbone: Backbone) -> nn.Module | None:
     if isinstance(backbone, TimmBackbone):
         return backbone.model
-    return backbone.visual.trunk if isinstance(backbone, OpenClipTimm) else None
+    return getattr(backbone.visual, "trunk", None)  # of an open_clip model on timm's
 
 
 def _weights(attention: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
