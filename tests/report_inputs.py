@@ -151,6 +151,6 @@ def heat_map_cells(drawing):
     places = [(float(group.all("rect")[0]["y"]), float(group.all("rect")[0]["x"])) for group in groups]
     downs, acrosses = (sorted(set(column)) for column in zip(*places, strict=True))
     return {
-        (downs.index(down), acrosses.index(across)): (group.text(), int(group["class"][1:]))
+        (downs.index(down), acrosses.index(across)): (group.text().strip(), int(group["class"][1:]))
         for (down, across), group in zip(places, groups, strict=True)
     }

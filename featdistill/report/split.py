@@ -1,210 +1,185 @@
-"""What the report shows of one split. A part that its data do not define is not there at all."""
+"""What the report shows of one split. Parts for which the split has no data are left out."""
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from featdistill.evaluation.metrics import ACCURACIES, THRESHOLD, one_class, parts_of, roc_curve, tpr_at_fpr
 from featdistill.evaluation.splits import Split
 from featdistill.report.charts import (
+    Rows,
+    axis_start,
     bar_chart,
     curve_chart,
     heat_map,
     histogram_chart,
     reliability_chart,
     roc_chart,
-    tenth_below,
 )
-from featdistill.report.drawing import legend
-from featdistill.report.experts import expert_parts
+from featdistill.report.experts import compare_experts
 from featdistill.report.gallery import Explainer, gallery
-from featdistill.report.markup import (
-    Content,
-    Html,
-    bounds,
-    data_table,
-    element,
-    interval_note,
-    measured,
-    number,
-    share,
-    table,
-)
+from featdistill.report.markup import integer, interval, number, share, with_interval
 
 _METRICS = {
     "robust_auc": ("Robust AUC", "over the distorted images; the challenge ranks by it"),
     "clean_auc": ("Clean AUC", "over the undistorted images"),
-    "auc": ("AUC", "over all images: how often an AI-generated one scores above a real one"),
-    "average_precision": ("Average precision", "area under precision and recall; depends on the AI share"),
-    "tpr_at_fpr_1": ("TPR at 1 % FPR", "AI-generated images found where 1 of 100 real ones is called AI"),
-    "tpr_at_fpr_5": ("TPR at 5 % FPR", "the same where 5 of 100 real ones are called AI"),
-    "eer": ("Equal error rate", "where as many real images are called AI as AI-generated ones are missed"),
+    "auc": ("AUC", "over all images: how often an AI-generated image scores higher than a real one"),
+    "average_precision": (
+        "Average precision",
+        "area under the precision-recall curve; depends on the AI share",
+    ),
+    "tpr_at_fpr_1": ("TPR at 1 % FPR", "AI-generated images detected while 1 of 100 real ones is labeled AI"),
+    "tpr_at_fpr_5": ("TPR at 5 % FPR", "the same while 5 of 100 real ones are labeled AI"),
+    "eer": ("Equal error rate", "where the false positive rate equals the false negative rate"),
     "accuracy": (f"Accuracy at {THRESHOLD}", "images on the right side of the threshold"),
-    "real_accuracy": (f"Real accuracy at {THRESHOLD}", "the same of the real images"),
-    "ai_accuracy": (f"AI accuracy at {THRESHOLD}", "the same of the AI-generated images"),
-    "brier": ("Brier score", "mean squared distance of score and label; 0 is best"),
-    "ece": ("Calibration error", "how far scores are from the shares that they claim; 0 is best"),
+    "real_accuracy": (f"Real accuracy at {THRESHOLD}", "the same for the real images"),
+    "ai_accuracy": (f"AI accuracy at {THRESHOLD}", "the same for the AI-generated images"),
+    "brier": ("Brier score", "mean squared difference of score and label; 0 is best"),
+    "ece": ("Calibration error", "how far scores are from the observed shares of AI images; 0 is best"),
 }
+# The number of images of a metric, if it is not over all.
+_COUNTS = {"clean_auc": "clean", "robust_auc": "distorted", "real_accuracy": "real", "ai_accuracy": "ai"}
 _CURVES = {
     "robust_auc": ("robust", "distorted"),
     "clean_auc": ("clean", "clean"),
     "auc": ("all", "all images"),
 }
-# False positive rates at which the table of the ROC curves gives the true ones.
+# False positive rates for which the table of the ROC curves lists the true positive rates.
 _RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _BINS = 20
-_GROUP_HEADER = ("AUC", "95 % interval", "real", "AI")
+
+
+class Chart(NamedTuple):
+    """A chart with what explains it.
+
+    Attributes:
+        svg: the chart.
+        table: its data: caption, header and rows.
+        legend: (color class, meaning).
+        log_svg: the same with a logarithmic axis, to switch to.
+    """
+
+    title: str
+    svg: str
+    table: tuple[str, list[str], list[list[str]]]
+    note: Any = ""
+    legend: list[tuple[str, str]] | tuple[()] = ()
+    log_svg: str = ""
 
 
 def split_section(
-    identity: str, split: Split, found: dict, most: int, explainer: Explainer | None = None
-) -> tuple[Html, list[str]]:
-    """Return the section of a split, and a line for each of its pictures that could not be shown.
+    element_id: str, split: Split, metrics: dict, pictures: int, explainer: Explainer | None = None
+) -> tuple[dict, list[str]]:
+    """Return the values of `split.html`, and a line for each picture that could not be shown.
 
     Args:
-        identity: begins the identities of all that the section holds.
-        found: what `evaluation.score_split` returns.
-        most: pictures of mistakes of each class; 0 for none.
-        explainer: see `report_gallery.gallery`.
+        element_id: prefix of the IDs of all elements of the section.
+        metrics: what `evaluation.splits.score_split` returns.
+        pictures: number of errors of each class to show as pictures; 0 for none.
+        explainer: see `gallery`.
     """
-    cards = [
-        _headline(found),
-        _roc(identity, split, found),
-        _histogram(identity, split),
-        _reliability(identity, found),
-        _chain_lengths(identity, found),
-        _generators(identity, found),
-        _distortions(identity, found),
+    charts = [
+        _roc(element_id, split, metrics),
+        _histogram(element_id, split),
+        _reliability(element_id, metrics),
+        _chain_lengths(element_id, metrics),
+        _generators(element_id, metrics),
+        _distortions(element_id, metrics),
     ]
-    experts = expert_parts(identity, split, found)
-    cards += [_card("Experts", experts, wide=True)] if experts else []
-    lost: list[str] = []
-    if most and found["brier"] is not None:
-        pictures, lost = gallery(split.frame, most, explainer)
-        cards.append(_card("Surest mistakes", pictures, wide=True))
-    left_out = [
-        f"; left out: {found[state]:,} {state}" for state in ("unreadable", "unlabelled") if found[state]
-    ]
-    counts = f"{found['images']:,} images, {found['real']:,} real and {found['ai']:,} AI-generated"
-    counts += f"; {found['clean']:,} clean and {found['distorted']:,} distorted{''.join(left_out)}."
-    head = element("h2", "Split ", element("bdi", split.name))
-    body = element("div", cards, class_="cards")
-    return element("section", head, element("p", counts), _tiles(found), body, id=identity), lost
+    errors, lost = {}, []
+    if pictures and metrics["brier"] is not None:
+        errors, lost = gallery(split.frame, pictures, explainer)
+    values = {
+        "id": element_id,
+        "name": split.name,
+        "metrics": metrics,
+        "has_intervals": any(low is not None for low, _ in metrics["intervals"].values()),
+        "tiles": [
+            (_METRICS[key][0], number(metrics[key]), interval(*metrics["intervals"][key]))
+            for key in _CURVES
+            if metrics[key] is not None
+        ],
+        "metric_rows": _metric_rows(metrics),
+        "charts": [chart for chart in charts if chart],
+        "experts": compare_experts(element_id, split, metrics),
+        "errors": errors,
+    }
+    return values, lost
 
 
-def _card(title: str, *content: Content, wide: bool = False) -> Html:
-    return element("section", element("h3", title), content, class_="card wide" if wide else "card")
-
-
-def _note(text: str) -> Html:
-    return element("p", text, class_="note")
-
-
-def _tiles(found: dict) -> Html:
-    tiles = []
-    for key in _CURVES:
-        if found[key] is None:
-            continue
-        interval = bounds(*found["intervals"][key])
-        lines = [element("dt", _METRICS[key][0]), element("dd", number(found[key]), class_="big")]
-        lines += [element("dd", interval)] if interval else []
-        tiles.append(element("div", lines))
-    return element("dl", tiles, class_="tiles") if tiles else Html()
-
-
-def _headline(found: dict) -> Html:
-    counts = {"clean_auc": "clean", "robust_auc": "distorted", "real_accuracy": "real", "ai_accuracy": "ai"}
+def _metric_rows(metrics: dict) -> list[list[str]]:
     rows = []
     for key, (title, meaning) in _METRICS.items():
-        reason = found["undefined"].get(key)
-        images = f"{found[counts.get(key, 'images')]:,}"
-        value = measured(found[key], *found["intervals"].get(key, ()))
+        reason = metrics["undefined"].get(key)
+        images = integer(metrics[_COUNTS.get(key, "images")])
+        value = with_interval(metrics[key], *metrics["intervals"].get(key, ()))
         rows.append([title, value, images, f"n/a: {reason}" if reason else meaning])
-    if "threshold" in found:
-        own = found["threshold"]
-        titles = ("Accuracy", "Real accuracy", "AI accuracy")
-        for key, title in zip(ACCURACIES, titles, strict=True):
-            images = f"{found[counts.get(key, 'images')]:,}"
-            meaning = f"at the threshold of the best balanced accuracy on {own['chosen_on']}"
-            rows.append([f"{title} at {own['value']:.4g}", number(own[key]), images, meaning])
-    header = ("metric", "value", "images", "what it says")
-    metrics = table("All metrics of the split", header, rows, text=(3,))
-    return _card("Headline", interval_note([found]), metrics, wide=True)
+    if "threshold" in metrics:
+        at = metrics["threshold"]
+        meaning = f"at the threshold with the best balanced accuracy on {at['chosen_on']}"
+        for key, title in zip(ACCURACIES, ("Accuracy", "Real accuracy", "AI accuracy"), strict=True):
+            images = integer(metrics[_COUNTS.get(key, "images")])
+            rows.append([f"{title} at {at['value']:.4g}", number(at[key]), images, meaning])
+    return rows
 
 
-def _roc(identity: str, split: Split, found: dict) -> Html | None:
-    frame = split.frame
-    label, score = frame["label"].to_numpy(), frame["score"].to_numpy()
-    curves, names = {}, []
-    seen: list[np.ndarray] = []
-    parts = parts_of(frame["is_distorted"].to_numpy(), len(label))
-    for key, (name, title) in _CURVES.items():
+def _roc(element_id: str, split: Split, metrics: dict) -> Chart | None:
+    label, score = split.frame["label"].to_numpy(), split.frame["score"].to_numpy()
+    curves, titles, legend = {}, [], []
+    drawn: list[np.ndarray] = []
+    parts = parts_of(split.frame["is_distorted"].to_numpy(), len(label))
+    for key, (color, title) in _CURVES.items():
         rows = parts[key]
-        # Where all images are distorted, one curve would hide the other.
-        if not one_class(label[rows]) and not any((rows == other).all() for other in seen):
-            seen.append(rows)
-            curves[name] = roc_curve(label[rows], score[rows])
-            names.append((key, name, title))
+        # If all images are distorted, one curve would hide the other.
+        if not one_class(label[rows]) and not any((rows == other).all() for other in drawn):
+            drawn.append(rows)
+            curves[color] = roc_curve(label[rows], score[rows])
+            titles.append(title)
+            legend.append((color, f"{title}, AUC {number(metrics[key])}"))
     if not curves:
         return None
-    # The least rate that the images can show, between one in ten and one in ten thousand.
-    least_rate = 10.0 ** min(max(math.floor(-math.log10(found["real"])), -4), -1)
-    lines = {name: (fpr, tpr) for name, (fpr, tpr, _) in curves.items()}
-    charts = [
-        roc_chart(f"{identity}-roc", "ROC curves", lines),
-        roc_chart(f"{identity}-roc-log", "ROC curves, logarithmic", lines, least_rate),
-    ]
-    shown = [(name, f"{title}, AUC {number(found[key])}") for key, name, title in names]
+    # The lowest rate that so many images can resolve, between one in ten and one in ten thousand.
+    min_fpr = 10.0 ** min(max(math.floor(-math.log10(metrics["real"])), -4), -1)
+    lines = {color: (fpr, tpr) for color, (fpr, tpr, _) in curves.items()}
     rows = [
         [f"{100 * rate:g} %", *(share(tpr_at_fpr(curve, rate)) for curve in curves.values())]
         for rate in _RATES
     ]
-    header = ("false positive rate", *(title for _, _, title in names))
-    return _card(
+    return Chart(
         "ROC curves",
-        _switch(f"{identity}-axis", charts),
-        legend([*shown, ("chance", "pure chance")]),
-        data_table("True positive rate at false positive rates", header, rows),
+        roc_chart(f"{element_id}-roc", "ROC curves", lines),
+        ("True positive rate at false positive rates", ["false positive rate", *titles], rows),
+        legend=[*legend, ("chance", "chance")],
+        log_svg=roc_chart(f"{element_id}-roc-log", "ROC curves, logarithmic", lines, min_fpr),
     )
 
 
-def _switch(identity: str, charts: list[Html]) -> Html:
-    """Return a linear and a logarithmic drawing, and the choice of the one that is shown."""
-    choices = []
-    for kind in ("linear", "log"):
-        own = f"{identity}-{kind}"
-        box = element("input", type="radio", name=identity, id=own, value=kind, checked=kind == "linear")
-        choices.append(element("span", box, element("label", kind, for_=own)))
-    asked = element("fieldset", element("legend", "Horizontal axis"), choices)
-    panels = [
-        element("div", chart, class_=kind) for kind, chart in zip(("linear", "log"), charts, strict=True)
-    ]
-    return element("div", asked, panels, class_="switch")
-
-
-def _histogram(identity: str, split: Split) -> Html:
+def _histogram(element_id: str, split: Split) -> Chart:
     label, score = split.frame["label"].to_numpy(), split.frame["score"].to_numpy()
     low, high = min(0.0, float(score.min())), max(1.0, float(score.max()))
     edges = np.linspace(low, high, _BINS + 1)
-    kinds = {"real": ("real", label == 0), "ai": ("AI-generated", label == 1)}
-    kinds = {name: own for name, own in kinds.items() if own[1].any()}
-    counts = {name: np.histogram(score[rows], edges)[0] for name, (_, rows) in kinds.items()}
-    shares = {name: own / own.sum() for name, own in counts.items()}
+    titles = {"real": "real", "ai": "AI-generated"}
+    counts = {
+        color: np.histogram(score[label == value], edges)[0]
+        for value, color in enumerate(titles)
+        if (label == value).any()
+    }
     rows = [
-        [f"{edges[place]:.3g} to {edges[place + 1]:.3g}", *(f"{own[place]:,}" for own in counts.values())]
-        for place in range(_BINS)
+        [f"{edges[row]:.3g} to {edges[row + 1]:.3g}", *(integer(count[row]) for count in counts.values())]
+        for row in range(_BINS)
     ]
-    shown = [(name, f"{title}, {int(rows_of.sum()):,} images") for name, (title, rows_of) in kinds.items()]
-    return _card(
+    shares = {color: count / count.sum() for color, count in counts.items()}
+    return Chart(
         "Scores",
-        histogram_chart(f"{identity}-scores", "Scores of real and AI-generated images", edges, shares),
-        legend(shown),
-        data_table("Images by score", ("score", *(title for title, _ in kinds.values())), rows),
+        histogram_chart(f"{element_id}-scores", "Scores of real and AI-generated images", edges, shares),
+        ("Images by score", ["score", *(titles[color] for color in counts)], rows),
+        legend=[(color, f"{titles[color]}, {count.sum():,} images") for color, count in counts.items()],
     )
 
 
-def _reliability(identity: str, found: dict) -> Html | None:
-    bins = [one for one in found["reliability"] if one["n"]]
+def _reliability(element_id: str, metrics: dict) -> Chart | None:
+    bins = [one for one in metrics["reliability"] if one["n"]]
     if not bins:
         return None
     rows = [
@@ -212,73 +187,72 @@ def _reliability(identity: str, found: dict) -> Html | None:
             f"{one['low']:.3f} to {one['high']:.3f}",
             number(one["mean_score"]),
             share(one["ai_share"]),
-            f"{one['n']:,}",
+            integer(one["n"]),
         ]
         for one in bins
     ]
-    return _card(
+    return Chart(
         "Reliability",
-        reliability_chart(f"{identity}-reliability", "Reliability diagram", bins),
-        legend([("robust", "ranges of the score; a larger dot holds more images"), ("chance", "as claimed")]),
-        _note(f"Calibration error {number(found['ece'])}, Brier score {number(found['brier'])}."),
-        data_table("Bins of the reliability diagram", ("score", "mean score", "AI share", "images"), rows),
+        reliability_chart(f"{element_id}-reliability", "Reliability diagram", bins),
+        ("Bins of the reliability diagram", ["score", "mean score", "AI share", "images"], rows),
+        f"Calibration error {number(metrics['ece'])}, Brier score {number(metrics['brier'])}.",
+        [("robust", "score ranges; a larger dot holds more images"), ("chance", "perfect calibration")],
     )
 
 
-def _chain_lengths(identity: str, found: dict) -> Html | None:
-    rows = _defined(found["chain_lengths"])
+def _chain_lengths(element_id: str, metrics: dict) -> Chart | None:
+    rows, title = _defined(metrics["chain_lengths"]), "AUC by number of distortions"
     if len(rows) < 2:
         return None
-    return _card(
-        "Chain length",
-        curve_chart(f"{identity}-chains", "AUC by the number of distortions", rows, "number of distortions"),
-        _group_data("AUC by the number of distortions", "distortions", rows),
-    )
+    svg = curve_chart(f"{element_id}-chains", title, rows, "number of distortions")
+    return Chart("Chain length", svg, _auc_table(title, "distortions", rows))
 
 
-def _generators(identity: str, found: dict) -> Html | None:
-    rows = sorted(_defined(found["generators"]), key=lambda own: (own[1]["auc"], own[0]))
+def _generators(element_id: str, metrics: dict) -> Chart | None:
+    rows, title = sorted(_defined(metrics["generators"]), key=_hardest_first), "AUC by generator"
     if not rows:
         return None
-    return _card(
-        "Generators",
-        _note("Each against all real images, the hardest first. Bars begin at 0.5, what chance gives."),
-        bar_chart(f"{identity}-generators", "AUC by generator", rows),
-        _group_data("AUC by generator", "generator", rows),
-    )
+    svg = bar_chart(f"{element_id}-generators", title, rows)
+    note = "Each generator against all real images, hardest first. Bars start at 0.5, which is chance."
+    return Chart("Generators", svg, _auc_table(title, "generator", rows), note)
 
 
-def _distortions(identity: str, found: dict) -> Html | None:
-    rows = sorted(_defined(found["distortions"]), key=lambda own: (own[1]["auc"], own[0]))
+def _distortions(element_id: str, metrics: dict) -> Chart | None:
+    rows, title = sorted(_defined(metrics["distortions"]), key=_hardest_first), "AUC by distortion and level"
     if not rows:
         return None
-    levels = found["distortion_levels"]
-    columns = sorted({level for own in levels.values() for level in own}, key=int)
+    by_level = metrics["distortion_levels"]
+    columns = sorted({level for levels in by_level.values() for level in levels}, key=int)
     values, cells = [], []
     for name, row in rows:
-        own = levels.get(name, {})
-        values.append([row["auc"], *(own.get(level, {}).get("auc") for level in columns)])
-        cells += [(f"{name}, all", row), *((f"{name}, level {level}", own[level]) for level in own)]
-    scale = tenth_below(row["auc"] for _, row in cells), 1.0
-    shown = "The images whose chain holds it, the hardest first; an empty cell has no AUC."
+        levels = by_level.get(name, {})
+        values.append([row["auc"], *(levels.get(level, {}).get("auc") for level in columns)])
+        cells += [(f"{name}, all", row), *((f"{name}, level {level}", levels[level]) for level in levels)]
+    note = "Images with the distortion in their chain, hardest first. Empty cells have no AUC."
     if columns:
-        shown += " Columns are levels, all first; a distortion without a known level has that one only."
-    names = [name for name, _ in rows]
-    chart = heat_map(
-        f"{identity}-distortions", "AUC by distortion and level", names, ["all", *columns], values, scale
-    )
-    return _card(
-        "Distortions", _note(shown), chart, _group_data("AUC by distortion and level", "distortion", cells)
-    )
+        note += " Columns: all levels, then each level; distortions without known levels have only the first."
+    names, scale = [name for name, _ in rows], (axis_start(row["auc"] for _, row in cells), 1.0)
+    svg = heat_map(f"{element_id}-distortions", title, names, ["all", *columns], values, scale)
+    return Chart("Distortions", svg, _auc_table(title, "distortion", cells), note)
 
 
-def _defined(table_of: dict[str, dict]) -> list[tuple[str, dict]]:
-    return [(name, row) for name, row in table_of.items() if row["auc"] is not None]
+def _defined(groups: dict[str, dict]) -> Rows:
+    return [(name, row) for name, row in groups.items() if row["auc"] is not None]
 
 
-def _group_data(caption: str, what: str, rows: list[tuple[str, dict]]) -> Html:
+def _hardest_first(row: tuple[str, dict]) -> tuple[float, str]:
+    return row[1]["auc"], row[0]
+
+
+def _auc_table(caption: str, what: str, rows: Rows) -> tuple[str, list[str], list[list[str]]]:
     cells = [
-        [name, number(row["auc"]), bounds(row["low"], row["high"]), f"{row['real']:,}", f"{row['ai']:,}"]
+        [
+            name,
+            number(row["auc"]),
+            interval(row["low"], row["high"]),
+            integer(row["real"]),
+            integer(row["ai"]),
+        ]
         for name, row in rows
     ]
-    return data_table(caption, (what, *_GROUP_HEADER), cells)
+    return caption, [what, "AUC", "95 % interval", "real", "AI"], cells

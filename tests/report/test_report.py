@@ -8,6 +8,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from report_inputs import EXPERTS, GENERATORS, heat_map_cells, make_split, make_sweep, read_page, table_rows
 
 import evaluate
@@ -18,7 +19,7 @@ from featdistill.images.reading import decode, limit_side, read_image
 from featdistill.interactive.explain import explain, overlay
 from featdistill.models.expert import create_expert, save_expert
 from featdistill.report import page as report
-from featdistill.report.markup import element, escape
+from featdistill.report.markup import render
 
 HOSTILE = "</title></style><script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; \x07\u202e{}"
 
@@ -71,7 +72,7 @@ def test_each_breakdown_prints_what_metrics_json_holds(made):
     assert set(split["generators"]) == set(GENERATORS)
     for caption, found in (
         ("AUC by generator", split["generators"]),
-        ("AUC by the number of distortions", split["chain_lengths"]),
+        ("AUC by number of distortions", split["chain_lengths"]),
     ):
         rows = table_rows(page, caption)[1:]
         assert {row[0]: row[1] for row in rows} == {name: f"{own['auc']:.4f}" for name, own in found.items()}
@@ -125,7 +126,7 @@ def test_experts_are_set_beside_one_another(made):
     shown = heat_map_cells(card(page, "Experts").all("svg")[0])
     assert all(shown[place][0] == f"{value:.3f}" for place, value in np.ndenumerate(correlation))
     mistakes = ((frame[columns[0]] > 0.5) != (frame["label"] == 1)).sum()
-    caption = "Share of an expert's mistakes that others get right"
+    caption = "Share of each expert's errors that the others get right"
     assert table_rows(page, caption)[1][:3] == [EXPERTS[0], str(mistakes), "n/a"]
 
 
@@ -136,11 +137,11 @@ def pictures(page, identity="split-1"):
             (
                 one.all(class_="name")[0].text(),
                 float(one.all("strong")[0].text()),
-                one.all("figure")[0].children[0],
+                one.all("figure")[0].all()[0],
             )
             for one in side.all("li")
         ]
-        for side in card(page, "Surest mistakes", identity).all("ul", class_="gallery")
+        for side in card(page, "Most confident errors", identity).all("ul", class_="gallery")
     ]
 
 
@@ -190,7 +191,7 @@ def test_the_gallery_can_be_smaller_or_left_out(tmp_path):
     path, _ = run(tmp_path / "out", predictions, more=["--draws", "0", "--gallery", "1"])
     assert [len(side) for side in pictures(read_page(path))] == [1, 1]
     path, _ = run(tmp_path / "out", predictions, more=["--draws", "0", "--gallery", "0"])
-    assert "Surest mistakes" not in titles(read_page(path)) and not read_page(path).all("img")
+    assert "Most confident errors" not in titles(read_page(path)) and not read_page(path).all("img")
     with pytest.raises(UserError, match="--gallery"):
         run(tmp_path / "out", predictions, more=["--gallery", "-1"])
 
@@ -206,7 +207,7 @@ def test_below_each_mistake_stands_where_an_expert_looks(tmp_path, backbone):
     plain = read_page(run(tmp_path / "plain", predictions, more=["--draws", "0"])[0])
     more = ["--draws", "0", "--explain", str(tmp_path / "expert")]
     page = read_page(run(tmp_path / "out", predictions, more=more)[0])
-    own, before = (card(one, "Surest mistakes") for one in (page, plain))
+    own, before = (card(one, "Most confident errors") for one in (page, plain))
     assert "where the expert looks" in own.text() and "where the expert looks" not in before.text()
     explained = 0
     for figure, without in zip(own.all("figure"), before.all("figure"), strict=True):
@@ -283,14 +284,16 @@ def test_names_that_are_markup_stay_text(tmp_path):
     assert any(name.startswith(shown) for side in pictures(page) for name, _, _ in side)
 
 
-def test_text_and_attributes_are_escaped_and_finished_markup_is_not():
-    inner = element("b", "1 < 2")
-    assert (
-        element("p", inner, ["&", None, ("x",)], title='"<')
-        == '<p title="&quot;&lt;"><b>1 &lt; 2</b>&amp;x</p>'
-    )
-    assert element("input", checked=True, disabled=False, value=0) == '<input checked value="0">'
-    assert escape("\ud800\0\u0085a\n") == "\ufffd\ufffd\ufffda\n"
+def test_values_are_escaped_and_the_result_of_another_template_is_not(tmp_path):
+    (tmp_path / "inner.html").write_text("<b>{{ text }}</b>")
+    (tmp_path / "outer.html").write_text('<p title="{{ title }}">{{ inner }}{{ text }}</p>')
+    inner = render("inner.html", tmp_path, text="1 < 2\0\u0085a\ud800")
+    outer = render("outer.html", tmp_path, inner=inner, title="\"'<", text="&")
+    assert outer == '<p title="&#34;&#39;&lt;"><b>1 &lt; 2\ufffd\ufffda\ufffd</b>&amp;</p>'
+    (tmp_path / "plain.md").write_text("{{ text }}")
+    assert render("plain.md", tmp_path, text="1 < 2") == "1 < 2"
+    with pytest.raises(UndefinedError, match="title"):
+        render("outer.html", tmp_path, inner=inner, text="")
 
 
 def test_the_page_says_that_nothing_may_be_loaded_or_run(made):
@@ -372,7 +375,7 @@ def test_a_sweep_alone_makes_a_page_of_its_own(tmp_path):
 def test_a_sweep_that_is_none_is_named(tmp_path, text):
     assert report.read_sweep(tmp_path / "sweep.json") is None
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=r"sweep\.json is no result of a sweep"):
+    with pytest.raises(UserError, match=r"sweep\.json is not the result of a sweep"):
         report.read_sweep(tmp_path / "sweep.json")
 
 
@@ -381,7 +384,7 @@ def test_parts_without_data_are_not_there(tmp_path):
     changes = {"generator": [""] * rows, "is_distorted": [None] * rows, "distortions": ["[]"] * rows}
     predictions = make_split(tmp_path, "val", rows=rows, experts=["only"], changes=changes)
     page = read_page(run(tmp_path / "out", predictions)[0])
-    assert titles(page) == ["Headline", "ROC curves", "Scores", "Reliability", "Surest mistakes"]
+    assert titles(page) == ["Metrics", "ROC curves", "Scores", "Reliability", "Most confident errors"]
     assert not page.all("section", id="sweep")
     assert {path["class"] for path in card(page, "ROC curves").all("path") if "line" in path["class"]} == {
         "line all"
@@ -391,15 +394,15 @@ def test_parts_without_data_are_not_there(tmp_path):
 def test_one_class_and_scores_outside_of_0_to_1_leave_what_is_defined(tmp_path):
     predictions = make_split(tmp_path, "val", rows=40, experts=["a", "b"], changes={"label": [1] * 40})
     page = read_page(run(tmp_path / "out", predictions)[0])
-    assert titles(page) == ["Headline", "Scores", "Reliability", "Experts", "Surest mistakes"]
-    assert "None is wrong" in card(page, "Surest mistakes").text()
+    assert titles(page) == ["Metrics", "Scores", "Reliability", "Experts", "Most confident errors"]
+    assert "No errors at 0.5" in card(page, "Most confident errors").text()
     logits = tmp_path / "logits.csv"
     frame = evaluation.load_splits([str(make_split(tmp_path, "val", rows=40))])[0].frame
     lines = (f"{name},{8 * score - 4!r}" for name, score in zip(frame["name"], frame["score"], strict=True))
     logits.write_text("image_name,score\n" + "\n".join(lines) + "\n")
     page = read_page(run(tmp_path / "out", logits, more=["--labels", str(tmp_path / "val_manifest.csv")])[0])
-    assert titles(page)[:2] == ["Headline", "ROC curves"] and "Reliability" not in titles(page)
-    assert "Surest mistakes" not in titles(page) and "Generators" in titles(page)
+    assert titles(page)[:2] == ["Metrics", "ROC curves"] and "Reliability" not in titles(page)
+    assert "Most confident errors" not in titles(page) and "Generators" in titles(page)
 
 
 def test_no_card_is_empty_and_headings_follow_one_another(made):

@@ -5,8 +5,8 @@ import pytest
 from report_inputs import heat_map_cells, read_page
 
 from featdistill.evaluation.metrics import roc_curve
+from featdistill.report.axes import round_ticks
 from featdistill.report.charts import SHADES, heat_map, histogram_chart, roc_chart
-from featdistill.report.drawing import round_ticks
 
 
 def points(drawing, name):
