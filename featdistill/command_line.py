@@ -7,6 +7,7 @@ error; `--debug` shows the traceback instead. What the system refuses (a full di
 import argparse
 import difflib
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -67,6 +68,31 @@ class Parser(argparse.ArgumentParser):
         return known
 
 
+def within(
+    low: float, high: float = math.inf, kind: Callable[[str], float] = int, *, exclusive: bool = False
+) -> Callable[[str], float]:
+    """Return a `type` for `add_argument` that accepts numbers from `low` to `high`.
+
+    Args:
+        kind: `int` or `float`.
+        exclusive: whether `low` and `high` themselves are refused.
+    """
+    limits = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
+    if exclusive:
+        limits = f"between {low:g} and {high:g}" if high < math.inf else f"more than {low:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a number {limits}, not {text}") from None
+        if not (low < value < high if exclusive else low <= value <= high):
+            raise argparse.ArgumentTypeError(f"must be {limits}, not {text}")
+        return value
+
+    return parse
+
+
 def progress(total: int, what: str, *, initial: int = 0, show: bool = True) -> tqdm:
     """Return a bar that counts images; a log file gets a line every half minute instead of a moving bar."""
     every_s = 0.2 if sys.stderr.isatty() else 30
@@ -83,12 +109,17 @@ class _Console(logging.Handler):
 
 
 def show_messages() -> None:
-    """Show what the package logs, from level INFO on; programs that import it decide for themselves."""
-    logger = logging.getLogger("featdistill")
-    if not any(isinstance(handler, _Console) for handler in logger.handlers):
-        logger.addHandler(_Console())
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    """Show what the package and its commands log, from level INFO on.
+
+    Programs that import the package decide for themselves.
+    """
+    # A module that is run with `python -m` is called `__main__`.
+    for name in ("featdistill", "data_prep", "__main__"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, _Console) for handler in logger.handlers):
+            logger.addHandler(_Console())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:

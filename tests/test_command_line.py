@@ -140,3 +140,24 @@ def test_a_bar_counts_images_and_may_be_silent(capsys):
     with command_line.progress(10, "verify", show=False) as bar:
         bar.update(10)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "message"),
+    [
+        ("--limit", "0", "argument --limit: must be 1 or more, not 0"),
+        ("--limit", "1.5", "argument --limit: must be a number 1 or more, not 1.5"),
+        ("--share", "1", "argument --share: must be between 0 and 1, not 1"),
+        ("--share", "nan", "argument --share: must be between 0 and 1, not nan"),
+        ("--quality", "101", "argument --quality: must be from 1 to 100, not 101"),
+    ],
+)
+def test_a_number_out_of_range_is_an_error_that_names_the_flag_and_the_range(flag, text, message):
+    parser = Parser()
+    parser.add_argument("--limit", type=command_line.within(1))
+    parser.add_argument("--share", type=command_line.within(0, 1, float, exclusive=True))
+    parser.add_argument("--quality", type=command_line.within(1, 100))
+    args = parser.parse_args(["--limit", "3", "--share", "0.5", "--quality", "100"])
+    assert (args.limit, args.share, args.quality) == (3, 0.5, 100)
+    with pytest.raises(UserError, match=message):
+        parser.parse_args([flag, text])
