@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.inference.predictor_setup import build_predictor
+from featdistill.inference.predictor import load_ensemble
 from featdistill.interactive import page as app_page
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -49,10 +49,10 @@ def main(argv: list[str] | None = None) -> int:
             f"warning: everyone who reaches {args.host} can use this page; it asks for no password",
             file=sys.stderr,
         )
-    predictor, sources = build_predictor(
+    predictor = load_ensemble(
         args.experts, args.released, fusion=args.fusion, device=args.device, batch_size="1", workers=0
     )
-    app_page.serve(predictor, sources, args.host, args.port, int(args.max_mb * 2**20))
+    app_page.serve(predictor, predictor.sources, args.host, args.port, int(args.max_mb * 2**20))
     return 0
 
 

@@ -25,11 +25,9 @@ from featdistill.command_line import Parser, UserError
 from featdistill.data.views import TTA
 from featdistill.inference import jobs as prediction_jobs
 from featdistill.inference import single_images
-from featdistill.inference.compute import DEFAULT_BATCH_SIZE
+from featdistill.inference.compute import DEFAULT_BATCH_SIZE, PRECISIONS
 from featdistill.inference.jobs import Job
-from featdistill.inference.precision import PRECISIONS
-from featdistill.inference.predictor import Predictor
-from featdistill.inference.predictor_setup import Sources, build_predictor
+from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.processes import Process
 from featdistill.models.expert import latest_experts
 
@@ -103,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--json is for images given one by one, without --out")
     if is_table and not process.is_main:
         return 0
-    predictor, sources, folders = _build(arguments, process)
+    predictor, folders = _build(arguments)
+    sources = predictor.sources
     if is_table:
         found = single_images.score_images(predictor, prediction_jobs.images_by_path(arguments.image))
         print((single_images.as_json if arguments.json else single_images.as_table)(found, sources))
@@ -126,17 +125,14 @@ def _check_input(arguments: Namespace) -> None:
     raise UserError("nothing to score; give images, or --split, --manifest or --images (see --help)")
 
 
-def _build(arguments: Namespace, process: Process) -> tuple[Predictor, Sources, list[Path]]:
-    """Return the ensemble, where each expert comes from, and the folders of those that are ours."""
+def _build(arguments: Namespace) -> tuple[Predictor, list[Path]]:
+    """Return the ensemble, and the folders of those experts that are ours."""
     folders = [Path(folder) for folder in arguments.experts or ()]
     if not folders and not arguments.released:
         folders = latest_experts()
     flags = ("resize", "fusion", "weights", "tta", "device", "precision", "batch_size", "workers")
     settings = {flag: getattr(arguments, flag) for flag in flags}
-    built = build_predictor(
-        folders, arguments.released, compiled=arguments.compile, process=process, **settings
-    )
-    return *built, folders
+    return load_ensemble(folders, arguments.released, compiled=arguments.compile, **settings), folders
 
 
 def _jobs(arguments: Namespace, folders: list[Path], process: Process) -> list[Job]:

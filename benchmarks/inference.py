@@ -64,9 +64,8 @@ from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError
 from featdistill.data.loading import ScoreDataset
 from featdistill.images.reading import BrokenImage, read_image
-from featdistill.inference.compute import automatic_batch_size, compile_experts
+from featdistill.inference.compute import PRECISIONS, automatic_batch_size, cast, compile_experts
 from featdistill.inference.float8 import require_float8, with_float8
-from featdistill.inference.precision import PRECISIONS, cast
 from featdistill.models.expert import Expert, create_expert, load_expert
 
 ENSEMBLE = "ensemble"

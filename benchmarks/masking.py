@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.device import synchronise
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError
-from featdistill.inference.precision import PRECISIONS
+from featdistill.inference.compute import PRECISIONS
 from featdistill.models.expert import create_expert
 from featdistill.models.masking import make_masking
 from featdistill.training import optimizer as optimisation

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.device import synchronise
 from featdistill.data.loading import make_loader
-from featdistill.inference.precision import attention_kernels
+from featdistill.inference.compute import attention_kernels
 from featdistill.inference.scoring import score_dataset
 
 PARTS = ("decode", "model", "both")

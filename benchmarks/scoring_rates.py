@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.device import step_s_within
 from featdistill.data.loading import ScoreDataset
-from featdistill.inference.precision import attention_kernels
+from featdistill.inference.compute import attention_kernels
 from featdistill.inference.scoring import score_dataset
 
 

@@ -35,7 +35,7 @@ from benchmarks.device import forget_peak, forward_flops, matrix_flops_per_s, pe
 from featdistill import command_line
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError, one_of
-from featdistill.inference.precision import PRECISIONS
+from featdistill.inference.compute import PRECISIONS
 from featdistill.models.expert import Expert, create_expert
 from featdistill.training import optimizer as optimisation
 from featdistill.training.recipe import DistillRecipe

@@ -1,6 +1,11 @@
 """Small images and manifests that the tests make themselves, and the reference folder where it is at hand."""
 
+import os
 from pathlib import Path
+
+# Read once, when PyTorch is loaded. The tests share their cores with each other, and models this small only
+# lose by threads that wait for one another; processes that the tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2
 import numpy as np

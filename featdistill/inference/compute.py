@@ -1,27 +1,106 @@
-"""What makes experts faster on one device: compiled forward passes, and as many images at once as fit."""
+"""How experts compute on a device: precision, attention kernels, compilation, and the batch size that fits.
 
+| precision | weights and arithmetic of the backbone |
+|---|---|
+| `fp32` | float32 |
+| `bf16`, `fp16` | weights of this type: half the memory, and no casting at every step |
+| `fp8` | bfloat16, with the linear layers of the blocks in 8-bit floats; see `featdistill.inference.float8` |
+
+The head, the normalization of the images and the logits stay in float32, so that scores do not tie.
+"""
+
+import contextlib
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from featdistill.command_line import UserError
-from featdistill.inference.precision import attention_kernels
+from featdistill.command_line import UserError, one_of
 from featdistill.models.expert import Expert
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+# At SigLIP So400M's head width of 72, cuDNN's kernel is 1.4 times as fast as flash attention on an H200.
+# PyTorch skips a kernel that does not support the shape or the type.
+_ATTENTION = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+_HOPPER = (9, 0)
+
 DEFAULT_BATCH_SIZE = 32
-# Ours: beyond 128 images nothing is gained on an H200, where one expert's matrix products fill the device.
+# Ours: more than 128 images gain nothing on an H200, where one expert's matrix products fill the device.
 SMALLEST_BATCH, LARGEST_BATCH = 8, 128
-# Ours: other programs, and the library's working memory that grows later, need room as well.
+# Ours: leaves room for other programs and for the library's working memory, which grows later.
 _SHARE_OF_FREE = 0.4
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Return the device called `name`: by default a GPU if there is one, and each local process its own.
+
+    Raises:
+        UserError: the name is unknown, or there is no such GPU.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is not a device; use cuda, cuda:1 or cpu") from error
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(1, count))
+    if device.index >= count:
+        raise UserError(f"there is no GPU {device}, only {count} GPUs are visible; use another --device")
+    # The thread that page-locks batches uses the current device.
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_precision(name: str | None, device: torch.device) -> str:
+    """Return the precision called `name`: by default bf16 on a GPU and fp32 on a CPU.
+
+    Raises:
+        UserError: the name is unknown, or the device does not support the precision.
+    """
+    name = one_of("precision", name or ("bf16" if device.type == "cuda" else "fp32"), PRECISIONS)
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("precision fp16 needs a GPU; use --precision bf16 or fp32")
+    return name
+
+
+def cast(expert: Expert, precision: str) -> Expert:
+    """Cast the weights of an expert's backbone in place; the result is for inference only.
+
+    Args:
+        precision: one of `PRECISIONS`; for `fp8` the linear layers must still be replaced.
+    """
+    expert.backbone.to(PRECISIONS[precision])
+    return expert
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Return the context in which a forward pass of float32 weights has the given precision."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])
+
+
+def attention_kernels(device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context in which attention uses the fastest kernel; our order from Hopper on."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _HOPPER:
+        return contextlib.nullcontext()
+    return sdpa_kernel(_ATTENTION, set_priority=True)
 
 
 def automatic_batch_size(experts: Sequence[Expert], device: torch.device) -> int:
     """Return how many images a batch should have: 32 on a CPU; on a GPU a power of two from 8 to 128.
 
-    The largest is taken whose peak memory, estimated from a forward pass of 8 images through each expert, is
-    at most 0.4 of what is free.
+    It is the largest whose peak memory, estimated from a forward pass of 8 images through each expert, is at
+    most 0.4 of the free memory.
 
     Raises:
         UserError: not even 8 images fit.
@@ -33,16 +112,24 @@ def automatic_batch_size(experts: Sequence[Expert], device: torch.device) -> int
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         _run_once(experts, SMALLEST_BATCH, device)
-        bytes_an_image = (torch.cuda.max_memory_allocated(device) - before) / SMALLEST_BATCH
+        bytes_per_image = (torch.cuda.max_memory_allocated(device) - before) / SMALLEST_BATCH
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
-    return _largest_batch(_SHARE_OF_FREE * free / bytes_an_image)
+    return largest_batch(_SHARE_OF_FREE * free / bytes_per_image)
+
+
+def largest_batch(max_images: float) -> int:
+    """Return the largest power of two from 8 to 128 that is at most `max_images`; 8 if there is none."""
+    batch_size = SMALLEST_BATCH
+    while batch_size * 2 <= min(max_images, LARGEST_BATCH):
+        batch_size *= 2
+    return batch_size
 
 
 def compile_experts(experts: Sequence[Expert], batch_size: int, device: torch.device) -> list[nn.Module]:
     """Compile experts for batches of exactly `batch_size` uint8 images.
 
-    The compiled code is made here and not at the first batch, so that a failure comes at once.
+    The code is compiled here and not at the first batch, so that a failure shows at once.
 
     Raises:
         UserError: this machine cannot compile.
@@ -59,26 +146,19 @@ def compile_experts(experts: Sequence[Expert], batch_size: int, device: torch.de
     return compiled
 
 
-@contextmanager
+@contextlib.contextmanager
 def full_memory_is_an_error() -> Iterator[None]:
-    """Turn a GPU's full memory into a `UserError` that says what to do."""
+    """Turn an out-of-memory error of the GPU into a `UserError` that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError("the GPU's memory is full; give a smaller --batch-size") from error
-
-
-def _largest_batch(fits: float) -> int:
-    batch_size = SMALLEST_BATCH
-    while batch_size * 2 <= min(fits, LARGEST_BATCH):
-        batch_size *= 2
-    return batch_size
+        raise UserError("the GPU's memory is full; use a smaller --batch-size") from error
 
 
 def _run_once(experts: Sequence[nn.Module], batch_size: int, device: torch.device) -> None:
     for expert in experts:
         size = expert.preprocessing.size
-        # Made outside of inference mode, as the batches are: what is compiled is only good for the same kind.
+        # Created outside inference mode, as batches are: compiled code serves only tensors of the same kind.
         images = torch.zeros((batch_size, 3, size, size), dtype=torch.uint8, device=device)
         with torch.inference_mode(), attention_kernels(device):
             expert(images)

@@ -1,15 +1,17 @@
-"""An ensemble ready to score: its experts on a device, how they compute, and how their logits are fused.
+"""An ensemble ready to score: experts on a device, how they compute, and how their logits are fused.
 
-Two things a run may leave open, and they are settled once for each predictions file, by the main process: the
-number of images a batch (`--batch-size auto`), and whether fp8 is near enough to bfloat16. What was settled
-stands in the sidecar and in the journals, where a continued run and the other processes find it.
+`load_ensemble` is the way in. Two settings may stay open until an output is started: the batch size
+(`auto` on a GPU), and whether fp8 is close enough to bfloat16. `decide` settles them once for each output;
+the decision is recorded in the output's sidecar and journal, where a continued run finds it (`settle`).
 """
 
 import dataclasses
 import json
-import sys
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +20,30 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from featdistill.data.views import PLAIN, View, make_dataset
-from featdistill.inference.compute import automatic_batch_size, compile_experts
+from featdistill.command_line import UserError
+from featdistill.data.views import PLAIN, View, make_dataset, parse_tta
+from featdistill.inference.compute import (
+    DEFAULT_BATCH_SIZE,
+    automatic_batch_size,
+    cast,
+    choose_device,
+    choose_precision,
+    compile_experts,
+)
 from featdistill.inference.float8 import require_float8, with_float8
-from featdistill.inference.fusion import Fusion
-from featdistill.inference.precision import cast
+from featdistill.inference.fusion import Fusion, parse_fusion, parse_weights
 from featdistill.inference.scoring import score_dataset
-from featdistill.models.expert import Expert
+from featdistill.models.expert import Expert, load_expert, read_card
+from featdistill.models.released import read_released, released_hashes
+from featdistill.process_setup import keep_freed_memory
 
-# How far fp8 may move a fused score away from bfloat16's; beyond, ranks would change.
-_FLOAT8_MOST = 0.005
+_log = logging.getLogger(__name__)
+
+# By the expert's name: its `folder` (or file) and its `backbone`, in words.
+Sources = dict[str, dict[str, str]]
+
+# How far fp8 may move a fused score away from bfloat16's; beyond that, ranks would change.
+_MAX_FLOAT8_SHIFT = 0.005
 # Images on which fp8 is tried.
 _FLOAT8_TRIAL = 32
 
@@ -41,9 +57,10 @@ class Predictor:
         hashes: name -> SHA-256 of the expert's weights.
         fusion: of their logits.
         precision: one of `PRECISIONS`.
-        batch_size: images a batch, or None where it is to be found.
+        batch_size: images per batch, or None as long as it is open.
         tta, views: see `featdistill.data.views`.
-        known: what else is known of some experts, for the sidecar: a title -> name -> text.
+        training: what else the sidecar records of experts: a title -> name -> text.
+        sources: where each expert comes from, for people.
     """
 
     experts: dict[str, Expert]
@@ -56,7 +73,8 @@ class Predictor:
     compiled: bool = False
     tta: str = "none"
     views: Sequence[View] = PLAIN
-    known: dict[str, dict[str, str]] = field(default_factory=dict)
+    training: dict[str, dict[str, str]] = field(default_factory=dict)
+    sources: Sources = field(default_factory=dict)
     _ready: dict[Any, list[nn.Module]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,9 +93,9 @@ class Predictor:
         """Return what decides the scores, as plain JSON; `batch_size` is None as long as it is open."""
         fusion = self.fusion.describe()
         is_plain = fusion["weights"] is None and fusion["temperature"] is None
-        found = {
+        sidecar = {
             "experts": dict(self.hashes),
-            **self.known,
+            **self.training,
             "preprocessing": {
                 name: dataclasses.asdict(expert.preprocessing) for name, expert in self.experts.items()
             },
@@ -87,29 +105,31 @@ class Predictor:
             "compile": self.compiled,
             "batch_size": self.batch_size,
         }
-        return json.loads(json.dumps(found))
+        return json.loads(json.dumps(sidecar))
 
-    def settle(self, sidecar: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-        """Return a sidecar in which what this run leaves open is as another sidecar says."""
-        found = dict(sidecar)
-        if self.batch_size is None and isinstance(known.get("batch_size"), int):
-            found["batch_size"] = known["batch_size"]
-        if self.precision == "fp8" and known.get("precision") == "bf16":
-            found["precision"] = "bf16"
-        return found
+    def settle(self, requested: dict[str, Any], recorded: dict[str, Any] | None) -> dict[str, Any]:
+        """Return a sidecar whose open settings are those recorded by an earlier run."""
+        recorded = recorded or {}
+        settled = dict(requested)
+        if self.batch_size is None and isinstance(recorded.get("batch_size"), int):
+            settled["batch_size"] = recorded["batch_size"]
+        if self.precision == "fp8" and recorded.get("precision") == "bf16":
+            settled["precision"] = "bf16"
+        return settled
 
     def decide(self, rows: pd.DataFrame) -> dict[str, Any]:
-        """Return `precision` and `batch_size`, found out where the run leaves them open.
+        """Return `precision` and `batch_size`, measured if they are open.
 
         Args:
             rows: what will be scored; fp8 is tried on the first of them.
         """
         precision = self.precision
         if precision == "fp8":
-            moved = self._float8_moves(rows)
-            if moved > _FLOAT8_MOST:
-                line = f"fp8 moves a score by {moved:.4f} (at most {_FLOAT8_MOST}); scoring in bf16"
-                print(line, file=sys.stderr)
+            shift = self.float8_shift(rows)
+            if shift > _MAX_FLOAT8_SHIFT:
+                _log.warning(
+                    "fp8 moves a score by %.4f (at most %s); scoring in bf16", shift, _MAX_FLOAT8_SHIFT
+                )
                 precision = "bf16"
         batch_size = self.batch_size
         if batch_size is None:
@@ -117,12 +137,12 @@ class Predictor:
         return {"precision": precision, "batch_size": batch_size}
 
     def dataset(self, rows: pd.DataFrame) -> Dataset:
-        """Return what gives the rows' images as the experts and the views need them."""
+        """Return the rows' images as the experts and the views need them."""
         keys = [expert.preprocessing.key for expert in self.experts.values()]
         return make_dataset(rows, keys, self.views)
 
     def models(self, precision: str, batch_size: int) -> list[nn.Module]:
-        """Return the experts as they score, compiled where that is asked for."""
+        """Return the experts as they score, compiled if that is requested."""
         experts = self._experts_in(precision)
         if not self.compiled:
             return experts
@@ -136,15 +156,8 @@ class Predictor:
         settings = {"device": self.device, "workers": self.workers, "views": self.views}
         return settings | {"full_batches": self.compiled}
 
-    def _experts_in(self, precision: str) -> list[nn.Module]:
-        if precision != "fp8":
-            return list(self.experts.values())
-        if precision not in self._ready:
-            self._ready[precision] = [with_float8(expert) for expert in self.experts.values()]
-        return self._ready[precision]
-
-    def _float8_moves(self, rows: pd.DataFrame) -> float:
-        """Return the largest difference of a fused score that fp8 makes on the first images."""
+    def float8_shift(self, rows: pd.DataFrame) -> float:
+        """Return by how much fp8 changes a fused score of the first rows, at most."""
         fused = []
         for precision in ("bf16", "fp8"):
             batches = score_dataset(
@@ -156,3 +169,123 @@ class Predictor:
             logits = np.concatenate([batch.logits for batch in batches], axis=1)
             fused.append(self.fusion.apply(logits, self.names))
         return float(np.abs(fused[0] - fused[1]).max(initial=0))
+
+    def _experts_in(self, precision: str) -> list[nn.Module]:
+        if precision != "fp8":
+            return list(self.experts.values())
+        if precision not in self._ready:
+            self._ready[precision] = [with_float8(expert) for expert in self.experts.values()]
+        return self._ready[precision]
+
+
+def load_ensemble(
+    experts: Sequence[str | Path] = (),
+    released: str | Path | None = None,
+    *,
+    resize: str | None = None,
+    fusion: str = "probability_mean",
+    weights: str | None = None,
+    tta: str = "none",
+    device: str | None = None,
+    precision: str | None = None,
+    batch_size: int | str = "auto",
+    workers: int | None = None,
+    compiled: bool = False,
+) -> Predictor:
+    """Load an ensemble; the settings are the flags of `predict.py`.
+
+    Args:
+        experts: experts' folders.
+        released: folder of the authors' released experts.
+
+    Raises:
+        UserError: there is no expert, one cannot be loaded, or a value is out of range.
+    """
+    if not experts and not released:
+        raise UserError("no experts are given; name their folders with --experts, or use --released DIR")
+    chosen = choose_device(device)
+    precision = choose_precision(precision, chosen)
+    images_per_batch = _batch_size(str(batch_size), chosen)
+    if workers is not None and workers < 0:
+        raise UserError("--workers must be at least 0")
+    tta, views = parse_tta(tta)
+    fused = parse_fusion(fusion)
+    if chosen.type == "cpu":
+        # Activations of one batch are the memory of the next.
+        keep_freed_memory()
+    folders = _by_name([Path(folder) for folder in experts])
+    cards = {name: read_card(folder) for name, folder in folders.items()}
+    loaded = {name: load_expert(folder) for name, folder in folders.items()}
+    hashes = {name: card["weights_sha256"] for name, card in cards.items()}
+    if released:
+        their_hashes = released_hashes(released)
+        for stem, expert in read_released(released).items():
+            name = _unused_name(stem, loaded)
+            loaded[name], hashes[name] = expert, their_hashes[stem]
+            folders[name] = Path(released) / f"{stem}.pth"
+    sources = {}
+    for name, expert in loaded.items():
+        if resize:
+            expert.preprocessing = dataclasses.replace(expert.preprocessing, resize=resize)
+        spec, fitted = expert.spec, expert.preprocessing
+        backbone = f"{spec.library}:{spec.name} at {fitted.size} px, {fitted.resize}"
+        sources[name] = {"folder": str(folders[name]), "backbone": backbone}
+    if weights:
+        fused = Fusion(fused.method, parse_weights(weights, list(loaded)), fused.temperature)
+    return Predictor(
+        loaded,
+        hashes,
+        fused,
+        chosen,
+        precision,
+        images_per_batch,
+        _default_workers() if workers is None else workers,
+        compiled,
+        tta,
+        views,
+        _training(cards),
+        sources,
+    )
+
+
+def _training(cards: dict[str, dict]) -> dict[str, dict[str, str]]:
+    """Return the recipes by which our experts were trained, and the versions they were trained with."""
+    recipes = {name: card["recipe"]["name"] for name, card in cards.items() if "recipe" in card}
+    versions = {
+        name: ", ".join(f"{package} {version}" for package, version in card["versions"].items())
+        for name, card in cards.items()
+        if "versions" in card
+    }
+    return {"recipe": recipes, "trained_with": versions}
+
+
+def _batch_size(requested: str, device: torch.device) -> int | None:
+    if requested == "auto":
+        return None if device.type == "cuda" else DEFAULT_BATCH_SIZE
+    if not requested.isascii() or not requested.isdigit() or int(requested) < 1:
+        raise UserError(f"--batch-size must be a number above 0 or auto, not {requested}")
+    return int(requested)
+
+
+def _default_workers() -> int:
+    """Return the cores of each process on this machine, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
+    """Name each expert after its run: `runs/x/stage2/clip_l14_a/expert` is `clip_l14_a`."""
+    names: dict[str, Path] = {}
+    for folder in folders:
+        absolute = folder.resolve()
+        name = absolute.parent.name if absolute.name in ("expert", "expert-last") else absolute.name
+        names[_unused_name(name, names)] = folder
+    return names
+
+
+def _unused_name(name: str, used: dict[str, Any]) -> str:
+    number, unused = 1, name
+    while unused in used:
+        number += 1
+        unused = f"{name}_{number}"
+    return unused

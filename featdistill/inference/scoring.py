@@ -23,7 +23,7 @@ from featdistill.data.loading import Broken, ScoreDataset, make_loader
 from featdistill.data.views import PLAIN, View
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.images.equalization import Equalization
-from featdistill.inference.precision import attention_kernels, autocast
+from featdistill.inference.compute import attention_kernels, autocast
 from featdistill.models.expert import Expert
 
 

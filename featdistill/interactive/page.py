@@ -18,8 +18,7 @@ import numpy as np
 from featdistill.command_line import UserError
 from featdistill.distortions.operation import LEVELS
 from featdistill.images.reading import IMAGE_SUFFIXES, BrokenImage, limit_side
-from featdistill.inference.predictor import Predictor
-from featdistill.inference.predictor_setup import Sources
+from featdistill.inference.predictor import Predictor, Sources
 from featdistill.interactive import session as interactive
 
 TITLE = "Is it AI-generated?"

@@ -28,8 +28,7 @@ from featdistill.evaluation.metrics import roc_auc
 from featdistill.images.reading import BrokenImage
 from featdistill.inference.compute import full_memory_is_an_error
 from featdistill.inference.journal import PartialScores, journal_headers, score_resumably
-from featdistill.inference.predictor import Predictor
-from featdistill.inference.predictor_setup import build_predictor
+from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.records.manifest import read_manifest
 from featdistill.records.predictions import difference, manifest_entry
 from featdistill.sweep import plan as sweep_plan
@@ -115,7 +114,7 @@ def run(args: Namespace) -> int:
     for one in left_out:
         print(f"{one['operation']} is left out: it needs {one['missing']}")
     sample = sweep_plan.sample_rows(read_manifest(args.sweep), args.sample, args.seed)
-    predictor, sources = build_predictor(
+    predictor = load_ensemble(
         args.experts or (),
         args.released,
         fusion=args.fusion or "probability_mean",
@@ -142,7 +141,7 @@ def run(args: Namespace) -> int:
     if result is None:
         print(
             f"{len(sample.rows):,} images in {len(cells)} cells on {predictor.device} in "
-            f"{predictor.precision}: {', '.join(sources)}"
+            f"{predictor.precision}: {', '.join(predictor.sources)}"
         )
         resampling = Resampling(args.draws, args.seed)
         result = sweep(predictor, sample, cells, out, made_by, args.seed, distort_at, resampling, left_out)

@@ -12,9 +12,14 @@ from featdistill.data.loading import ScoreDataset
 from featdistill.data.preprocessing import fit, prepare
 from featdistill.data.views import View, cut_view, make_dataset, parse_tta
 from featdistill.images.reading import read_image
-from featdistill.inference import compute as tuning
+from featdistill.inference.compute import (
+    automatic_batch_size,
+    cast,
+    compile_experts,
+    full_memory_is_an_error,
+    largest_batch,
+)
 from featdistill.inference.float8 import E4M3, Float8Linear, quantise, with_float8
-from featdistill.inference.precision import cast
 from featdistill.inference.scoring import score, score_dataset
 from featdistill.models.expert import create_expert
 from featdistill.records.manifest import read_manifest
@@ -198,15 +203,15 @@ def test_only_linear_layers_of_blocks_with_fitting_sides_become_8_bit(experts):
 
 
 def test_a_batch_fills_the_share_of_the_memory_but_no_more_than_needed():
-    sizes = [tuning._largest_batch(fits) for fits in (0.5, 8, 15.9, 16, 100, 128, 1e6)]
+    sizes = [largest_batch(fits) for fits in (0.5, 8, 15.9, 16, 100, 128, 1e6)]
     assert sizes == [8, 8, 8, 16, 64, 128, 128]
-    assert tuning.automatic_batch_size([], torch.device("cpu")) == 32
+    assert automatic_batch_size([], torch.device("cpu")) == 32
 
 
 def test_compiled_experts_are_run_once_at_the_batch_size(experts, monkeypatch):
     made = []
     monkeypatch.setattr(torch, "compile", lambda expert, dynamic: made.append(Recorder(expert)) or made[-1])
-    compiled = tuning.compile_experts(experts, 5, torch.device("cpu"))
+    compiled = compile_experts(experts, 5, torch.device("cpu"))
     assert compiled == made and [one.shapes for one in made] == [
         [(5, 3, 48, 48)],
         [(5, 3, 32, 32)],
@@ -215,5 +220,5 @@ def test_compiled_experts_are_run_once_at_the_batch_size(experts, monkeypatch):
 
 
 def test_a_full_gpu_is_an_error_that_says_what_to_do():
-    with pytest.raises(UserError, match="smaller --batch-size"), tuning.full_memory_is_an_error():
+    with pytest.raises(UserError, match="smaller --batch-size"), full_memory_is_an_error():
         raise torch.OutOfMemoryError

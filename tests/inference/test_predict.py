@@ -10,7 +10,7 @@ import predict
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import prepare
 from featdistill.images.reading import read_image
-from featdistill.inference import predictor, predictor_setup
+from featdistill.inference import predictor
 from featdistill.inference.fusion import Fusion
 from featdistill.models.expert import create_expert, load_expert, save_expert
 from featdistill.records.manifest import read_manifest
@@ -217,7 +217,7 @@ def test_the_authors_experts_can_be_taken_as_they_are(shared, tmp_path, capsys):
         (["--batch-size", "0"], "--batch-size must be a number above 0 or auto"),
         (["--tta", "flip"], "unknown test-time augmentation 'flip'"),
         (["--weights", "alpha=1"], "no weight for expert beta"),
-        (["--device", "gpu"], "--device gpu is no device"),
+        (["--device", "gpu"], "--device gpu is not a device"),
     ],
 )
 def test_a_choice_that_cannot_be_is_one_clear_error(arguments, message, experts):
@@ -228,7 +228,7 @@ def test_a_choice_that_cannot_be_is_one_clear_error(arguments, message, experts)
 def test_recorded_batch_size_is_kept_where_the_run_leaves_it_open(make_set, tmp_path, experts, monkeypatch):
     """As on a GPU, where `auto` would estimate another number each time."""
     open_size = lambda asked, device: None if asked == "auto" else int(asked)  # noqa: E731
-    monkeypatch.setattr(predictor_setup, "_batch_size", open_size)
+    monkeypatch.setattr(predictor, "_batch_size", open_size)
     arguments = ["--manifest", str(make_set("val", 7)), "--experts", *experts, "--device", "cpu"]
     arguments += ["--workers", "0", "--out", str(tmp_path / "val.csv")]
     predict.main([*arguments, "--batch-size", "3"])
@@ -261,12 +261,12 @@ def test_fp8_is_taken_only_where_it_moves_no_score_too_far(make_set, experts, mo
     hashes, cpu = dict.fromkeys(loaded, "0" * 64), torch.device("cpu")
     ready = predictor.Predictor(loaded, hashes, Fusion(), cpu, "fp8", 4, 0)
     try:
-        moved = ready._float8_moves(rows)
+        moved = ready.float8_shift(rows)
     except (RuntimeError, NotImplementedError) as error:
         pytest.skip(f"this PyTorch has no 8-bit products on a CPU: {error}")
     assert 0 < moved < 0.5
     for most, expected in ((moved * 0.99, "bf16"), (moved * 1.01, "fp8")):
-        monkeypatch.setattr(predictor, "_FLOAT8_MOST", most)
+        monkeypatch.setattr(predictor, "_MAX_FLOAT8_SHIFT", most)
         assert ready.decide(rows) == {"precision": expected, "batch_size": 4}
     # A continued run goes by what was settled, whichever it was; another precision is another run.
     for known in ("bf16", "fp8", "fp32"):

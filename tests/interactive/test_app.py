@@ -22,7 +22,7 @@ from featdistill.distortions.plan import Step, apply_plan
 from featdistill.images.reading import BrokenImage, decode
 from featdistill.inference import single_images
 from featdistill.inference.jobs import images_by_path
-from featdistill.inference.predictor_setup import build_predictor
+from featdistill.inference.predictor import load_ensemble
 from featdistill.interactive import page as app_page
 from featdistill.interactive import session as interactive
 from featdistill.interactive.session import Scores
@@ -56,7 +56,7 @@ def experts(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def predictor(experts):
-    return build_predictor(experts, device="cpu", batch_size="1", workers=0)[0]
+    return load_ensemble(experts, device="cpu", batch_size=1, workers=0)
 
 
 @pytest.fixture
