@@ -1,32 +1,22 @@
-"""Counterparts of the operations in Albumentations and kornia, to be timed beside them; both are optional.
+"""Counterparts of the operations in Albumentations and kornia, timed next to ours; both are optional.
 
-A counterpart is an augmentation of that package, always applied, with the parameters that make it as strong
-as one level of the operation as nearly as they allow. Where the package has none that does the same, the
-nearest in kind stands in, and says so. An operation that is not listed has nothing like it there.
+A counterpart is an augmentation of that package, always applied, with parameters that make it as strong as
+one level of the operation, as far as they allow. Where the package does not have the same, the nearest of its
+kind is used and marked. An operation that is not listed has no counterpart.
 """
 
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Counterpart:
-    """An augmentation of another package.
-
-    Attributes:
-        name: of its class there.
-        parameters: from an operation's `scales` entry to the class's arguments.
-        nearest: it does something else, of the same kind.
-    """
-
-    name: str
-    parameters: Callable[[float], dict]
-    nearest: bool = False
+ImageFunction = Callable[[np.ndarray], np.ndarray]
+# By the operation's name: a class, and its arguments as a function of an entry of the operation's `scales`.
+Counterparts = dict[str, tuple[str, Callable[[float], dict[str, Any]]]]
 
 
 @dataclass(frozen=True)
@@ -34,29 +24,32 @@ class Package:
     """A package that could be imported.
 
     Attributes:
-        name: as it is imported.
-        version: what it calls itself.
-        counterparts: by the operation's name.
-        make: from a class name and arguments to a function of a (H, W, 3) uint8 image that returns another.
+        nearest: operations whose counterpart does something else of the same kind.
+        make: turns class name and arguments into a function from (H, W, 3) uint8 to the same.
     """
 
     name: str
     version: str
-    counterparts: dict[str, Counterpart]
-    make: Callable[[str, dict], Callable[[np.ndarray], np.ndarray]]
+    counterparts: Counterparts
+    nearest: set[str]
+    make: Callable[[str, dict[str, Any]], ImageFunction]
 
-    def build(self, operation: str, scale: float) -> Callable[[np.ndarray], np.ndarray]:
-        """Return the counterpart of an operation, made for one of its `scales`.
+    def title(self, operation: str) -> str:
+        """Return the name of an operation's counterpart, marked where it is only the nearest."""
+        return self.counterparts[operation][0] + (" (nearest)" if operation in self.nearest else "")
+
+    def build(self, operation: str, scale: float) -> ImageFunction:
+        """Return the counterpart of an operation for one entry of its `scales`.
 
         Raises:
-            AttributeError, TypeError, ValueError: this version of the package has it not, or not so.
+            AttributeError, TypeError, ValueError: this version of the package does not have it, or differs.
         """
-        counterpart = self.counterparts[operation]
-        return self.make(counterpart.name, counterpart.parameters(scale))
+        name, arguments = self.counterparts[operation]
+        return self.make(name, arguments(scale))
 
 
 def importable_packages() -> list[Package]:
-    """Import what is there of the packages, and hold them to one thread."""
+    """Import the installed ones of the packages, and limit them to one thread."""
     packages = []
     for load in (_albumentations, _kornia):
         try:
@@ -67,17 +60,18 @@ def importable_packages() -> list[Package]:
 
 
 def _albumentations() -> Package:
-    # Unless told so, the import asks the network for a newer version.
+    # Otherwise the import looks for a newer version on the network.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations
 
     cv2.setNumThreads(0)
 
-    def make(name: str, parameters: dict) -> Callable[[np.ndarray], np.ndarray]:
-        transform = getattr(albumentations, name)(**parameters, p=1.0)
+    def make(name: str, arguments: dict[str, Any]) -> ImageFunction:
+        transform = getattr(albumentations, name)(**arguments, p=1.0)
         return lambda image: transform(image=image)["image"]
 
-    return Package("albumentations", albumentations.__version__, ALBUMENTATIONS, make)
+    nearest = {"brighten", "jitter"}
+    return Package("albumentations", albumentations.__version__, ALBUMENTATIONS, nearest, make)
 
 
 def _kornia() -> Package:
@@ -86,8 +80,8 @@ def _kornia() -> Package:
 
     torch.set_num_threads(1)
 
-    def make(name: str, parameters: dict) -> Callable[[np.ndarray], np.ndarray]:
-        augmentation = getattr(kornia.augmentation, name)(**parameters, p=1.0)
+    def make(name: str, arguments: dict[str, Any]) -> ImageFunction:
+        augmentation = getattr(kornia.augmentation, name)(**arguments, p=1.0)
 
         @torch.inference_mode()
         def apply(image: np.ndarray) -> np.ndarray:
@@ -97,21 +91,22 @@ def _kornia() -> Package:
 
         return apply
 
-    return Package("kornia", kornia.__version__, KORNIA, make)
+    nearest = {"brighten", "jitter", "lincontrchange", "clahe", "perspective"}
+    return Package("kornia", kornia.__version__, KORNIA, nearest, make)
 
 
-def _both(value: float) -> tuple[float, float]:
-    """The range that holds one value."""
+def _only(value: float) -> tuple[float, float]:
+    """The range that contains one value."""
     return value, value
 
 
-def _gaussian_side(sigma_px: float) -> int:
-    """The side of the kernel that `gausblur` has."""
+def _blur_side(sigma_px: float) -> int:
+    """The side of `gausblur`'s kernel."""
     return 2 * math.ceil(2 * sigma_px) + 1
 
 
 def _contrast(amount: float) -> float:
-    """By how much the chord of `lincontrchange`'s curve from 0.3 to 0.7 is steeper than the identity."""
+    """How much steeper than the identity the chord of `lincontrchange`'s curve from 0.3 to 0.7 is."""
     return (0.5 + amount / 2) / 0.4 - 1
 
 
@@ -124,168 +119,101 @@ def _bits(levels: float) -> int:
     return round(math.log2(levels))
 
 
-def _around(value: float) -> tuple[float, float]:
-    return -value, value
+def _uniform(variance: float) -> tuple[float, float]:
+    """The range of uniform noise about 1 of this variance."""
+    return 1 - math.sqrt(3 * variance), 1 + math.sqrt(3 * variance)
 
 
-def _quality_within_5(quality: float) -> tuple[float, float]:
+def _within_5(quality: float) -> tuple[float, float]:
     return max(1, quality - 5), min(100, quality + 5)
 
 
-# What five passes of independent displacements of 1 px add up to, and what a Gaussian of 1 px leaves of the
-# standard deviation of uniform noise in [-1, 1]: 1 / sqrt(3) times 1 / (2 sqrt(pi)).
-_FIVE_PASSES = math.sqrt(5)
-_SMOOTHED_NOISE = 1 / math.sqrt(3) / (2 * math.sqrt(math.pi))
+# Five passes of independent displacements of 1 px add up to sqrt(5). A Gaussian of 1 px leaves
+# 1 / (2 sqrt(pi)) of the standard deviation of uniform noise in [-1, 1], which is 1 / sqrt(3).
+_JITTER = math.sqrt(5) * math.sqrt(3) * 2 * math.sqrt(math.pi)
 
-ALBUMENTATIONS: dict[str, Counterpart] = {
-    "gausblur": Counterpart(
-        "GaussianBlur",
-        lambda sigma: {"sigma_limit": _both(sigma), "blur_limit": _both(_gaussian_side(sigma))},
-    ),
-    "lensblur": Counterpart("Defocus", lambda radius: {"radius": _both(radius), "alias_blur": _both(0.1)}),
-    "colorsat": Counterpart(
+_REPLICATE = cv2.BORDER_REPLICATE
+_NEAREST_PAIR = dict.fromkeys(("downscale", "upscale"), cv2.INTER_NEAREST)
+_SHIFTS = ("r_shift_limit", "g_shift_limit", "b_shift_limit")
+
+ALBUMENTATIONS: Counterparts = {
+    "gausblur": ("GaussianBlur", lambda x: dict(sigma_limit=_only(x), blur_limit=_only(_blur_side(x)))),
+    "lensblur": ("Defocus", lambda x: dict(radius=_only(x), alias_blur=_only(0.1))),
+    "colorsat": (
         "ColorJitter",
-        lambda factor: {
-            "saturation": _both(max(factor, 0)),
-            "brightness": _both(1),
-            "contrast": _both(1),
-            "hue": _both(0),
-        },
+        lambda x: dict(saturation=_only(max(x, 0)), brightness=_only(1), contrast=_only(1), hue=_only(0)),
     ),
-    "jpeg": Counterpart("ImageCompression", lambda quality: {"quality_range": _both(quality)}),
-    "whitenoise": Counterpart("GaussNoise", lambda variance: {"std_range": _both(math.sqrt(variance))}),
-    "impulsenoise": Counterpart(
-        "SaltAndPepper", lambda share: {"amount": _both(share), "salt_vs_pepper": _both(0.5)}
-    ),
-    "brighten": Counterpart(
+    "jpeg": ("ImageCompression", lambda x: dict(quality_range=_only(x))),
+    "whitenoise": ("GaussNoise", lambda x: dict(std_range=_only(math.sqrt(x)))),
+    "impulsenoise": ("SaltAndPepper", lambda x: dict(amount=_only(x), salt_vs_pepper=_only(0.5))),
+    "brighten": (
         "RandomBrightnessContrast",
-        lambda amount: {"brightness_limit": _both(amount / 2), "contrast_limit": _both(0)},
-        nearest=True,
+        lambda x: dict(brightness_limit=_only(x / 2), contrast_limit=_only(0)),
     ),
-    "darken": Counterpart("RandomGamma", lambda amount: {"gamma_limit": _both(100 * _gamma(amount))}),
-    "jitter": Counterpart(
+    "darken": ("RandomGamma", lambda x: dict(gamma_limit=_only(100 * _gamma(x)))),
+    "jitter": (
         "ElasticTransform",
-        lambda sigma: {
-            "alpha": _FIVE_PASSES / _SMOOTHED_NOISE * sigma,
-            "sigma": 1,
-            "noise_distribution": "uniform",
-            "border_mode": cv2.BORDER_REPLICATE,
-        },
-        nearest=True,
+        lambda x: dict(alpha=_JITTER * x, sigma=1, noise_distribution="uniform", border_mode=_REPLICATE),
     ),
-    "quantization": Counterpart("Posterize", lambda levels: {"num_bits": _bits(levels)}),
-    "lincontrchange": Counterpart(
+    "quantization": ("Posterize", lambda x: dict(num_bits=_bits(x))),
+    # The package turns the line about black; the brightness moves it back to 0.5.
+    "lincontrchange": (
         "RandomBrightnessContrast",
-        # The package turns the line about black; the brightness moves it back to 0.5.
-        lambda amount: {
-            "contrast_limit": _both(_contrast(amount)),
-            "brightness_limit": _both(-_contrast(amount) / 2),
-        },
+        lambda x: dict(contrast_limit=_only(_contrast(x)), brightness_limit=_only(-_contrast(x) / 2)),
     ),
-    "motionblur": Counterpart(
-        "MotionBlur", lambda radius: {"blur_limit": _both(2 * radius + 1), "allow_shifted": False}
-    ),
+    "motionblur": ("MotionBlur", lambda x: dict(blur_limit=_only(2 * x + 1), allow_shifted=False)),
     # The blurs before and after have 0.7 to 1.1 px.
-    "glassblur": Counterpart("GlassBlur", lambda reach: {"max_delta": reach, "sigma": 0.9, "iterations": 3}),
-    "multnoise": Counterpart(
+    "glassblur": ("GlassBlur", lambda x: dict(max_delta=x, sigma=0.9, iterations=3)),
+    "multnoise": (
         "MultiplicativeNoise",
-        # Uniform noise of the same variance.
-        lambda variance: {
-            "multiplier": (1 - math.sqrt(3 * variance), 1 + math.sqrt(3 * variance)),
-            "per_channel": True,
-            "elementwise": True,
-        },
+        lambda x: dict(multiplier=_uniform(x), per_channel=True, elementwise=True),
     ),
-    "shotnoise": Counterpart("ShotNoise", lambda photons: {"scale_range": _both(1 / photons)}),
-    "isonoise": Counterpart(
-        "ISONoise", lambda intensity: {"intensity": _both(intensity), "color_shift": _both(0.1 * intensity)}
-    ),
-    "rgbshift": Counterpart(
-        "RGBShift", lambda most: {f"{channel}_shift_limit": _around(most) for channel in "rgb"}
-    ),
-    "randomtonecurve": Counterpart("RandomToneCurve", lambda scale: {"scale": scale}),
-    "clahe": Counterpart("CLAHE", lambda limit: {"clip_limit": _both(limit), "tile_grid_size": (8, 8)}),
-    "pixelate": Counterpart(
+    "shotnoise": ("ShotNoise", lambda x: dict(scale_range=_only(1 / x))),
+    "isonoise": ("ISONoise", lambda x: dict(intensity=_only(x), color_shift=_only(0.1 * x))),
+    "rgbshift": ("RGBShift", lambda x: dict.fromkeys(_SHIFTS, (-x, x))),
+    "randomtonecurve": ("RandomToneCurve", lambda x: dict(scale=x)),
+    "clahe": ("CLAHE", lambda x: dict(clip_limit=_only(x), tile_grid_size=(8, 8))),
+    "pixelate": (
         "Downscale",
-        lambda amount: {
-            "scale_range": _both(0.95 - amount**0.6),
-            "interpolation_pair": {"downscale": cv2.INTER_NEAREST, "upscale": cv2.INTER_NEAREST},
-        },
+        lambda x: dict(scale_range=_only(0.95 - x**0.6), interpolation_pair=_NEAREST_PAIR),
     ),
-    "downscale": Counterpart(
+    "downscale": (
         "RandomScale",
-        lambda factor: {"scale_limit": (factor - 1.05, factor - 0.95), "interpolation": cv2.INTER_AREA},
+        lambda x: dict(scale_limit=(x - 1.05, x - 0.95), interpolation=cv2.INTER_AREA),
     ),
-    "perspective": Counterpart(
-        "Perspective", lambda scale: {"scale": _both(scale), "border_mode": cv2.BORDER_REPLICATE}
-    ),
-    "webp": Counterpart(
-        "ImageCompression", lambda quality: {"quality_range": _both(quality), "compression_type": "webp"}
-    ),
-    "jpeg_recompression_1": Counterpart(
-        "ImageCompression", lambda quality: {"quality_range": _quality_within_5(quality)}
-    ),
+    "perspective": ("Perspective", lambda x: dict(scale=_only(x), border_mode=_REPLICATE)),
+    "webp": ("ImageCompression", lambda x: dict(quality_range=_only(x), compression_type="webp")),
+    "jpeg_recompression_1": ("ImageCompression", lambda x: dict(quality_range=_within_5(x))),
 }
 
-KORNIA: dict[str, Counterpart] = {
-    "gausblur": Counterpart(
+KORNIA: Counterparts = {
+    "gausblur": (
         "RandomGaussianBlur",
-        lambda sigma: {
-            "kernel_size": _both(_gaussian_side(sigma)),
-            "sigma": _both(sigma),
-            "border_type": "replicate",
-        },
+        lambda x: dict(kernel_size=_only(_blur_side(x)), sigma=_only(x), border_type="replicate"),
     ),
-    "colorsat": Counterpart("RandomSaturation", lambda factor: {"saturation": _both(max(factor, 0))}),
-    "jpeg": Counterpart("RandomJPEG", lambda quality: {"jpeg_quality": _both(float(quality))}),
-    "whitenoise": Counterpart("RandomGaussianNoise", lambda variance: {"std": math.sqrt(variance)}),
-    "impulsenoise": Counterpart(
-        "RandomSaltAndPepperNoise", lambda share: {"amount": _both(share), "salt_vs_pepper": _both(0.5)}
-    ),
-    "brighten": Counterpart(
-        "RandomBrightness", lambda amount: {"brightness": _both(1 + amount / 2)}, nearest=True
-    ),
-    "darken": Counterpart("RandomGamma", lambda amount: {"gamma": _both(_gamma(amount))}),
-    "jitter": Counterpart(
+    "colorsat": ("RandomSaturation", lambda x: dict(saturation=_only(max(x, 0)))),
+    "jpeg": ("RandomJPEG", lambda x: dict(jpeg_quality=_only(float(x)))),
+    "whitenoise": ("RandomGaussianNoise", lambda x: dict(std=math.sqrt(x))),
+    "impulsenoise": ("RandomSaltAndPepperNoise", lambda x: dict(amount=_only(x), salt_vs_pepper=_only(0.5))),
+    "brighten": ("RandomBrightness", lambda x: dict(brightness=_only(1 + x / 2))),
+    "darken": ("RandomGamma", lambda x: dict(gamma=_only(_gamma(x)))),
+    # In halves of a side, which is taken to be 512 px.
+    "jitter": (
         "RandomElasticTransform",
-        # In halves of a side, of which 512 px is taken.
-        lambda sigma: {
-            "alpha": _both(_FIVE_PASSES / _SMOOTHED_NOISE * sigma / 256),
-            "sigma": _both(1.0),
-            "kernel_size": _both(9),
-            "padding_mode": "border",
-        },
-        nearest=True,
+        lambda x: dict(
+            alpha=_only(_JITTER * x / 256), sigma=_only(1.0), kernel_size=_only(9), padding_mode="border"
+        ),
     ),
-    "quantization": Counterpart("RandomPosterize", lambda levels: {"bits": _both(_bits(levels))}),
-    "lincontrchange": Counterpart(
-        "RandomContrast", lambda amount: {"contrast": _both(1 + _contrast(amount))}, nearest=True
-    ),
-    "motionblur": Counterpart(
+    "quantization": ("RandomPosterize", lambda x: dict(bits=_only(_bits(x)))),
+    "lincontrchange": ("RandomContrast", lambda x: dict(contrast=_only(1 + _contrast(x)))),
+    "motionblur": (
         "RandomMotionBlur",
-        lambda radius: {
-            "kernel_size": 2 * radius + 1,
-            "angle": 180.0,
-            "direction": 0.0,
-            "resample": "bilinear",
-        },
+        lambda x: dict(kernel_size=2 * x + 1, angle=180.0, direction=0.0, resample="bilinear"),
     ),
-    "rgbshift": Counterpart(
-        "RandomRGBShift", lambda most: {f"{channel}_shift_limit": most / 255 for channel in "rgb"}
-    ),
-    "clahe": Counterpart(
-        # On R, G and B each.
-        "RandomClahe",
-        lambda limit: {"clip_limit": _both(float(limit)), "grid_size": (8, 8)},
-        nearest=True,
-    ),
-    "perspective": Counterpart(
-        # Corners move inwards by up to half as much of the sides; the frame is shrunk, not stretched.
-        "RandomPerspective",
-        lambda scale: {"distortion_scale": 3.2 * scale},
-        nearest=True,
-    ),
-    "jpeg_recompression_1": Counterpart(
-        "RandomJPEG", lambda quality: {"jpeg_quality": tuple(map(float, _quality_within_5(quality)))}
-    ),
+    "rgbshift": ("RandomRGBShift", lambda x: dict.fromkeys(_SHIFTS, x / 255)),
+    # On R, G and B each.
+    "clahe": ("RandomClahe", lambda x: dict(clip_limit=_only(float(x)), grid_size=(8, 8))),
+    # Corners move inwards by up to half of this share of the sides; the frame is shrunk, not stretched.
+    "perspective": ("RandomPerspective", lambda x: dict(distortion_scale=3.2 * x)),
+    "jpeg_recompression_1": ("RandomJPEG", lambda x: dict(jpeg_quality=tuple(map(float, _within_5(x))))),
 }

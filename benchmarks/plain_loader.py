@@ -2,53 +2,38 @@
 
 It is what is commonly written for such a competition. Pillow decodes and resizes, the official operations are
 formulas on (H, W, 3) float32 arrays in [0, 1], filters and warps are PyTorch's convolution and grid sampling,
-batches are normalised float32 tensors, and PyTorch's default collate stacks them. Plans, crops and mirroring
-are drawn as for `TrainDataset`, so both loaders do the same work. What is not official is called through the
-project's own operations on uint8.
+batches are normalized float32 tensors, stacked by PyTorch's default collate. Plans, crops and flips are drawn
+as for `TrainDataset`, so both loaders do the same work. Operations of other libraries than the official one
+are the project's own, called on uint8.
 """
 
 import io
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from scipy.interpolate import CubicSpline
 from torch.nn.functional import conv2d, grid_sample, pad
 from torch.utils.data import Dataset
 
 from featdistill.data.preprocessing import Place, Preprocessing
 from featdistill.distortions.libraries import LIBRARIES
-from featdistill.distortions.official_tables import disk_kernel
+from featdistill.distortions.official_tables import contrast_curve, disk_kernel, gaussian_taps, middle_curve
 from featdistill.distortions.plan import Plan
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.seeds import training_generator
 
-# Linear sRGB to CIE XYZ (IEC 61966-2-1), and the D65 white point.
-_XYZ_OF_RGB = np.array(
-    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
-    np.float32,
-)
-_RGB_OF_XYZ = np.linalg.inv(_XYZ_OF_RGB)
-_WHITE = np.array([0.95047, 1.0, 1.08883], np.float32)
-
 
 class PlainDataset(Dataset):
-    """Training rows as normalised float32 images; the counterpart of `TrainDataset` for one view.
-
-    Args:
-        rows: `image` (a path) and `label`.
-        preprocessing: of which `resize` must be `shorter`.
-        policy: without `max_side_px`.
-        seed: the run's seed.
-    """
+    """Training rows as normalized float32 images; the counterpart of `TrainDataset` for one view."""
 
     def __init__(
         self, rows: pd.DataFrame, preprocessing: Preprocessing, policy: DistortionPolicy, seed: int
     ) -> None:
         if preprocessing.resize != "shorter" or policy.max_side_px is not None:
-            raise ValueError("the plain loader resizes the shorter side, and has no max_side_px")
+            raise ValueError("the plain loader only resizes the shorter side, and does not know max_side_px")
         self.images, self.labels = rows["image"].tolist(), rows["label"].tolist()
         self.size, self.policy, self.seed = preprocessing.size, policy, seed
         self.mean = torch.tensor(preprocessing.mean)[:, None, None]
@@ -78,7 +63,7 @@ class PlainDataset(Dataset):
         return {"images": (images - self.mean) / self.std, "label": self.labels[index], "index": index}
 
     def _fit(self, picture: Image.Image, place: Place) -> Image.Image:
-        """Resize the shorter side to the input's, crop, and mirror where it is drawn."""
+        """Resize the shorter side to the input's, crop, and flip if so drawn."""
         width, height = picture.size
         shorter = min(width, height)
         width, height = self.size * width // shorter, self.size * height // shorter
@@ -115,7 +100,7 @@ def distort(pixels: np.ndarray, plan: Plan) -> np.ndarray:
 
 
 def gausblur(pixels: np.ndarray, sigma_px: float, rng: np.random.Generator) -> np.ndarray:
-    return convolve(pixels, gaussian_kernel(sigma_px, int(np.ceil(2 * sigma_px))))
+    return gaussian_blur(pixels, sigma_px, int(np.ceil(2 * sigma_px)))
 
 
 def lensblur(pixels: np.ndarray, radius_px: int, rng: np.random.Generator) -> np.ndarray:
@@ -125,15 +110,15 @@ def lensblur(pixels: np.ndarray, radius_px: int, rng: np.random.Generator) -> np
 def colorshift(pixels: np.ndarray, amount_px: float, rng: np.random.Generator) -> np.ndarray:
     direction = rng.random(2)
     across, down = np.rint(amount_px * direction / np.hypot(*direction)).astype(int)
-    green, grey = pixels[..., 1], pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    green, gray = pixels[..., 1], pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     height, width = green.shape
     rows = ((np.arange(height) + down - across) % (height + 2 * down)) - down
     columns = ((np.arange(width) + across - down) % (width + 2 * across)) - across
     shifted = green[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)]
-    padded = np.pad(grey, 1, mode="edge")
+    padded = np.pad(gray, 1, mode="edge")
     to_the_right, downwards = padded[1:-1, 2:] - padded[1:-1, :-2], padded[2:, 1:-1] - padded[:-2, 1:-1]
     gradient = np.sqrt(to_the_right**2 + downwards**2)
-    mask = convolve(gradient[..., None], gaussian_kernel(4.0, 8))[..., 0]
+    mask = gaussian_blur(gradient[..., None], 4.0, 8)[..., 0]
     mask = (mask - mask.min()) / max(mask.max() - mask.min(), 1e-12)
     column_0, every_row = mask[:, :1], np.arange(height)
     lowest, highest = (mask < column_0).sum(axis=1), (mask > column_0).sum(axis=1)
@@ -170,21 +155,16 @@ def impulsenoise(pixels: np.ndarray, share: float, rng: np.random.Generator) -> 
 
 
 def brighten(pixels: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    exchanged = pixels[..., ::-1]
-    linear = np.where(exchanged > 0.04045, ((exchanged + 0.055) / 1.055) ** 2.4, exchanged / 12.92)
-    xyz = linear @ _XYZ_OF_RGB.T / _WHITE
-    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    lightness = 116 * f[..., 1:2] - 16
-    f_y = (100 * middle_curve(lightness / 100, amount) + 16) / 116
-    f = f + (f_y - f[..., 1:2])
-    xyz = np.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787) * _WHITE
-    linear = xyz @ _RGB_OF_XYZ.T
-    encoded = np.where(linear > 0.0031308, 1.055 * np.maximum(linear, 0) ** (1 / 2.4) - 0.055, 12.92 * linear)
-    return (2 * middle_curve(pixels, amount) + np.clip(encoded[..., ::-1], 0, 1)) / 3
+    curve = middle_curve(amount)
+    # The organizers' code exchanges red and blue here, and so does this.
+    lab = cv2.cvtColor(np.ascontiguousarray(pixels[..., ::-1]), cv2.COLOR_RGB2Lab)
+    lab[..., 0] = 100 * curve(lab[..., 0] / 100)
+    encoded = cv2.cvtColor(lab, cv2.COLOR_Lab2RGB)[..., ::-1]
+    return (2 * curve(pixels) + np.clip(encoded, 0, 1)) / 3
 
 
 def darken(pixels: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    return middle_curve(pixels, -amount)
+    return middle_curve(-amount)(pixels)
 
 
 def jitter(pixels: np.ndarray, sigma_px: float, rng: np.random.Generator) -> np.ndarray:
@@ -207,7 +187,7 @@ def quantization(pixels: np.ndarray, levels: int, rng: np.random.Generator) -> n
 
 
 def lincontrchange(pixels: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    return CubicSpline([0, 0.3, 0.5, 0.7, 1], [0, 0.25 - amount / 4, 0.5, 0.75 + amount / 4, 1])(pixels)
+    return contrast_curve(amount)(pixels)
 
 
 _FUNCTIONS = [gausblur, lensblur, colorshift, colorsat, jpeg, whitenoise, impulsenoise, brighten, darken]
@@ -215,11 +195,9 @@ _FUNCTIONS += [jitter, quantization, lincontrchange]
 OPERATIONS = {function.__name__: function for function in _FUNCTIONS}
 
 
-def gaussian_kernel(sigma_px: float, radius_px: int) -> np.ndarray:
-    """Return the square of weights exp(-(i^2 + j^2) / (2 sigma^2)) with a sum of 1."""
-    along = np.arange(-radius_px, radius_px + 1)
-    kernel = np.exp(-(along[:, None] ** 2 + along**2) / (2 * sigma_px**2))
-    return kernel / kernel.sum()
+def gaussian_blur(pixels: np.ndarray, sigma_px: float, radius_px: int) -> np.ndarray:
+    taps = gaussian_taps(sigma_px, radius_px)
+    return convolve(pixels, np.outer(taps, taps))
 
 
 def convolve(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
@@ -228,9 +206,3 @@ def convolve(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     planes = pad(torch.from_numpy(pixels).permute(2, 0, 1)[None], [reach] * 4, mode="replicate")
     taps = torch.from_numpy(kernel.astype(np.float32)).expand(channels, 1, -1, -1)
     return conv2d(planes, taps, groups=channels)[0].permute(1, 2, 0).numpy()
-
-
-def middle_curve(values: np.ndarray, amount: float) -> np.ndarray:
-    """Return the parabola through (0, 0), (0.5, 0.5 + amount / 2) and (1, 1), clipped."""
-    middle = 0.5 + amount / 2
-    return np.clip((2 - 4 * middle) * values**2 + (4 * middle - 1) * values, 0, 1)

@@ -43,14 +43,14 @@ def test_a_study_sets_its_runs_beside_the_paper_goes_on_after_a_failure_and_leav
 
     assert study(*two, "--learning-rate", "0.5") == 1
     note = read_rows(folder / "table.csv").set_index("backbone").loc["timm:test_vit"]["note"]
-    assert "learning_rate: 0.001 -> 0.5" in note and "another --out" in note
+    assert "learning_rate was 0.001, is 0.5" in note and "another --out" in note
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--backbones", "swin_x"], "did you mean swin_t"),
-        (["--backbone", "swin_t"], "give --backbones"),
+        (["--backbone", "swin_t"], "use --backbones"),
         (["--backbones", "swin_t", "--weights-files", "swin_t"], "not of the form NAME=FILE"),
         (["--backbones", "swin_t", "--weights-files", "swin_b=x.pth"], "did you mean swin_t"),
         (["--epoch", "3"], "did you mean --epochs"),

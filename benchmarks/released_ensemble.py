@@ -1,25 +1,26 @@
-"""The plain way to score with the paper's ensemble, that of the authors' release; ours is compared with it.
+"""Scoring with the paper's ensemble as the authors' release does it; our engine is compared with this.
 
-One image after the other is decoded and resized with Pillow (bicubic, shorter side, centre crop) and becomes
-a normalised float32 tensor; the towers are transformers' with float32 weights under fp16 autocast (on a CPU
-without), each with a head of two classes; images are prepared and scored in turns, in one process. An image
-is decoded once and prepared once for all experts that take the same input.
+Images are decoded and resized one at a time with Pillow (bicubic, shorter side, center crop) and become
+normalized float32 tensors. The encoders are transformers' with float32 weights under fp16 autocast (none on a
+CPU), each with a head of two classes. Preparing and scoring alternate in one process; an image is decoded
+once, and prepared once for all experts with the same input.
 
 Weights are random. Where transformers is not installed, or does not have a backbone, the expert's own
-backbone takes the tower's place, in float32.
+backbone is used, in float32.
 """
 
 import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision import transforms
 
 from benchmarks.device import step_s_within
 from featdistill.models.backbones import BACKBONES, BackboneSpec
@@ -38,36 +39,33 @@ _SIGLIP |= {"num_attention_heads": 16, "image_size": 384, "patch_size": 14}
 
 
 class PillowInput(NamedTuple):
-    """What one kind of expert takes: the side of a square in px, and its normalisation."""
+    """The input of one kind of expert: the side of a square in px, and its normalization."""
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
+@functools.cache
+def pillow_transform(one: PillowInput) -> Callable[[Image.Image], Tensor]:
+    """Return the function from a picture to a normalized (3, S, S) float32."""
+    resize = transforms.Resize(one.size, transforms.InterpolationMode.BICUBIC)
+    crop, normalize = transforms.CenterCrop(one.size), transforms.Normalize(one.mean, one.std)
+    return transforms.Compose([resize, crop, transforms.ToTensor(), normalize])
+
+
 def pillow_tensors(path: str, inputs: Sequence[PillowInput]) -> list[Tensor]:
-    """Decode an image with Pillow and return a normalised (3, S, S) float32 for each input."""
+    """Decode an image with Pillow and return a normalized (3, S, S) float32 for each input."""
     with Image.open(path) as file:
         picture = file.convert("RGB")
-    tensors = []
-    for size, mean, std in inputs:
-        width, height = picture.size
-        shorter = min(width, height)
-        resized = picture.resize(
-            (size * width // shorter, size * height // shorter), Image.Resampling.BICUBIC
-        )
-        left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
-        square = np.array(resized.crop((left, top, left + size, top + size)))
-        pixels = torch.from_numpy(square).permute(2, 0, 1).contiguous().float().div(255)
-        tensors.append((pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
-    return tensors
+    return [pillow_transform(one)(picture) for one in inputs]
 
 
 class PlainExpert(nn.Module):
-    """A tower and the release's head; (B, 3, S, S) float32 in, P(AI) (B,) out."""
+    """An encoder and the release's head; (B, 3, S, S) float32 in, P(AI) (B,) out."""
 
     def __init__(self, encoder: nn.Module, feature: Callable[[Any], Tensor], width: int) -> None:
-        """Take what `feature` picks of the encoder's output, which is `width` wide."""
+        """Classify what `feature` selects from the encoder's output, `width` values per image."""
         super().__init__()
         self.encoder, self.feature = encoder, feature
         self.classifier = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, 2))
@@ -76,11 +74,11 @@ class PlainExpert(nn.Module):
         return self.classifier(self.feature(self.encoder(images))).softmax(-1)[:, 1]
 
 
-class ReleasedWay:
+class ReleasedEnsemble:
     """The ensemble as the release would run it.
 
     Attributes:
-        towers: where each expert's tower is from, in words.
+        encoders: a title for each expert's encoder.
     """
 
     def __init__(self, experts: Sequence[Expert], device: torch.device) -> None:
@@ -88,17 +86,17 @@ class ReleasedWay:
         self.device = device
         needed = [PillowInput(e.preprocessing.size, e.backbone.mean, e.backbone.std) for e in experts]
         self.inputs = list(dict.fromkeys(needed))
-        self._places = [self.inputs.index(one) for one in needed]
-        # Drawing the weights of a large tower takes long, and two of a kind may as well have the same.
+        self._input_indices = [self.inputs.index(one) for one in needed]
+        # Initializing a large encoder takes long, and two of a kind may as well have the same weights.
         specs = [expert.spec for expert in experts]
         kinds = [specs.index(spec) for spec in specs]
-        built = {kind: _tower(experts[kind]) for kind in set(kinds)}
-        self.towers = [built[kind][0] for kind in kinds]
+        built = {kind: _encoder(experts[kind]) for kind in set(kinds)}
+        self.encoders = [built[kind][0] for kind in kinds]
         copies = [copy.deepcopy(built[kind][1]) for kind in kinds]
         self._models = [plain.float().eval().to(device) for plain in copies]
 
     def end_to_end(self, paths: Sequence[str], batch_size: int, seconds: float) -> float:
-        """Return images a second from files, measured for some seconds after one batch."""
+        """Return images per second from files, measured after one batch."""
         endless = cycle(paths)
         self._score(self._prepare(list(islice(endless, batch_size))))
         start, done = time.perf_counter(), 0
@@ -108,7 +106,7 @@ class ReleasedWay:
         return done / (time.perf_counter() - start)
 
     def model_only(self, batch_size: int, seconds: float) -> float:
-        """Return images a second of float32 batches that lie on the device."""
+        """Return images per second of float32 batches that are on the device."""
         batches = [torch.randn(batch_size, 3, one.size, one.size, device=self.device) for one in self.inputs]
         return batch_size / step_s_within(lambda: self._forward(batches), self.device, seconds)
 
@@ -122,20 +120,19 @@ class ReleasedWay:
     def _forward(self, batches: list[Tensor]) -> list[Tensor]:
         is_gpu = self.device.type == "cuda"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.float16, enabled=is_gpu):
-            pairs = zip(self._models, self._places, strict=True)
-            return [model(batches[place]) for model, place in pairs]
+            pairs = zip(self._models, self._input_indices, strict=True)
+            return [model(batches[index]) for model, index in pairs]
 
 
-def _tower(expert: Expert) -> tuple[str, PlainExpert]:
+def _encoder(expert: Expert) -> tuple[str, PlainExpert]:
     if transformers and _is(expert.spec, "clip_l14", 224):
         encoder = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**_CLIP))
         return "transformers' CLIP", PlainExpert(encoder, lambda output: output.image_embeds, 768)
     if transformers and _is(expert.spec, "siglip_so400m", 384):
         encoder = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_SIGLIP))
         return "transformers' SigLIP", PlainExpert(encoder, lambda output: output.pooler_output, 1152)
-    return "our own backbone", PlainExpert(
-        expert.backbone, lambda output: output[0], expert.backbone.feature_dim
-    )
+    backbone = expert.backbone
+    return "our own backbone", PlainExpert(backbone, lambda output: output[0], backbone.feature_dim)
 
 
 def _is(spec: BackboneSpec, name: str, size_px: int) -> bool:
