@@ -4,12 +4,15 @@ import warnings
 import zipfile
 
 import numpy as np
+import pytest
 
 import make_submission
 from featdistill.records.manifest import make_manifest, write_manifest
 from featdistill.records.predictions import manifest_entry, write_predictions
 
 ROWS = {"val": 12, "val_hard": 8, "test": 9}
+# Stays next to the ledger, so that all processes lock the same file.
+LOCK = ".submissions.csv.lock"
 
 
 def names_of(slot):
@@ -20,13 +23,16 @@ def scores_of(slot):
     return (np.arange(ROWS[slot]) + 0.5) / ROWS[slot]
 
 
-def write_folder(path):
-    """Write predictions and a manifest of each slot; the folder can be moved and copied."""
+@pytest.fixture(name="folder")
+def submission_folder(tmp_path):
+    """A folder with predictions and a manifest of each slot."""
+    path = tmp_path / "submission"
     for slot in ROWS:
         names = names_of(slot)
         rows = make_manifest({"image": [f"{slot}/{name}" for name in names], "name": names})
         write_manifest(rows, path / f"{slot}_manifest.csv")
         rewrite(path, slot, names, scores_of(slot))
+    return path
 
 
 def rewrite(folder, slot, names, score, errors=(), **sidecar):

@@ -1,9 +1,8 @@
-"""The check of a submission, whoever made it: as the organisers', and stricter.
+"""The check of a submission, whoever made it: what the organizers refuse, and more.
 
-Their checker turns down a CSV that cannot be read, a missing column, NaN, a score that is no number and
-duplicate names. This one also refuses what may be read in two ways, and sound files that cannot be meant:
-other images than the split's, a constant, a file that was cut off. Rows are counted from 1, without the
-header.
+Their checker refuses a CSV that cannot be read, a missing column, NaN, a score that is not a number and
+duplicate names. This one also refuses what can be read in two ways, and valid files that cannot be intended:
+images of another split, a constant, a file that was cut off. Rows are counted from 1, without the header.
 """
 
 import hashlib
@@ -22,11 +21,11 @@ from featdistill.command_line import UserError
 from featdistill.records.predictions import INDEX_HEADERS, name_list, parse_csv, without_extension
 from featdistill.submission.profiles import PROFILES, Profile
 
-# A submission of 10,000 rows measures about half a MiB; a file that claims more than this is not unpacked.
+# A submission of 10,000 rows has about half a MiB; a file that claims more than this is not unpacked.
 MAX_BYTES = 64 * 2**20
-# What readers of CSV files, pandas among them, take for a missing value.
+# What CSV readers, pandas among them, read as a missing value.
 _MISSING_TEXTS = {"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"}
-# What every reader takes for the same number; Python also takes 1_0, inf and the digits of other alphabets.
+# What every reader parses as the same number; Python also accepts 1_0, inf and digits of other alphabets.
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Bits of a member's flags: encrypted, strongly encrypted, encrypted list of members (APPNOTE 4.4.4).
@@ -39,7 +38,7 @@ class CheckedFile:
 
     Attributes:
         file: its name.
-        slot: what it holds the scores of; None of a lone CSV whose name is not of the profile.
+        slot: whose scores it holds; None for a single CSV whose name is not in the profile.
         names: as written.
         score: (N,) float64 in [0, 1].
         sha256: of its bytes.
@@ -55,33 +54,19 @@ class CheckedFile:
     def rows(self) -> int:
         return len(self.names)
 
-    @property
-    def mean_score(self) -> float:
-        return float(self.score.mean())
-
-    @property
-    def share_above_half(self) -> float:
-        return float((self.score > 0.5).mean())
-
-    @property
-    def tied(self) -> int:
-        """How many rows share their score with another: nothing ranks them among each other."""
-        _, counts = np.unique(self.score, return_counts=True)
-        return int(counts[counts > 1].sum())
-
 
 def check_submission(
     path: str | Path, profile: Profile, expected: dict[str, list[str]] | None = None, where: str | None = None
 ) -> list[CheckedFile]:
-    """Check a submission zip, or one CSV that is to go into it.
+    """Check a submission zip, or a single CSV for it.
 
     Args:
-        expected: slot -> the names that must be there, with their extension; where a slot is left out, any
-            names will do.
+        expected: slot -> the names that must be present, with extensions; slots without an entry may have any
+            names.
         where: what errors call the file; by default its path.
 
     Raises:
-        UserError: the first fault that is found, with up to five of the rows or names it concerns.
+        UserError: the first problem, with up to five of the rows or names concerned.
     """
     expected, where = expected or {}, where or str(path)
     members = read_members(path, where)
@@ -90,20 +75,19 @@ def check_submission(
         slot = slots.get(Path(path).name)
         names = expected.get(slot) or (next(iter(expected.values())) if len(expected) == 1 else None)
         if expected and names is None:
-            raise UserError(f"{where}: which of the manifests is meant? give one")
+            raise UserError(f"{where}: which manifest belongs to this CSV? give only that one")
         return [_check_csv(members[None], where, Path(path).name, slot, profile, names)]
-    stray = sorted(set(members) - set(slots))
-    if stray:
-        inside = any("/" in name for name in stray)
-        folder = " (files must lie at the root, not in a folder)" if inside else ""
+    extra = sorted(set(members) - set(slots))
+    if extra:
+        folder = " (files must be at the root, not in a folder)" if any("/" in name for name in extra) else ""
         raise UserError(
-            f"{where} holds {name_list(stray)}, which do not belong there{folder}; only "
-            f"{', '.join(slots)} may be in it"
+            f"{where} contains {name_list(extra)}, which the profile does not allow{folder}; "
+            f"allowed: {', '.join(slots)}"
         )
-    absent = [profile.files[slot] for slot in profile.required if profile.files[slot] not in members]
-    if absent:
+    missing = [profile.files[slot] for slot in profile.required if profile.files[slot] not in members]
+    if missing:
         raise UserError(
-            f"{where} holds no {' and no '.join(absent)}; it holds {', '.join(members) or 'nothing'}"
+            f"{where} is missing {' and '.join(missing)}; it contains {', '.join(members) or 'nothing'}"
         )
     return [
         _check_csv(data, f"{where}: {name}", name, slots[name], profile, expected.get(slots[name]))
@@ -112,11 +96,11 @@ def check_submission(
 
 
 def read_members(path: str | Path, where: str) -> dict[str | None, bytes]:
-    """Return the members of a zip by name, folders with a final slash; `{None: bytes}` of any other file.
+    """Return the members of a zip by name, folders with a trailing slash; `{None: bytes}` of any other file.
 
     Raises:
-        UserError: the file is missing, too large, called .zip without being one, a damaged zip, or one that
-            is encrypted, holds a file twice or is compressed in an unusual way.
+        UserError: the file is missing, too large, named .zip without being one, a damaged zip, or one that is
+            encrypted, contains a file twice or is compressed in an unusual way.
     """
     path = Path(path)
     if not path.is_file():
@@ -125,25 +109,25 @@ def read_members(path: str | Path, where: str) -> dict[str | None, bytes]:
     data = path.read_bytes()
     if not data.startswith(b"PK"):
         if path.suffix.lower() == ".zip":
-            raise UserError(f"{where} is called .zip but is none; pack the files again, as a zip")
+            raise UserError(f"{where} is not a zip, whatever its name says; pack the files again")
         return {None: data}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
-            names = [member.filename for member in members]
-            refuse(where, "files that are there twice", _repeated(names))
-            locked = [member.filename for member in members if member.flag_bits & _ENCRYPTED]
-            refuse(where, "encrypted files", locked, "pack them again without a password")
+            names = pd.Series([member.filename for member in members], dtype=object)
+            refuse(where, "files that it contains twice", names[names.duplicated()])
+            encrypted = [member.filename for member in members if member.flag_bits & _ENCRYPTED]
+            refuse(where, "encrypted files", encrypted, "pack them again without a password")
             unusual = [member.filename for member in members if member.compress_type not in _METHODS]
-            refuse(where, "files compressed other than by deflate", unusual, "pack them as a plain zip")
+            refuse(where, "files not compressed by deflate", unusual, "pack them as a plain zip")
             _check_size(sum(member.file_size for member in members), where)
             return {member.filename: archive.read(member) for member in members}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
-        raise UserError(f"{where} is no readable zip: {error}") from error
+        raise UserError(f"{where} is not a readable zip: {error}") from error
 
 
 def closest_profile(path: str | Path) -> str:
-    """Return the name of the profile whose files and columns a submission fits best, the first of equals."""
+    """Return the name of the profile that fits the files and columns of a submission best."""
     members = read_members(path, str(path))
     first_line = next(iter(members.values()), b"").split(b"\n", 1)[0].decode("utf-8", "replace")
     columns = first_line.strip().removeprefix("\ufeff").split(",")
@@ -152,7 +136,7 @@ def closest_profile(path: str | Path) -> str:
         profile = PROFILES[name]
         needed = {profile.files[slot] for slot in profile.required}
         fits_files = 0 if None in members else -len(needed.symmetric_difference(members))
-        # A score column settles it, as no two conventions of equal columns differ by more than two files.
+        # The score column is decisive: profiles with the same columns differ by at most two files.
         return fits_files + 4 * (profile.score_column in columns)
 
     return max(PROFILES, key=fit)
@@ -162,27 +146,25 @@ def check_scores(where: str, names: Sequence[str], score: np.ndarray) -> None:
     """Refuse scores outside [0, 1], and a constant.
 
     Args:
-        names: what an error calls each of the scores.
+        names: what errors call each score.
         score: (N,) float64, finite.
     """
     outside = np.flatnonzero((score < 0) | (score > 1))
     refuse(where, "scores outside 0..1", [names[row] for row in outside])
     if len(score) > 1 and score.min() == score.max():
-        raise UserError(
-            f"{where}: every score is {score[0]}, a constant; something went wrong in the prediction"
-        )
+        raise UserError(f"{where}: every score is {score[0]}, a constant; something went wrong in prediction")
 
 
 def refuse(where: str, what: str, names: Iterable[str], advice: str = "") -> None:
-    """Raise a `UserError` with the first of `names` and their number, if there are any."""
+    """Raise a `UserError` with the first of `names` and how many there are, if there are any."""
     names = list(names)
     if names:
-        after = f"; {advice}" if advice else ""
-        raise UserError(f"{where}: {what} ({len(names)}): {name_list(names)}{after}")
+        advice = f"; {advice}" if advice else ""
+        raise UserError(f"{where}: {what} ({len(names)}): {name_list(names)}{advice}")
 
 
 def names_as_written(names: Sequence[str], profile: Profile) -> list[str]:
-    """Return names as the profile wants them, with or without their extension."""
+    """Return names as the profile requires them, with or without extensions."""
     return [without_extension(name) for name in names] if profile.extension == "strip" else list(names)
 
 
@@ -194,81 +176,77 @@ def _check_csv(
     labels = [f"{name} (row {number})" for number, name in enumerate(names, start=1)]
     _check_names(where, names, labels, profile)
     if profile.index_column:
-        wrong = [f"{row[0]} (row {at})" for at, row in enumerate(rows, start=1) if row[0] != str(at - 1)]
-        refuse(where, "index column is not 0, 1, 2, ..", wrong, "rows were put in another order or appended")
+        wrong = [f"{row[0]} (row {at + 1})" for at, row in enumerate(rows) if row[0] != str(at)]
+        refuse(where, "index column is not 0, 1, 2, ..", wrong, "rows were reordered or appended")
     by_label = dict(zip(labels, texts, strict=True))
     empty = [label for label, text in by_label.items() if text.strip().lower() in _MISSING_TEXTS]
     refuse(where, "scores that are NaN or empty", empty)
-    odd = [f"{label}: {text!r}" for label, text in by_label.items() if not _NUMBER.fullmatch(text)]
-    refuse(where, "scores that are no number", odd)
+    invalid = [f"{label}: {text!r}" for label, text in by_label.items() if not _NUMBER.fullmatch(text)]
+    refuse(where, "scores that are not numbers", invalid)
     score = np.array([float(text) for text in texts])
     check_scores(where, labels, score)
     if expected is not None:
-        known = names_as_written(expected, profile)
-        present, wanted = set(names), set(known)
-        refuse(where, "missing rows", [name for name in known if name not in present])
+        expected = names_as_written(expected, profile)
+        present, known = set(names), set(expected)
+        refuse(where, "missing rows", [name for name in expected if name not in present])
         pairs = zip(names, labels, strict=True)
-        refuse(where, "unknown names", [label for name, label in pairs if name not in wanted])
+        refuse(where, "unknown names", [label for name, label in pairs if name not in known])
     return CheckedFile(file, slot, names, score, hashlib.sha256(data).hexdigest())
 
 
 def _check_table(data: bytes, where: str, profile: Profile) -> list[list[str]]:
-    """Return the rows of a CSV whose bytes, lines and header are as they must be."""
+    """Check the bytes, lines and header of a CSV, and return its rows."""
     if data.startswith(b"\xef\xbb\xbf"):
         raise UserError(
-            f"{where} starts with a byte order mark, which hides the first column; save as plain UTF-8"
+            f"{where} starts with a byte order mark, which hides the first column; save it as plain UTF-8"
         )
     header, rows = parse_csv(data, where)
     lines = data.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if b"\r" in line:
-            raise UserError(f"{where}: line {number} has a carriage return; save with unix line ends")
+            raise UserError(f"{where}: line {number} contains a carriage return; save it with unix line ends")
         if not line.strip() and number < len(lines):
             raise UserError(f"{where}: line {number} is blank; remove it")
     if header != profile.header:
-        absent = [column for column in profile.header if column not in header]
-        what = f"column {', '.join(absent)} is missing" if absent else "the columns differ"
+        missing = [column for column in profile.header if column not in header]
+        reason = f"column {', '.join(missing)} is missing" if missing else "the columns differ"
         if header[0] in INDEX_HEADERS and not profile.index_column:
-            what = "there is an index column; write the file with index=False, or ask for --index-column"
+            reason = "there is an index column; write the file with index=False, or use --index-column"
         raise UserError(
-            f"{where}: the header must be {','.join(profile.header)}, not {','.join(header)}: {what}"
+            f"{where}: the header must be {','.join(profile.header)}, not {','.join(header)}: {reason}"
         )
     if header in rows:
         raise UserError(
-            f"{where}: the header appears again in row {rows.index(header) + 1}: a second run appended "
-            "its rows to those of the first; delete the file and write it again"
+            f"{where}: the header appears again in row {rows.index(header) + 1}: a second run appended its "
+            "rows; delete the file and write it again"
         )
     if not rows:
-        raise UserError(f"{where} holds a header and no rows")
+        raise UserError(f"{where} has a header but no rows")
     if lines[-1]:
         raise UserError(f"{where}: row {len(rows)}, the last, has no line end: was the file cut off there?")
     return rows
 
 
 def _check_names(where: str, names: list[str], labels: list[str], profile: Profile) -> None:
-    def named(what: str, is_bad: Iterable[bool], advice: str = "") -> None:
+    def refuse_if(is_bad: Iterable[bool], what: str, advice: str = "") -> None:
         refuse(where, what, [label for label, bad in zip(labels, is_bad, strict=True) if bad], advice)
 
-    named("names that are empty or read as missing", (name.lower() in _MISSING_TEXTS for name in names))
-    pairs = enumerate(names, start=1)
-    odd = [f"{name!r} (row {at})" for at, name in pairs if name != name.strip() or not name.isprintable()]
-    refuse(where, "names with blanks around them or characters that are not seen", odd)
-    named(
-        "names with a folder", ("/" in name or "\\" in name for name in names), "only the file's name counts"
-    )
-    named("duplicate names", pd.Series(names, dtype=object).duplicated())
+    refuse_if((name.lower() in _MISSING_TEXTS for name in names), "names that are empty or read as missing")
+    invisible = [
+        f"{name!r} (row {row})"
+        for row, name in enumerate(names, start=1)
+        if name != name.strip() or not name.isprintable()
+    ]
+    refuse(where, "names with spaces around them or invisible characters", invisible)
+    refuse_if(("/" in name or "\\" in name for name in names), "names with a folder", "use file names only")
+    refuse_if(pd.Series(names, dtype=object).duplicated(), "duplicate names")
+    bare = [without_extension(name) == name for name in names]
     if profile.extension == "keep":
-        bare = (without_extension(name) == name for name in names)
-        named("names without their image extension", bare, "expected as in 0a1b.jpg")
+        refuse_if(bare, "names without their image extension", "expected as in 0a1b.jpg")
     else:
-        named("names with an image extension", (without_extension(name) != name for name in names))
+        refuse_if((not is_bare for is_bare in bare), "names with an image extension")
 
 
 def _check_size(size: int, where: str) -> None:
     if size > MAX_BYTES:
-        raise UserError(f"{where} holds more than {MAX_BYTES // 2**20} MiB, which is no submission")
-
-
-def _repeated(names: list[str]) -> list[str]:
-    series = pd.Series(names, dtype=object)
-    return series[series.duplicated()].tolist()
+        raise UserError(f"{where} has more than {MAX_BYTES // 2**20} MiB, too much for a submission")

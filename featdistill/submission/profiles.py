@@ -1,4 +1,4 @@
-"""What a submission looks like: the conventions that were seen, as data, every part of which can be set."""
+"""What a submission looks like: the known conventions as data, every part of which can be changed."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -9,18 +9,20 @@ from featdistill.command_line import UserError, one_of
 
 SLOTS = ("val", "val_hard", "test")
 EXTENSIONS = ("keep", "strip")
-# Images of the challenge's splits (its report, arXiv 2604.11487); both test splits are of one size.
+# Submissions that the challenge accepts per day (its rules on Codabench).
+DAILY_LIMIT = 5
+# Images of the challenge's splits (its report, arXiv 2604.11487); both test splits have the same size.
 OFFICIAL_ROWS = {"val": 10_000, "val_hard": 2_500, "test": 2_500}
 PARTS = ("name_column", "score_column", "extension", "index_column")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One convention for the zip's files.
+    """One convention for the files of the zip.
 
     Attributes:
-        files: slot -> name of its CSV at the zip's root.
-        required: the slots that must be there; the others of `files` may be.
+        files: slot -> name of its CSV at the root of the zip.
+        required: the slots that must be present; the others of `files` are optional.
         name_column, score_column: the header.
         extension: `keep` writes names with their image extension, `strip` without.
         index_column: an unnamed column 0, 1, 2, ... comes first, as pandas writes it.
@@ -37,13 +39,11 @@ class Profile:
         one_of("--extension", self.extension, EXTENSIONS)
         names = list(self.files.values())
         if len(set(names)) != len(names):
-            raise UserError(f"two files of the submission cannot have one name: {', '.join(names)}")
+            raise UserError(f"two files of the submission cannot have the same name: {', '.join(names)}")
         for name in names:
-            plain = name.isprintable() and "/" not in name and "\\" not in name
-            if not plain or not name.endswith(".csv"):
-                raise UserError(
-                    f"'{name}' cannot be a file of the submission: it must be a plain name, as in a.csv"
-                )
+            is_plain = name.isprintable() and "/" not in name and "\\" not in name
+            if not is_plain or not name.endswith(".csv"):
+                raise UserError(f"'{name}' cannot be a file of the submission; use a name such as a.csv")
         if self.name_column == self.score_column:
             raise UserError(f"names and scores cannot both be in the column {self.name_column}")
 
@@ -68,7 +68,7 @@ def flag(slot: str) -> str:
 
 
 def adapted(name: str, file_names: Iterable[str] = (), **parts: Any) -> Profile:
-    """Return a named profile with other parts.
+    """Return a named profile with some parts changed.
 
     Args:
         file_names: each `SLOT=NAME`, as in `test=submission.csv`.
@@ -82,17 +82,17 @@ def adapted(name: str, file_names: Iterable[str] = (), **parts: Any) -> Profile:
     for pair in file_names:
         slot, separator, file = pair.partition("=")
         if not separator:
-            raise UserError(f"--file-name {pair}: give it as SLOT=NAME, as in test=submission.csv")
+            raise UserError(f"--file-name {pair}: write it as SLOT=NAME, as in test=submission.csv")
         files[one_of("slot", slot, files)] = file
-    # An optional file makes room: a test file may take the name that a validation file has by default.
-    needed = {files[slot] for slot in profile.required}
-    files = {slot: file for slot, file in files.items() if slot in profile.required or file not in needed}
+    # An optional file makes room: a test file may take the default name of a validation file.
+    required = {files[slot] for slot in profile.required}
+    files = {slot: file for slot, file in files.items() if slot in profile.required or file not in required}
     changes = {part: value for part, value in parts.items() if value is not None}
     return dataclasses.replace(profile, files=files, **changes)
 
 
 def label(name: str, profile: Profile) -> str:
-    """Return a profile's name and what is not as in the named one: `test-card extension=keep`."""
+    """Return a profile's name and how it differs from the named one: `test-card extension=keep`."""
     named = PROFILES[name]
     changes = {
         part: getattr(profile, part) for part in PARTS if getattr(profile, part) != getattr(named, part)

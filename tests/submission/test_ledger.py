@@ -2,33 +2,21 @@
 
 import csv
 import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pytest
-from submission_folders import ROWS, make, names_of, rewrite, scores_of, write_folder
+from submission_folders import LOCK, ROWS, make, names_of, rewrite, scores_of, submission_folder
 
 import make_submission
 from featdistill.atomic import sha256_of
 from featdistill.command_line import UserError
 from featdistill.submission import ledger
 
+folder = submission_folder
 DAY = "2026-03-01"
 BOTH = ("val", "val_hard")
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    path = tmp_path_factory.mktemp("written")
-    write_folder(path)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path, written):
-    return shutil.copytree(written, tmp_path / "submission")
 
 
 def line(number=0, date=DAY, **cells):
@@ -113,12 +101,12 @@ def test_the_sixth_of_a_day_is_warned_of(folder, capsys):
     for number in range(6):
         change_scores(folder, "test", number)
         make(folder, "test", "--date", f"{DAY}T1{number}:00", slots=("test",))
-        shown = capsys.readouterr().out
-        assert f"{number + 1} listed for {DAY} (UTC); the challenge takes 5 a day" in shown
-        assert ("warning: more are listed" in shown) == (number == 5)
+        shown, warnings = capsys.readouterr()
+        assert f"{number + 1} listed for {DAY} (UTC); the challenge accepts 5 per day" in shown
+        assert ("warning: more submissions are listed" in warnings) == (number == 5)
     make(folder, "test", "--date", "2026-03-02", slots=("test",))
-    shown = capsys.readouterr().out
-    assert "1 listed for 2026-03-02" in shown and "warning" not in shown
+    shown, warnings = capsys.readouterr()
+    assert "1 listed for 2026-03-02" in shown and not warnings
 
 
 def test_a_day_ends_at_midnight_in_utc(tmp_path):
@@ -171,7 +159,7 @@ def test_lines_added_at_the_same_time_are_all_kept(tmp_path):
         counts = list(pool.map(lambda number: ledger.add(path, line(number)), range(40)))
     assert sorted(counts) == list(range(1, 41))
     assert sorted(int(row["sha256"], 16) for row in lines(path)) == list(range(40))
-    assert [path.name for path in tmp_path.iterdir()] == ["submissions.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "submissions.csv"]
 
 
 def test_a_write_that_fails_leaves_the_ledger_as_it_was_and_the_zip_in_its_place(folder, monkeypatch):
@@ -183,9 +171,7 @@ def test_a_write_that_fails_leaves_the_ledger_as_it_was_and_the_zip_in_its_place
         raise OSError("No space left on device")
 
     monkeypatch.setattr(ledger.atomic, "write_text", full)
-    with pytest.raises(
-        UserError, match=r"submission\.zip is written and good, but it is not listed: No space"
-    ):
+    with pytest.raises(UserError, match=r"submission\.zip is written and valid, but not listed: No space"):
         make(folder, "test", "--date", DAY, slots=("test",))
     assert (folder / "submissions.csv").read_bytes() == before
     assert make_submission.main(["--check", str(folder / "submission.zip"), "--profile", "test"]) == 0
@@ -193,9 +179,9 @@ def test_a_write_that_fails_leaves_the_ledger_as_it_was_and_the_zip_in_its_place
 
 DAMAGED = {
     "column sha256, profile is missing": b"date,file\n1,2\n",
-    "is no ledger of submissions": b"name,score\na.jpg,0.5\n",
+    "is not a ledger of submissions": b"name,score\na.jpg,0.5\n",
     "row 2 has 1 fields": b"date,file,sha256,profile\na,b,c,d\ncut o\n",
-    "no readable CSV": b"date,file,sha256,profile\n\xff,b,c,d\n",
+    "readable CSV": b"date,file,sha256,profile\n\xff,b,c,d\n",
     "is empty": b"",
     "a column appears twice": b"date,file,sha256,profile,date\n",
 }
@@ -204,7 +190,7 @@ DAMAGED = {
 @pytest.mark.parametrize("message", DAMAGED)
 def test_a_damaged_ledger_stays_as_it_is_and_the_zip_is_written(folder, capsys, message):
     (folder / "submissions.csv").write_bytes(DAMAGED[message])
-    with pytest.raises(UserError, match=f"is written and good, but it is not listed: .*{message}"):
+    with pytest.raises(UserError, match=f"is written and valid, but not listed: .*{message}"):
         make(folder, "test", slots=("test",))
     assert (folder / "submissions.csv").read_bytes() == DAMAGED[message]
     assert f"SHA-256 {sha256_of(folder / 'submission.zip')}" in capsys.readouterr().out
@@ -214,9 +200,9 @@ def test_a_damaged_ledger_stays_as_it_is_and_the_zip_is_written(folder, capsys, 
 
 
 def test_the_lock_of_a_killed_process_does_not_last(tmp_path):
-    (tmp_path / ".submissions.csv.lock").touch()
+    (tmp_path / LOCK).touch()
     assert ledger.add(tmp_path / "submissions.csv", line()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["submissions.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "submissions.csv"]
 
 
 def test_a_ledger_elsewhere_names_the_zip_so_that_it_is_found(folder, tmp_path):
@@ -252,11 +238,11 @@ def test_a_submission_that_is_refused_is_not_listed(folder):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--date", "yesterday"], "'yesterday' is no date; give it as in 2026-03-01"),
-        (["--date", "0001-01-01T00:00+10:00"], "is no date"),
+        (["--date", "yesterday"], "'yesterday' is not a date such as 2026-03-01"),
+        (["--date", "0001-01-01T00:00+10:00"], "is not a date"),
         (["--scores", "none.json"], "--scores none.json does not exist"),
         (["--ledger", "a.csv", "--no-ledger"], "not allowed with"),
-        (["--no-ledger", "--note", "x"], "to which nothing would be added"),
+        (["--no-ledger", "--note", "x"], "nothing would be listed"),
     ],
 )
 def test_wrong_flags_are_refused_before_the_zip_is_written(folder, flags, message):
@@ -268,12 +254,12 @@ def test_wrong_flags_are_refused_before_the_zip_is_written(folder, flags, messag
 @pytest.mark.parametrize("text", ["", "[]", '{"splits": {"val": {}}}', '{"splits": {"val": 1}}'])
 def test_other_files_are_no_scores(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
-    with pytest.raises(UserError, match=r"is no metrics\.json"):
+    with pytest.raises(UserError, match=r"is not a metrics\.json"):
         ledger.read_aucs(tmp_path / "metrics.json")
 
 
 def test_the_ledger_cannot_be_the_zip(folder):
-    with pytest.raises(UserError, match="the zip's own name"):
+    with pytest.raises(UserError, match="are the same file"):
         make(folder, "test", "--ledger", folder / "submission.zip", slots=("test",))
     assert not (folder / "submission.zip").exists()
 

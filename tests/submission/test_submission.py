@@ -2,14 +2,17 @@
 
 import base64
 import io
-import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from submission_folders import (
     GOOD,
     GOOD_HARD,
+    LOCK,
     ROWS,
     as_csv,
     content,
@@ -17,7 +20,7 @@ from submission_folders import (
     names_of,
     rewrite,
     scores_of,
-    write_folder,
+    submission_folder,
     zipped,
 )
 
@@ -28,20 +31,7 @@ from featdistill.records.manifest import make_manifest, write_manifest
 from featdistill.submission.profiles import PROFILES, adapted, label
 from featdistill.submission.writing import Part, replace_submission
 
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    path = tmp_path_factory.mktemp("written")
-    write_folder(path)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path, written):
-    """A folder with predictions and a manifest of each slot."""
-    return shutil.copytree(written, tmp_path / "submission")
-
-
+folder = submission_folder
 # Small parts with scores that are easily written in another way, and the zips of them, in base64.
 SMALL = {
     "val": Part(["0a.jpg", "0b.jpg"], np.array([0.25, 1e-17])),
@@ -122,7 +112,7 @@ def test_repetition_gives_the_same_bytes_and_nothing_else_is_left(folder):
         make(folder, "val", slots=("val", "val_hard"), out=out)
     data = (folder / "a.zip").read_bytes()
     assert data == (folder / "b.zip").read_bytes()
-    assert {path.name for path in folder.iterdir()} == before | {"a.zip", "b.zip", "submissions.csv"}
+    assert {path.name for path in folder.iterdir()} == before | {"a.zip", "b.zip", "submissions.csv", LOCK}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for member in archive.infolist():
             assert member.date_time == (1980, 1, 1, 0, 0, 0) and member.compress_type == zipfile.ZIP_STORED
@@ -172,7 +162,7 @@ def test_missing_rows_are_refused_by_up_to_five_names_or_filled(folder, capsys):
     assert ", ".join(names[:5]) + " and 2 more" in message and names[5] not in message
     assert "1 of them could not be read" in message
     make(folder, "val", "--fill-missing", "0.5", slots=("val", "val_hard"))
-    assert "val: missing rows filled with 0.5: 7" in capsys.readouterr().out
+    assert "val: 7 missing rows filled with 0.5" in capsys.readouterr().out
     lines = content(folder / "submission.zip")["submission.csv"].splitlines()
     assert lines[1:8] == [f"{name},0.5" for name in names[:7]]
     assert lines[8:] == GOOD.splitlines()[8:]
@@ -225,11 +215,11 @@ def test_the_manifest_must_be_known_and_unchanged(folder):
     ("flags", "slots", "message"),
     [
         ([], ("val",), "--val-hard is missing"),
-        ([], ("val", "val_hard", "test"), "--test has no place"),
+        ([], ("val", "val_hard", "test"), "has no file for --test"),
         (["--fill-missing", "2"], ("val", "val_hard"), "between 0 and 1"),
         (["--extension", "drop"], ("val", "val_hard"), "unknown --extension"),
-        (["--file-name", "val=submission_hard.csv"], ("val", "val_hard"), "cannot have one name"),
-        (["--file-name", "val=../x.csv"], ("val", "val_hard"), "plain name"),
+        (["--file-name", "val=submission_hard.csv"], ("val", "val_hard"), "cannot have the same name"),
+        (["--file-name", "val=../x.csv"], ("val", "val_hard"), "such as a.csv"),
         (["--file-name", "x.csv"], ("val", "val_hard"), "SLOT=NAME"),
         (["--name-column", "score"], ("val", "val_hard"), "cannot both be in the column score"),
         (["--check", "x.zip"], ("val", "val_hard"), "without --out"),
@@ -251,7 +241,7 @@ def test_one_file_in_both_slots_is_refused(folder):
 
 def test_swapped_slots_are_pointed_out(folder, capsys):
     make(folder, "val", "--val", folder / "val_hard.csv", "--val-hard", folder / "val.csv")
-    assert "are the two swapped?" in capsys.readouterr().out
+    assert "are the two swapped?" in capsys.readouterr().err
 
 
 def test_names_that_become_one_without_extension_are_refused(folder):
@@ -276,9 +266,9 @@ def test_the_written_bytes_are_checked_before_the_zip_gets_its_name(folder, monk
 def test_scores_that_tie_are_counted(folder, capsys):
     rewrite(folder, "test", names_of("test"), [0.1, 0.1, 0.2, 0.3, 0.3, 0.3, 0.4, 0.5, 0.6])
     make(folder, "test", slots=("test",))
-    assert "warning: submission_hard.csv: 5 of 9 rows share their score" in capsys.readouterr().out
+    assert "warning: submission_hard.csv: 5 of 9 rows share their score" in capsys.readouterr().err
     make(folder, "val", slots=("val", "val_hard"))
-    assert "share their score" not in capsys.readouterr().out
+    assert "share their score" not in capsys.readouterr().err
 
 
 def test_names_that_only_a_folder_tells_apart_are_refused(folder):
@@ -333,9 +323,9 @@ def test_the_check_knows_the_size_of_the_splits_where_no_manifest_is_given(folde
     flags = ["--check", str(folder / "submission.csv"), "--profile", "val"]
     (folder / "submission.csv").write_text(GOOD)
     assert make_submission.main(flags) == 0
-    assert "submission.csv has 12 rows; the challenge's val has 10,000" in capsys.readouterr().out
+    assert "submission.csv has 12 rows; the challenge's val has 10,000" in capsys.readouterr().err
     assert make_submission.main([*flags, "--val-manifest", str(folder / "val_manifest.csv")]) == 0
-    assert "10,000" not in capsys.readouterr().out
+    assert "10,000" not in capsys.readouterr().err
 
 
 def test_the_check_compares_names_where_a_manifest_is_given(folder):
@@ -355,3 +345,9 @@ def test_the_check_says_which_profile_it_chose(folder):
     path = zipped(folder / "made.zip", [("submission.csv", GOOD.replace("score", "pred", 1))])
     with pytest.raises(UserError, match=r"image extension \(12\).*checked as profile test-card"):
         make_submission.main(["--check", str(path)])
+
+
+def test_help_is_shown_without_importing_pandas():
+    code = "import sys, make_submission as m; m.build_parser(); sys.exit('pandas' in sys.modules)"
+    folder = Path(make_submission.__file__).parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == 0

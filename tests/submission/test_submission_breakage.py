@@ -37,7 +37,7 @@ BROKEN_TABLES = {
     "a column is called twice": (GOOD.replace("image_name", "score", 1), "a column appears twice"),
     "semicolons separate the cells": (GOOD.replace(",", ";"), "column image_name, score is missing"),
     "a second run was appended": (GOOD + GOOD, "the header appears again in row 13"),
-    "a name is there twice": (
+    "a name is contains twice": (
         put(3, LINES[2]),
         r"duplicate names \(1\): val0001\.jpg \(row 3\)$",
     ),
@@ -51,16 +51,16 @@ BROKEN_TABLES = {
     ),
     "a score is a word": (
         put(3, "val0002.jpg,high\n"),
-        r"no number \(1\): val0002\.jpg \(row 3\): 'high'$",
+        r"not numbers \(1\): val0002\.jpg \(row 3\): 'high'$",
     ),
     "a score is infinite": (
         put(3, "val0002.jpg,-inf\n"),
-        r"no number \(1\): val0002\.jpg \(row 3\): '-inf'$",
+        r"not numbers \(1\): val0002\.jpg \(row 3\): '-inf'$",
     ),
-    "a score is a number to Python alone": (put(3, "val0002.jpg,0.1_5\n"), r"no number .*'0\.1_5'"),
+    "a score is a number to Python alone": (put(3, "val0002.jpg,0.1_5\n"), r"not numbers .*'0\.1_5'"),
     "a score has a decimal comma": (put(3, "val0002.jpg,0,5\n"), "row 3 has 3 fields"),
-    "a score has a percent sign": (put(3, "val0002.jpg,50%\n"), r"no number .*\(row 3\): '50%'"),
-    "a score has a blank before it": (put(3, "val0002.jpg, 0.5\n"), r"no number .*\(row 3\): ' 0\.5'"),
+    "a score has a percent sign": (put(3, "val0002.jpg,50%\n"), r"not numbers .*\(row 3\): '50%'"),
+    "a score has a blank before it": (put(3, "val0002.jpg, 0.5\n"), r"not numbers .*\(row 3\): ' 0\.5'"),
     "a score is above 1": (
         put(3, "val0002.jpg,1.01\n"),
         r"outside 0\.\.1 \(1\): val0002\.jpg \(row 3\)$",
@@ -82,29 +82,29 @@ BROKEN_TABLES = {
     "a name is read as missing": (put(3, "null,0.2\n"), r"empty or read as missing \(1\): null \(row 3\)"),
     "a name has a blank before it": (
         put(3, " val0002.jpg,0.2\n"),
-        r"blanks around .*: ' val0002\.jpg' \(row 3\)",
+        r"spaces around .*: ' val0002\.jpg' \(row 3\)",
     ),
     "a name holds a character of no width": (
         put(3, "val\u200b0002.jpg,0.2\n"),
-        r"not seen \(1\): .*\(row 3\)",
+        r"invisible characters \(1\): .*\(row 3\)",
     ),
-    "a name holds a line end": (put(3, '"val0002.jpg\n",0.2\n'), r"not seen \(1\): .*\(row 3\)"),
+    "a name holds a line end": (put(3, '"val0002.jpg\n",0.2\n'), r"invisible characters \(1\): .*\(row 3\)"),
     "a name has a folder": (
         put(3, "val_images/val0002.jpg,0.2\n"),
         r"names with a folder \(1\): val_.*\(row 3\)",
     ),
     "an image is missing": ("".join(LINES[:-1]), r"missing rows \(1\): val000b\.jpg$"),
     "an image is not of the split": (GOOD + "x.jpg,0.5\n", r"unknown names \(1\): x\.jpg \(row 13\)"),
-    "it holds a header and no rows": (LINES[0], "holds a header and no rows"),
+    "it has a header but no rows": (LINES[0], "has a header but no rows"),
     "it is empty": ("", "is empty"),
     "it was cut off": (GOOD[:-3], r"row 12, the last, has no line end"),
-    "a quotation mark is not closed": (put(3, '"val0002.jpg,0.2\n'), "no readable CSV in UTF-8"),
+    "a quotation mark is not closed": (put(3, '"val0002.jpg,0.2\n'), "readable CSV in UTF-8"),
     "a line is blank": (put(3, LINES[3] + "\n"), "line 5 is blank"),
-    "its line ends are those of Windows": (GOOD.replace("\n", "\r\n"), "line 1 has a carriage return"),
-    "its line ends are those of old Macs": (GOOD.replace("\n", "\r"), "line 1 has a carriage return"),
+    "its line ends are those of Windows": (GOOD.replace("\n", "\r\n"), "line 1 contains a carriage return"),
+    "its line ends are those of old Macs": (GOOD.replace("\n", "\r"), "line 1 contains a carriage return"),
     "it starts with a byte order mark": ("\ufeff" + GOOD, "byte order mark"),
-    "it is in UTF-16": (GOOD.encode("utf-16"), "no readable CSV in UTF-8"),
-    "a name is in Latin-1": (put(3, "vél.jpg,0.2\n").encode("latin-1"), "no readable CSV in UTF-8"),
+    "it is in UTF-16": (GOOD.encode("utf-16"), "readable CSV in UTF-8"),
+    "a name is in Latin-1": (put(3, "vél.jpg,0.2\n").encode("latin-1"), "readable CSV in UTF-8"),
 }
 
 
@@ -186,45 +186,48 @@ def vast(path):
 BROKEN_ZIPS = {
     "a file is missing": (
         members("submission.csv"),
-        r"holds no submission_hard\.csv; it holds submission\.csv",
+        r"is missing submission_hard\.csv; it contains submission\.csv",
     ),
-    "it is empty": (members(), r"holds no submission\.csv and no submission_hard\.csv; it holds nothing"),
+    "it is empty": (members(), r"is missing submission\.csv and submission_hard\.csv; it contains nothing"),
     "the files are in a folder": (
         members("s/submission.csv", "s/submission_hard.csv"),
-        r"holds s/submission\.csv, s/submission_hard\.csv, .*at the root, not in a folder",
+        r"contains s/submission\.csv, s/submission_hard\.csv, .*at the root, not in a folder",
     ),
     "there is a stray folder": (
         members("submission.csv", "submission_hard.csv", "__MACOSX/"),
-        "holds __MACOSX/, which do not belong",
+        "contains __MACOSX/, which the profile does not allow",
     ),
     "there is a stray file": (
         members("submission.csv", "submission_hard.csv", ".DS_Store"),
-        r"holds \.DS_Store, which do not belong",
+        r"contains \.DS_Store, which the profile does not allow",
     ),
-    "a file is there twice": (
+    "a file is contains twice": (
         members("submission.csv", "submission_hard.csv", "submission.csv"),
-        r"there twice \(1\): submission\.csv",
+        r"contains twice \(1\): submission\.csv",
     ),
     "a name is in capitals": (
         members("Submission.csv", "submission_hard.csv"),
-        r"holds Submission\.csv, which",
+        r"contains Submission\.csv, which",
     ),
     "the two files are swapped": (swapped, r"submission\.csv: missing rows \(12\): val0000\.jpg, "),
     "a file is encrypted": (patched(6, 8, "<H", 1), r"encrypted files \(1\): submission\.csv"),
     "it is compressed by bzip2": (
         lambda path: good(path, zipfile.ZIP_BZIP2),
-        r"other than by deflate \(2\): submission\.csv, submission_hard\.csv",
+        r"not compressed by deflate \(2\): submission\.csv, submission_hard\.csv",
     ),
-    "it is compressed by LZMA": (lambda path: good(path, zipfile.ZIP_LZMA), r"other than by deflate \(2\)"),
+    "it is compressed by LZMA": (
+        lambda path: good(path, zipfile.ZIP_LZMA),
+        r"not compressed by deflate \(2\)",
+    ),
     "it is compressed by Deflate64": (
         patched(8, 10, "<H", 9),
-        r"other than by deflate \(1\): submission\.csv",
+        r"not compressed by deflate \(1\): submission\.csv",
     ),
     "it unpacks to too much": (patched(22, 24, "<I", 65 * 2**20), "more than 64 MiB"),
     "it is vast": (vast, "more than 64 MiB"),
-    "it was cut off": (lambda path: path.write_bytes(good(path).read_bytes()[:300]), "no readable zip"),
-    "a bit has flipped": (flipped, "no readable zip: Bad CRC-32 for file 'submission.csv'"),
-    "it is another kind of archive": (tarred, r"is called \.zip but is none"),
+    "it was cut off": (lambda path: path.write_bytes(good(path).read_bytes()[:300]), "not a readable zip"),
+    "a bit has flipped": (flipped, "not a readable zip: Bad CRC-32 for file 'submission.csv'"),
+    "it is another kind of archive": (tarred, "is not a zip"),
     "it is not there": (lambda path: None, "does not exist"),
 }
 

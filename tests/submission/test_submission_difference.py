@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from submission_folders import ROWS, make, names_of, rewrite, scores_of, write_folder, zipped
+from submission_folders import ROWS, make, names_of, rewrite, scores_of, submission_folder, zipped
 
 import make_submission
 from featdistill.atomic import sha256_of
@@ -12,19 +12,8 @@ from featdistill.submission.check import CheckedFile, check_submission
 from featdistill.submission.difference import differences
 from featdistill.submission.profiles import PROFILES
 
+folder = submission_folder
 NO_SUBMISSION = "0" * 64
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    path = tmp_path_factory.mktemp("written")
-    write_folder(path)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path, written):
-    return shutil.copytree(written, tmp_path / "submission")
 
 
 def checked(slot, names, score):
@@ -36,9 +25,13 @@ def submit(folder, score, out="submission.zip", profile="test", slot="test"):
     make(folder, profile, "--date", "2026-03-01", slots=(slot,), out=out)
 
 
+def compare(folder, *files, sha256=NO_SUBMISSION):
+    """Return the rows of `differences` in a folder's ledger."""
+    return list(differences(folder / "submissions.csv", files, sha256).itertuples())
+
+
 def last_of(folder, slot="test", score=None):
-    score = scores_of(slot) if score is None else score
-    return differences(folder / "submissions.csv", [checked(slot, names_of(slot), score)], NO_SUBMISSION)
+    return compare(folder, checked(slot, names_of(slot), scores_of(slot) if score is None else score))
 
 
 def test_the_figures_are_those_worked_out_by_hand(folder):
@@ -70,7 +63,7 @@ def test_ties_share_their_mean_rank(folder):
 def test_scores_go_by_the_name_whatever_the_order_and_the_extension(folder):
     submit(folder, scores_of("test"), profile="test-card")
     names, score = names_of("test")[::-1], scores_of("test")[::-1]
-    (found,) = differences(folder / "submissions.csv", [checked("test", names, score)], NO_SUBMISSION)
+    (found,) = compare(folder, checked("test", names, score))
     assert found.mean_absolute == 0 and found.rank_correlation == pytest.approx(1)
 
 
@@ -78,17 +71,17 @@ def test_only_images_of_both_are_compared_and_others_are_another_split(folder):
     submit(folder, scores_of("test"))
     names, score = names_of("test"), scores_of("test")
     some = checked("test", ["new.jpg", *names[:4]], [0.5, *score[:4]])
-    (found,) = differences(folder / "submissions.csv", [some], NO_SUBMISSION)
+    (found,) = compare(folder, some)
     assert found.images == 4 and found.mean_absolute == 0
     other = checked("test", ["x.jpg", "y.jpg"], [0.1, 0.2])
-    assert differences(folder / "submissions.csv", [other], NO_SUBMISSION) == []
+    assert compare(folder, other) == []
 
 
 def test_a_constant_has_no_rank_correlation(folder):
     submit(folder, scores_of("test"))
     same = checked("test", names_of("test")[:2], [0.5, 0.5])
-    (found,) = differences(folder / "submissions.csv", [same], NO_SUBMISSION)
-    assert found.rank_correlation is None
+    (found,) = compare(folder, same)
+    assert np.isnan(found.rank_correlation)
 
 
 def test_the_last_is_the_latest_of_the_slot_whose_zip_is_there_unchanged(folder):
@@ -108,7 +101,7 @@ def test_each_slot_is_set_beside_its_own_last(folder):
     make(folder, "val", slots=("val", "val_hard"), out="a.zip")
     submit(folder, scores_of("test"), "b.zip")
     files = [checked(slot, names_of(slot), scores_of(slot)) for slot in ("test", "val_hard", "val")]
-    found = differences(folder / "submissions.csv", files, NO_SUBMISSION)
+    found = compare(folder, *files)
     assert [(one.slot, one.file) for one in found] == [
         ("test", "b.zip"),
         ("val_hard", "a.zip"),
@@ -120,17 +113,17 @@ def test_a_submission_is_not_set_beside_itself(folder):
     submit(folder, scores_of("test"), "a.zip")
     submit(folder, scores_of("test") ** 2, "b.zip")
     files = check_submission(folder / "b.zip", PROFILES["test"])
-    found = differences(folder / "submissions.csv", files, sha256_of(folder / "b.zip"))
+    found = compare(folder, *files, sha256=sha256_of(folder / "b.zip"))
     assert [one.file for one in found] == ["a.zip"]
 
 
 def test_the_zip_that_is_overwritten_is_still_compared_with(folder, capsys):
     submit(folder, scores_of("test"))
-    assert "no other listed submission" in capsys.readouterr().out
+    assert "No other submission" in capsys.readouterr().out
     submit(folder, scores_of("test")[::-1])
     shown = capsys.readouterr().out
-    assert "test      9          -1.0000            0.4938              88.9 %" in shown
-    assert "submission.zip of 2026-03-01T00:00:00Z" in shown
+    row = "test 9 -1.0000 0.4938 88.9 % 2026-03-01T00:00:00Z submission.zip"
+    assert row in " ".join(shown.split())
 
 
 def test_a_file_that_is_checked_is_set_beside_the_last_and_nothing_is_listed(folder, capsys):
@@ -145,8 +138,8 @@ def test_a_file_that_is_checked_is_set_beside_the_last_and_nothing_is_listed(fol
     assert make_submission.main(check) == 0
     assert "-1.0000" in capsys.readouterr().out
     assert make_submission.main([*check, "--no-ledger"]) == 0
-    assert "last submission" not in capsys.readouterr().out
+    assert "previous submission" not in capsys.readouterr().out
     assert (folder / "submissions.csv").read_bytes() == before
     (folder / "submissions.csv").write_text("name,score\n")
     assert make_submission.main(check) == 0
-    assert "warning: not compared with the last submission: " in capsys.readouterr().out
+    assert "warning: not compared with the previous submission: " in capsys.readouterr().err
