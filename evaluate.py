@@ -1,232 +1,296 @@
-"""Predictions and labels to the challenge's metrics: one row a split, and where each expert wins and loses.
+"""Predictions and labels to the challenge's metrics: one row per split, and where each expert wins and loses.
 
     python evaluate.py --predictions val.csv val_hard.csv --out scores
     python evaluate.py --predictions val.csv --labels val_labels.csv --threshold-from holdout.csv --out scores
-    python evaluate.py --compare run_a/val.csv run_b/val.csv --out comparison
-    python evaluate.py --protocol genimage --predictions genimage.csv --out scores
-    python evaluate.py --sweep holdout.csv --experts runs/paper/stage2/*/expert --out sweep
+    python evaluate.py compare run_a/val.csv run_b/val.csv --out comparison
+    python evaluate.py protocol genimage --predictions genimage.csv --out scores
+    python evaluate.py sweep holdout.csv --experts runs/paper/stage2/*/expert --out sweep
 
 Labels are a manifest or an official label file, by default the manifest in the predictions' sidecar. A split
-is called what its predictions file is called; with `hard` in the name it gives the metrics of the hard split.
+has the name of its predictions file; one with `hard` in its name provides the metrics of the hard split.
 
 | file in `--out` | holds |
 |---|---|
-| `metrics.json` | all that was found |
-| `metrics.csv` | a line a metric: `split,metric,value,low,high,n` |
+| `metrics.json` | all results |
+| `metrics.csv` | one metric per line: `split,metric,value,low,high,n` |
 | `metrics.md` | the same as tables |
-| `report.html` | all of it as a page with charts and the surest mistakes, in one file; `--no-report`: none |
+| `report.html` | all of it as one page with charts and the most confident errors |
 
-`--compare` writes `comparison.json`, `.csv` and `.md`; `--protocol` writes `protocol.json`, `.csv` and `.md`,
-a row a generator of the benchmark and the mean over them.
+`compare` writes `comparison.json`, `.csv` and `.md`; `protocol` writes `protocol.json`, `.csv` and `.md`, one
+row per generator of the benchmark and their mean.
 
-`--sweep` applies each operation at each level to labelled images, and writes `sweep.json`, `.csv` and `.md`,
-the AUC that is left, and `sweep.html`; a report in the same folder shows it too. A sweep that was killed is
-continued by the same command. With `--explain EXPERT`, the page shows below each of the surest mistakes where
-that expert looks. These two alone need PyTorch.
+`sweep` applies each operation at each level to labeled images and writes the remaining AUCs to `sweep.json`,
+`.csv` and `.md`, and `sweep.html`; a report in the same folder shows them too. The same command continues a
+sweep that was killed. Only `sweep` and `--explain` need PyTorch.
 """
 
-import argparse
+import logging
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+# All else is imported when a command runs, so that --help answers at once.
 from featdistill import atomic, command_line
-from featdistill.command_line import UserError
-from featdistill.evaluation import (
-    bootstrap,
-    comparison,
-    leaderboard,
-    protocols,
-)
-from featdistill.evaluation import (
-    splits as evaluation,
-)
-from featdistill.evaluation import (
-    tables as score_tables,
-)
-from featdistill.evaluation.bootstrap import Resampling
-from featdistill.report import page as report
-from featdistill.report.gallery import Explainer
-from featdistill.sweep import plan as sweep_plan
+from featdistill.command_line import Parser, UserError, one_of, within
+
+_log = logging.getLogger("featdistill.evaluate")
 
 
-def build_parser() -> command_line.Parser:
-    parser = command_line.Parser(description=__doc__.split("\n\n")[0])
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--predictions", nargs="+", metavar="FILE", help="one file a split")
-    what.add_argument(
-        "--compare", nargs="+", metavar="FILE", help="predictions of several runs for the same images"
+def score_parser() -> Parser:
+    parser = Parser(
+        prog="evaluate.py",
+        description="Score predictions: the challenge's metrics, as tables and as a report.",
+        epilog="Further commands: evaluate.py compare, protocol and sweep; each has its own --help.",
     )
-    what.add_argument("--sweep", metavar="MANIFEST", help="distort its labelled images in every way")
     parser.add_argument(
-        "--labels",
-        nargs="+",
-        metavar="FILE",
-        help="manifests or official label files: one for each predictions file in the same order, or one "
-        "for all; where none is given, the manifest in each sidecar",
+        "--predictions", nargs="+", required=True, metavar="FILE", help="predictions files, one per split"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    _add_labels_and_out(parser)
     parser.add_argument(
         "--threshold-from",
         nargs="+",
         metavar="SPLIT",
-        help="also give accuracies at the threshold of the best balanced accuracy on other images: one of "
-        "the splits, or a predictions file and, where its sidecar names none, its labels",
+        help="also report accuracies at the threshold with the best balanced accuracy on other images: those "
+        "of a split, or of a predictions file and, unless its sidecar names them, its labels",
     )
     parser.add_argument(
         "--audit",
         metavar="DIR",
-        help="what data_prep.audit wrote: sets its pixel-free baseline beside the AUCs",
+        help="folder of data_prep.audit: shows its pixel-free baseline next to the AUCs",
     )
     parser.add_argument(
-        "--leaderboard", action="store_true", help="set any split beside the published results"
+        "--leaderboard", action="store_true", help="show any split next to the published results"
     )
-    parser.add_argument(
-        "--protocol",
-        metavar="NAME",
-        help=f"score by the generators of a benchmark: {' or '.join(protocols.PROTOCOLS)}",
-    )
-    parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws of the intervals; 0: none")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images")
-    parser.add_argument("--no-report", action="store_true", help="write no page")
-    parser.add_argument(
+    report = parser.add_argument_group("report")
+    report.add_argument("--no-report", action="store_true", help="write no report.html")
+    report.add_argument(
         "--gallery",
-        type=int,
+        type=within(0),
+        default=8,
         metavar="N",
-        help=f"mistakes of each class that the page shows as pictures (default: {report.GALLERY}); 0: none",
+        help="most confident errors per class to show as pictures; 0 for none",
     )
-    parser.add_argument(
+    report.add_argument(
         "--explain",
         metavar="EXPERT",
-        help="an expert's folder: the page shows below each mistake where this expert looks",
+        help="folder of an expert: shows below each picture where this expert looks",
     )
-    sweep_plan.add_arguments(parser)
+    return parser
+
+
+def compare_parser() -> Parser:
+    parser = Parser(
+        prog="evaluate.py compare", description="Rank runs, and show which differences are beyond chance."
+    )
+    parser.add_argument(
+        "predictions", nargs="+", metavar="FILE", help="predictions of two or more runs for the same images"
+    )
+    parser.add_argument(
+        "--labels", metavar="FILE", help="manifest or official label file (default: manifest in the sidecar)"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    return parser
+
+
+def protocol_parser() -> Parser:
+    parser = Parser(
+        prog="evaluate.py protocol",
+        description="Score by the protocol of a benchmark: one row per generator, and their mean.",
+    )
+    parser.add_argument("protocol", metavar="NAME", help="genimage or universalfakedetect")
+    parser.add_argument(
+        "--predictions", nargs="+", required=True, metavar="FILE", help="files that together hold the sets"
+    )
+    _add_labels_and_out(parser)
+    return parser
+
+
+def sweep_parser() -> Parser:
+    parser = Parser(
+        prog="evaluate.py sweep",
+        description="Measure the AUC of an ensemble under every distortion and level.",
+    )
+    parser.add_argument("manifest", metavar="MANIFEST", help="labeled images; distorted ones are left out")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--libraries",
+        nargs="+",
+        metavar="NAME",
+        help="distortion libraries: official, evaluation, extended, extras (default: official)",
+    )
+    what.add_argument("--operations", nargs="+", metavar="NAME", help="operations (default: all)")
+    what.add_argument(
+        "--levels", nargs="+", type=int, choices=range(1, 6), metavar="LEVEL", help="1 to 5 (default: all)"
+    )
+    what.add_argument("--sample", type=within(2), default=500, metavar="N", help="images, of both classes")
+    what.add_argument(
+        "--distort-at",
+        choices=("native", "input"),
+        default="native",
+        help="distort images at their stored size, or resized to the experts' input",
+    )
+    what.add_argument("--seed", type=int, default=0, help="random seed for the sample and the distortions")
+    what.add_argument("--no-report", action="store_true", help="write no sweep.html")
+    experts = parser.add_argument_group("ensemble and speed, as for predict.py")
+    experts.add_argument("--experts", nargs="+", metavar="DIR", help="folders of experts")
+    experts.add_argument("--released", metavar="DIR", help="folder of the authors' released experts")
+    experts.add_argument(
+        "--fusion", default="probability_mean", metavar="HOW", help="probability_mean, logit_mean or a file"
+    )
+    experts.add_argument("--batch-size", default="auto", metavar="N", help="images per batch")
+    experts.add_argument("--workers", type=int, help="loader processes (default: 8, or the number of cores)")
+    experts.add_argument(
+        "--precision", metavar="NAME", help="fp32, bf16, ... (default: bf16 on a GPU, or fp32)"
+    )
+    experts.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU where there is one)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    if args.draws < 0 or args.seed < 0:
-        raise UserError("--draws and --seed must be 0 or more")
-    if args.gallery is not None and args.gallery < 0:
-        raise UserError("--gallery must be 0 or more")
-    if args.sweep:
-        return sweep_robustness(args)
-    sweep_plan.refuse_flags(args)
-    if args.protocol:
-        return score_by_protocol(args)
-    return compare(args) if args.compare else score(args)
+    command, *arguments = current_form(sys.argv[1:] if argv is None else argv)
+    parser, run = COMMANDS[one_of("command", command, COMMANDS)]
+    return run(parser().parse_args(arguments))
 
 
-def score(args: argparse.Namespace) -> int:
+def current_form(argv: Sequence[str]) -> list[str]:
+    """Return a command line with its command first, also for the form of earlier versions.
+
+    There `--compare`, `--protocol` and `--sweep` chose the command, and `--draws` and `--seed` were about
+    bootstrap intervals.
+    """
+    if argv and not argv[0].startswith("-"):
+        return list(argv)
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    command = next((name for name in ("compare", "protocol", "sweep") if f"--{name}" in argv), "score")
+    values = _take(argv, f"--{command}")
+    for flag in ("--draws", "--seed"):
+        if flag in argv and (flag, command) != ("--seed", "sweep"):
+            _take(argv, flag)
+            _log.warning("%s no longer has an effect: intervals are computed by DeLong's method", flag)
+    return [command, *values, *argv]
+
+
+def score(args: Namespace) -> int:
     """Write the metrics of each split that has labels."""
-    resampling = Resampling(args.draws, args.seed)
-    explainer = choose_explainer(args)
+    explainer = None
+    if args.explain:
+        if args.no_report or args.gallery == 0:
+            flag = "--no-report" if args.no_report else "--gallery 0"
+            raise UserError(f"--explain adds to the pictures of the report; leave out {flag}")
+        from featdistill.interactive import explain
+
+        explainer = explain.explainer(args.explain)
+    from featdistill.evaluation import intervals, leaderboard, tables
+    from featdistill.evaluation import splits as evaluation
+    from featdistill.report import page
+
     splits = evaluation.load_splits(args.predictions, args.labels)
     threshold = evaluation.choose_threshold(args.threshold_from, splits) if args.threshold_from else None
     pixel_free = evaluation.read_audit(args.audit) if args.audit else None
     results = {}
     for split in splits:
         if split.frame.empty:
-            print(f"{split.name} is left out: {split.labels} has no labels")
+            _log.info("%s is left out: %s has no labels", split.name, split.labels)
             continue
-        results[split.name] = evaluation.score_split(split, resampling, threshold, pixel_free)
+        results[split.name] = evaluation.score_split(split, threshold, pixel_free)
     published, notes = leaderboard.chosen_splits(results, args.leaderboard)
     result = {
         **evaluation.official_metrics(results),
         "splits": results,
-        "bootstrap": {"draws": args.draws, "seed": args.seed, "confidence": bootstrap.CONFIDENCE},
+        "intervals": intervals.METHOD,
         "notes": notes,
         "pixel_free": pixel_free,
         "leaderboard": leaderboard.leaderboard(published) if published else None,
     }
-    print(score_tables.summary(result), end="")
+    print(tables.summary(result), end="")
     out = Path(args.out)
-    save(out, "metrics", result, score_tables.markdown(result), score_tables.csv_rows(result))
+    _save(out / "metrics", result, tables.markdown(result), tables.CSV_HEADER, tables.csv_rows(result))
     if not args.no_report:
-        most = report.GALLERY if args.gallery is None else args.gallery
-        found = report.read_sweep(out / "sweep.json")
-        lost = report.write_report(
-            out / "report.html", result, splits, sweep=found, gallery=most, explainer=explainer
+        sweep = page.read_sweep(out / "sweep.json")
+        lost = page.write_report(
+            out / "report.html", result, splits, sweep=sweep, gallery=args.gallery, explainer=explainer
         )
         if lost:
-            line = f"{len(lost)} pictures of the report could not be shown; the first: {lost[0]}"
-            print(line, file=sys.stderr)
+            _log.warning("%d pictures of the report could not be shown; the first: %s", len(lost), lost[0])
     return 0
 
 
-def choose_explainer(args: argparse.Namespace) -> Explainer | None:
-    """Return what makes the maps of `--explain`, or None where none is asked for."""
-    if not args.explain:
-        return None
-    if args.no_report or args.gallery == 0:
-        flag = "--no-report" if args.no_report else "--gallery 0"
-        raise UserError(f"--explain adds to the page's pictures; leave out {flag}")
-    # As for `--sweep`, PyTorch is for this alone.
-    from featdistill.interactive import explain
+def compare(args: Namespace) -> int:
+    """Rank the runs, and show which differences are beyond chance."""
+    from featdistill.evaluation import comparison, tables
 
-    return explain.explainer(args.explain)
+    result = comparison.compare(args.predictions, args.labels)
+    text = tables.comparison_markdown(result)
+    print(text, end="")
+    rows = tables.comparison_rows(result)
+    _save(Path(args.out) / "comparison", result, text, tables.CSV_HEADER, rows)
+    return 0
 
 
-def score_by_protocol(args: argparse.Namespace) -> int:
-    """Write a benchmark's table: a row a generator, and the mean over them."""
-    if not args.predictions:
-        raise UserError("--protocol goes with --predictions")
-    for flag in ("threshold_from", "audit", "leaderboard", "no_report", "gallery", "explain"):
-        if getattr(args, flag):
-            raise UserError(f"--{flag.replace('_', '-')} does not go with --protocol")
+def protocol(args: Namespace) -> int:
+    """Write the table of a benchmark: one row per generator, and their mean."""
+    from featdistill.evaluation import protocols
+
     result = protocols.score(args.protocol, args.predictions, args.labels)
     text = protocols.markdown(result)
     print(text, end="")
-    save(Path(args.out), "protocol", result, text, protocols.csv_rows(result), protocols.CSV_HEADER)
+    _save(Path(args.out) / "protocol", result, text, protocols.CSV_HEADER, protocols.csv_rows(result))
     return 0
 
 
-def compare(args: argparse.Namespace) -> int:
-    """Rank the runs, and say which differences are beyond chance."""
-    if args.labels and len(args.labels) != 1:
-        raise UserError("--compare holds all runs against one label file; give one with --labels")
-    for flag in ("threshold_from", "audit", "leaderboard", "no_report", "gallery", "explain"):
-        if getattr(args, flag):
-            raise UserError(f"--{flag.replace('_', '-')} goes with --predictions, not with --compare")
-    labels = args.labels[0] if args.labels else None
-    result = comparison.compare(args.compare, labels, Resampling(args.draws, args.seed))
-    text = score_tables.comparison_markdown(result)
-    print(text, end="")
-    save(Path(args.out), "comparison", result, text, score_tables.comparison_rows(result))
-    return 0
-
-
-def sweep_robustness(args: argparse.Namespace) -> int:
-    """Write what each operation at each level leaves of the AUC."""
-    for flag in ("labels", "threshold_from", "audit", "leaderboard", "protocol", "explain"):
-        if getattr(args, flag):
-            raise UserError(f"--{flag.replace('_', '-')} goes with --predictions, not with --sweep")
-    # Threads that wait would else keep a core busy that the loader's workers need.
+def sweep(args: Namespace) -> int:
+    """Write the AUCs that remain under each operation at each level."""
+    # Read when PyTorch is loaded: waiting threads would keep cores busy that the loader's workers need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # PyTorch is for this alone: all else runs where there is none.
-    from featdistill.sweep import run as sweep
+    from featdistill.report import page
+    from featdistill.sweep import run
 
-    status, out = sweep.run(args), Path(args.out)
+    status, out = run.run(args), Path(args.out)
     if not args.no_report:
-        found = report.read_sweep(out / "sweep.json")
-        report.write_report(out / "sweep.html", {"splits": {}}, (), sweep=found)
+        result = page.read_sweep(out / "sweep.json")
+        page.write_report(out / "sweep.html", {"splits": {}}, (), sweep=result)
     return status
 
 
-def save(
-    out: Path,
-    name: str,
-    result: dict,
-    text: str,
-    rows: Iterable[tuple],
-    header: Sequence[str] = score_tables.CSV_HEADER,
-) -> None:
-    """Write a result as JSON, CSV and Markdown."""
-    atomic.write_json(out / f"{name}.json", result)
-    atomic.write_text(out / f"{name}.csv", atomic.csv_text(header, rows))
-    atomic.write_text(out / f"{name}.md", text)
+COMMANDS = {
+    "score": (score_parser, score),
+    "compare": (compare_parser, compare),
+    "protocol": (protocol_parser, protocol),
+    "sweep": (sweep_parser, sweep),
+}
+
+
+def _add_labels_and_out(parser: Parser) -> None:
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="FILE",
+        help="manifests or official label files: one for each predictions file, or one for all (default: the "
+        "manifest in each sidecar)",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+
+
+def _take(argv: list[str], flag: str) -> list[str]:
+    """Remove a flag and its values from a command line, and return the values."""
+    if flag not in argv:
+        return []
+    start = argv.index(flag)
+    flags = (place for place in range(start + 1, len(argv)) if argv[place].startswith("--"))
+    end = next(flags, len(argv))
+    values = argv[start + 1 : end]
+    del argv[start:end]
+    return values
+
+
+def _save(path: Path, result: dict, text: str, header: Sequence[str], rows: Iterable[tuple]) -> None:
+    """Write a result as `path` with .json, .csv and .md."""
+    atomic.write_json(path.with_suffix(".json"), result)
+    atomic.write_text(path.with_suffix(".csv"), atomic.csv_text(header, rows))
+    atomic.write_text(path.with_suffix(".md"), text)
 
 
 if __name__ == "__main__":

@@ -1,161 +1,93 @@
-"""Where AUC is won and lost: by generator, distortion, level, chain length, source and size of the image.
+"""AUC by generator, distortion, level, number of distortions, source and image size.
 
-Every row holds `auc` with its interval `low` and `high`; `n`, `real` and `ai`, how many images it is taken
-over (`n` of a generator is what it made, its AUC is against all real images); and at 0.5 `accuracy`,
-`real_accuracy` and `ai_accuracy`, None where scores lie outside [0, 1].
+Every row has `auc` with its interval `low` and `high`; the numbers of images `n`, `real` and `ai` that it is
+taken over (`n` of a generator: of its images; its AUC is against all real images); and at 0.5 `accuracy`,
+`real_accuracy` and `ai_accuracy`, None where scores are outside [0, 1].
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from featdistill.distortions.libraries import LIBRARIES
-from featdistill.evaluation.bootstrap import Resampling, auc_draws, interval
-from featdistill.evaluation.metrics import ACCURACIES, accuracies, checked, roc_auc
+from featdistill.evaluation.intervals import auc_interval
+from featdistill.evaluation.metrics import ACCURACIES, accuracies, are_probabilities, checked
 
-# Numbers of rows, real and AI-generated.
-Group = tuple[np.ndarray, np.ndarray]
 # Longer sides in px. The challenge's images measure 256 to 4096, half of them up to about 1024.
-_SIZES_PX = (512, 1024, 2048)
+_SIZES = {512: "1 to 512 px", 1024: "513 to 1024 px", 2048: "1025 to 2048 px", np.inf: "from 2049 px"}
+
+Table = dict[str, dict]
 
 
-class Breakdowns:
-    """The breakdowns of one split.
+def breakdowns(frame: pd.DataFrame) -> dict[str, Table]:
+    """Return all breakdowns of a split.
 
     Args:
         frame: `label`, `score`, `is_distorted`, `generator`, `source`, `chain`, `width`, `height` as
-            `labels.join` gives them.
-        resampling: how the intervals are drawn.
+            `labels.join` returns them.
+
+    Returns:
+        `generators`: the images of each against all real ones. `distortions`: the images whose chain contains
+        it. `distortion_levels`: name -> level -> the images whose chain contains both. `levels`: by the
+        strongest distortion of the chain whose level is known. `chain_lengths`. `sources`: the images of
+        each; one with a single class is set against all images of the other (`against`). `sizes`: by the
+        longer side, where the manifest has widths and heights.
     """
+    label, score = checked(frame["label"], frame["score"])
+    is_probability = are_probabilities(score)
 
-    def __init__(self, frame: pd.DataFrame, resampling: Resampling) -> None:
-        self._label, self._score = checked(frame["label"], frame["score"])
-        self._frame, self._resampling = frame, resampling
-        self._real, self._ai = np.flatnonzero(self._label == 0), np.flatnonzero(self._label == 1)
-        self._is_probability = bool(((self._score >= 0) & (self._score <= 1)).all())
-        self._known: dict[tuple[bytes, bytes], tuple[float | None, float | None]] = {}
+    def table(groups: dict) -> dict:
+        """Return a row for each group of row numbers."""
+        return {name: row(np.sort(rows)) for name, rows in groups.items()}
 
-    def remember(self, rows: np.ndarray, bounds: Sequence[float | None]) -> None:
-        """Take over an interval that is known: clean images are also the chains of length 0.
+    def row(rows: np.ndarray) -> dict:
+        own_label, own_score = label[rows], score[rows]
+        auc, low, high = auc_interval(own_label, own_score)
+        counts = {"n": len(rows), "real": int((own_label == 0).sum()), "ai": int((own_label == 1).sum())}
+        shares = accuracies(own_label, own_score) if is_probability else dict.fromkeys(ACCURACIES)
+        return {"auc": auc, "low": low, "high": high, **counts, **shares}
 
-        Args:
-            rows: (N,) bool.
-        """
-        real, ai = self._split(np.flatnonzero(rows))
-        self._known[real.tobytes(), ai.tobytes()] = (bounds[0], bounds[1])
-
-    def generators(self) -> dict[str, dict]:
-        """Return for each generator its images against all real ones."""
-        own = _rows_of(self._frame["generator"].iloc[self._ai], self._ai)
-        found = self._table({name: (self._real, rows) for name, rows in own.items()})
-        return {name: {**row, "n": row["ai"]} for name, row in found.items()}
-
-    def distortions(self) -> dict[str, dict]:
-        """Return for each distortion the images whose chain holds it."""
-        return self._by_rows({name for name, _ in chain} for chain in self._frame["chain"])
-
-    def distortion_levels(self) -> dict[str, dict[str, dict]]:
-        """Return for each distortion and level that `level_of` knows the images whose chain holds it."""
-        steps = ({(name, level_of(name, scale)) for name, scale in chain} for chain in self._frame["chain"])
-        found = self._by_rows([step for step in own if step[1] is not None] for own in steps)
-        table: dict[str, dict[str, dict]] = {}
-        for (name, level), row in found.items():
-            table.setdefault(name, {})[str(level)] = row
-        return table
-
-    def levels(self) -> dict[str, dict]:
-        """Return for each level the images whose strongest distortion, of those of a known level, has it."""
-        levels = ([level_of(*step) for step in chain] for chain in self._frame["chain"])
-        strongest = (max((level for level in own if level), default=None) for own in levels)
-        found = self._by_rows([] if level is None else [level] for level in strongest)
-        return {str(level): row for level, row in found.items()}
-
-    def chain_lengths(self) -> dict[str, dict]:
-        """Return for each number of distortions its images; a distorted one must have a chain."""
-        pairs = zip(self._frame["is_distorted"], self._frame["chain"], strict=True)
-        lengths = (
-            [0] if state == 0 else [len(chain)] if state == 1 and chain else [] for state, chain in pairs
-        )
-        return {str(length): row for length, row in self._by_rows(lengths).items()}
-
-    def sources(self) -> dict[str, dict]:
-        """Return for each source its images; one of a single class against all of the other (`against`)."""
-        groups, against = {}, {}
-        for name, rows in _rows_of(self._frame["source"], np.arange(len(self._frame))).items():
-            ai = self._label[rows] == 1
-            groups[name] = (rows[~ai] if not ai.all() else self._real, rows[ai] if ai.any() else self._ai)
-            against[name] = "all real" if ai.all() else "itself" if ai.any() else "all AI"
-        found = self._table(groups)
-        return {name: {**row, "against": against[name]} for name, row in found.items()}
-
-    def sizes(self) -> dict[str, dict]:
-        """Return for each range of the longer side its images, where the manifest has widths and heights."""
-        longer = self._frame[["width", "height"]].max(axis=1, skipna=False).to_numpy()
-        place = np.searchsorted(_SIZES_PX, longer)
-        low = ["1", *(str(side + 1) for side in _SIZES_PX)]
-        names = [f"{first} to {last} px" for first, last in zip(low, _SIZES_PX, strict=False)]
-        names.append(f"from {low[-1]} px")
-        groups = {name: np.flatnonzero((place == own) & (longer > 0)) for own, name in enumerate(names)}
-        return self._table({name: self._split(rows) for name, rows in groups.items() if len(rows)})
-
-    def _by_rows(self, keys: Iterable[Iterable]) -> dict:
-        """Return a row for each key, over the images that have it."""
-        rows_of: dict = {}
-        for row, own in enumerate(keys):
-            for key in own:
-                rows_of.setdefault(key, []).append(row)
-        return self._table({key: self._split(np.array(rows_of[key])) for key in sorted(rows_of)})
-
-    def _split(self, rows: np.ndarray) -> Group:
-        ai = self._label[rows] == 1
-        return rows[~ai], rows[ai]
-
-    def _table(self, groups: dict) -> dict:
-        intervals = self._intervals(groups)
-        table = {}
-        for name, (real, ai) in groups.items():
-            rows = np.concatenate([real, ai])
-            label, score = self._label[rows], self._score[rows]
-            low, high = intervals[name]
-            table[name] = {
-                "auc": roc_auc(label, score),
-                "low": low,
-                "high": high,
-                "n": len(rows),
-                "real": len(real),
-                "ai": len(ai),
-                **(accuracies(label, score) if self._is_probability else dict.fromkeys(ACCURACIES)),
-            }
-        return table
-
-    def _intervals(self, groups: dict) -> dict:
-        """Return (low, high) of each group; those with the same real images share the draws of these."""
-        found = {name: (None, None) for name in groups}
-        if not self._resampling.draws:
-            return found
-        shared: dict[bytes, list] = {}
-        for name, (real, ai) in groups.items():
-            if len(real) and len(ai):
-                shared.setdefault(real.tobytes(), []).append(name)
-        for key, names in shared.items():
-            new = [name for name in names if (key, groups[name][1].tobytes()) not in self._known]
-            if new:
-                ai = [self._score[groups[name][1]][None] for name in new]
-                drawn = auc_draws(self._score[groups[new[0]][0]][None], ai, self._resampling)
-                for name, values in zip(new, drawn, strict=True):
-                    self._known[key, groups[name][1].tobytes()] = interval(values[0])
-            found |= {name: self._known[key, groups[name][1].tobytes()] for name in names}
-        return found
+    real, ai = np.flatnonzero(label == 0), np.flatnonzero(label == 1)
+    made_by = _rows_of(frame["generator"].where(label == 1, ""))
+    generators = table({name: np.concatenate([real, rows]) for name, rows in made_by.items()})
+    chains = [[(name, level_of(name, scale)) for name, scale in chain] for chain in frame["chain"]]
+    distortion_levels: dict[str, Table] = {}
+    steps = ({step for step in chain if step[1] is not None} for chain in chains)
+    for (name, level), found in table(_rows_by_key(steps)).items():
+        distortion_levels.setdefault(name, {})[str(level)] = found
+    strongest = ({max(level or 0 for _, level in chain)} - {0} if chain else () for chain in chains)
+    lengths = (
+        [0] if state == 0 else [len(chain)] if state == 1 and chain else []
+        for state, chain in zip(frame["is_distorted"], chains, strict=True)
+    )
+    sources, against = {}, {}
+    for name, rows in _rows_of(frame["source"]).items():
+        is_ai = label[rows] == 1
+        other = real if is_ai.all() else ai if not is_ai.any() else rows[:0]
+        sources[name] = np.concatenate([rows, other])
+        against[name] = "all real" if is_ai.all() else "itself" if is_ai.any() else "all AI"
+    longer = frame[["width", "height"]].max(axis=1, skipna=False)
+    size = pd.cut(longer, [0, *_SIZES], labels=list(_SIZES.values()))
+    sizes = {name: np.flatnonzero(size == name) for name in _SIZES.values()}
+    return {
+        "generators": {name: {**found, "n": found["ai"]} for name, found in generators.items()},
+        "distortions": table(_rows_by_key({name for name, _ in chain} for chain in chains)),
+        "distortion_levels": distortion_levels,
+        "levels": {str(level): found for level, found in table(_rows_by_key(strongest)).items()},
+        "chain_lengths": {str(length): found for length, found in table(_rows_by_key(lengths)).items()},
+        "sources": {name: {**found, "against": against[name]} for name, found in table(sources).items()},
+        "sizes": table({name: rows for name, rows in sizes.items() if len(rows)}),
+    }
 
 
 @lru_cache(maxsize=65536)
 def level_of(name: str, scale: float) -> int | None:
-    """Return the level, 1 to 5, at which a library's operation has this scale; None where none has.
+    """Return the level, 1 to 5, at which a library's operation has this scale; None where it has none.
 
-    The challenge's libraries are asked before the others. A scale that is drawn about its level's belongs to
-    it; of two levels with one scale the lower one is meant.
+    The challenge's libraries are searched first. A scale that an operation draws around a level's belongs to
+    that level.
     """
     for library in ("official", "evaluation", "extended", "extras"):
         operation = LIBRARIES[library].get(name)
@@ -168,7 +100,15 @@ def level_of(name: str, scale: float) -> int | None:
     return None
 
 
-def _rows_of(names: pd.Series, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Return for each name, sorted, but for the empty one, the rows that have it."""
-    codes, known = pd.factorize(names.to_numpy(dtype=object), sort=True)
-    return {name: rows[codes == code] for code, name in enumerate(known) if name}
+def _rows_of(names: pd.Series) -> dict[str, np.ndarray]:
+    """Return for each name, sorted and without the empty one, the numbers of its rows."""
+    return {name: rows for name, rows in names.groupby(names.to_numpy(dtype=object)).indices.items() if name}
+
+
+def _rows_by_key(keys: Iterable[Iterable]) -> dict:
+    """Return for each key, sorted, the numbers of the rows that have it."""
+    rows_of: dict = {}
+    for row, own in enumerate(keys):
+        for key in own:
+            rows_of.setdefault(key, []).append(row)
+    return {key: np.array(rows_of[key]) for key in sorted(rows_of)}

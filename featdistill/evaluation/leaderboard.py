@@ -1,40 +1,25 @@
-"""A local result beside the published ones: the challenge's table and the paper's Table 2.
+"""A local result next to the published ones: the challenge's table and the paper's Table 2.
 
-The published figures are copied from where they were published. A local figure comes from this machine, of
-published labels or of labels of one's own, and was never ranked by the organisers.
+A local result comes from this machine and was never ranked by the organizers.
 """
-
-from dataclasses import dataclass
 
 # Images of the public and of the private test split (report of the challenge).
 TEST_IMAGES = 2500
 TEST_SPLITS = ("public_test", "private_test")
 NOTE = "local; the other rows are the published ones, mean of public and private test"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A published row of the challenge: place, team, and ROC AUCs of clean and of distorted images."""
-
-    place: int
-    team: str
-    clean_auc: float
-    robust_auc: float
-
-
-# Report of the challenge, arXiv 2604.11487: mean of public and private test.
+# Report of the challenge, arXiv 2604.11487, means of both test splits: place, team, clean and robust AUC.
 CHALLENGE = (
-    Entry(1, "MICV", 0.9974, 0.9723),
-    Entry(2, "Ant International", 0.9972, 0.9721),
-    Entry(3, "TeleAI-TeleGuard", 0.9786, 0.9251),
-    Entry(4, "INTSIG", 0.9853, 0.9130),
-    Entry(5, "vincentlc", 0.9527, 0.8730),
-    Entry(6, "UESTC (FeatDistill)", 0.9729, 0.8679),
-    Entry(9, "Shallow Real", 0.9953, 0.8336),
+    (1, "MICV", 0.9974, 0.9723),
+    (2, "Ant International", 0.9972, 0.9721),
+    (3, "TeleAI-TeleGuard", 0.9786, 0.9251),
+    (4, "INTSIG", 0.9853, 0.9130),
+    (5, "vincentlc", 0.9527, 0.8730),
+    (6, "UESTC (FeatDistill)", 0.9729, 0.8679),
+    (9, "Shallow Real", 0.9953, 0.8336),
 )
-# The same report: FeatDistill's robust AUC of each test split.
+# The same report: FeatDistill's robust AUC on each test split.
 FEATDISTILL_ROBUST = {"public_test": 0.8558, "private_test": 0.8800}
-# FeatDistill, arXiv 2603.21939, Table 2: robust AUC on val and in the test phase, where given.
+# FeatDistill, arXiv 2603.21939, Table 2: robust AUC on val and in the test phase, where published.
 TABLE_2: tuple[tuple[str, float | None, float | None], ...] = (
     ("Swin-T", 0.785, None),
     ("CLIP-RN50x64", 0.828, None),
@@ -50,64 +35,52 @@ TABLE_2: tuple[tuple[str, float | None, float | None], ...] = (
 
 
 def leaderboard(splits: dict[str, dict]) -> dict:
-    """Set splits beside the published results.
+    """Return splits next to the published results.
 
     Args:
-        splits: name -> at least `clean_auc` and `robust_auc`; `val` also stands in Table 2's own column.
+        splits: name -> at least `clean_auc` and `robust_auc`; `val` goes in its own column of Table 2.
 
     Returns:
-        `note`; `challenge`: rows of `place` (None where local), `name`, `clean_auc`, `robust_auc`, the best
-        robust AUC first; `featdistill_robust`: the published one of each test split that is there; `table_2`:
-        rows of `name`, `val_robust_auc`, `test_robust_auc`, `local`.
+        `note`; `challenge`: rows of `place` (None if local), `name`, `clean_auc`, `robust_auc`, sorted by the
+        last; `featdistill_robust`: the published one of each test split in `splits`; `table_2`: rows of
+        `name`, `val_robust_auc`, `test_robust_auc`, `local`.
     """
-    rows = [
-        {"place": one.place, "name": one.team, "clean_auc": one.clean_auc, "robust_auc": one.robust_auc}
-        for one in CHALLENGE
-    ]
+    rows = [dict(zip(("place", "name", "clean_auc", "robust_auc"), row, strict=True)) for row in CHALLENGE]
+    columns = ("name", "val_robust_auc", "test_robust_auc", "local")
+    table = [dict(zip(columns, (*row, False), strict=True)) for row in TABLE_2]
     for name, split in splits.items():
+        title, clean, robust = f"this run, {name} (local)", split["clean_auc"], split["robust_auc"]
         if name != "val":
-            aucs = {key: split[key] for key in ("clean_auc", "robust_auc")}
-            rows.append({"place": None, "name": f"this run, {name} (local)", **aucs})
+            rows.append({"place": None, "name": title, "clean_auc": clean, "robust_auc": robust})
+        aucs = (robust, None) if name == "val" else (None, robust)
+        table.append(dict(zip(columns, (title, *aucs, True), strict=True)))
     rows.sort(key=lambda row: -1.0 if row["robust_auc"] is None else row["robust_auc"], reverse=True)
-    table = [
-        {"name": name, "val_robust_auc": val, "test_robust_auc": test, "local": False}
-        for name, val, test in TABLE_2
-    ]
-    for name, split in splits.items():
-        own = (split["robust_auc"], None) if name == "val" else (None, split["robust_auc"])
-        table.append(
-            {
-                "name": f"this run, {name} (local)",
-                "val_robust_auc": own[0],
-                "test_robust_auc": own[1],
-                "local": True,
-            }
-        )
     published = {name: value for name, value in FEATDISTILL_ROBUST.items() if name in splits}
     return {"note": NOTE, "challenge": rows, "featdistill_robust": published, "table_2": table}
 
 
-def chosen_splits(splits: dict[str, dict], asked: bool) -> tuple[dict[str, dict], list[str]]:
-    """Return the splits that belong beside the published results, and why others of their names do not.
+def chosen_splits(splits: dict[str, dict], requested: bool) -> tuple[dict[str, dict], list[str]]:
+    """Return the splits to show next to the published results, and why others with their names are not shown.
 
-    These are the challenge's test splits, by name and number of images; a split of another size under such a
-    name, as the demo's, is not what was published. Where the leaderboard is asked for, all splits but the
-    hard one are, or the hard one if there is no other.
+    These are the challenge's test splits, by name and number of images. A split of another size under such a
+    name, as in the demo, is not what was published.
+
+    Args:
+        requested: show all splits except the hard one, or the hard one if there is no other.
     """
-    if asked:
+    if requested:
         chosen = {name: split for name, split in splits.items() if "hard" not in name}
         return chosen or dict(splits), []
-    named = {name: split for name, split in splits.items() if name in TEST_SPLITS}
-    counts = {
-        name: split["images"] + split["unreadable"] + split["unlabelled"] for name, split in named.items()
-    }
-    found = {name: split for name, split in named.items() if counts[name] == TEST_IMAGES}
-    notes = [
-        f"{name}: {counts[name]:,} images, where the challenge's has {TEST_IMAGES:,}: "
-        "not set beside the published results; --leaderboard does it all the same"
-        for name in named
-        if name not in found
-    ]
-    if found and "val" in splits:
-        found = {"val": splits["val"], **found}
-    return found, notes
+    chosen, notes = {}, []
+    for name in (name for name in splits if name in TEST_SPLITS):
+        count = sum(splits[name][state] for state in ("images", "unreadable", "unlabelled"))
+        if count == TEST_IMAGES:
+            chosen[name] = splits[name]
+        else:
+            notes.append(
+                f"{name}: {count:,} images, where the challenge has {TEST_IMAGES:,}, so it is not shown next "
+                "to the published results; --leaderboard shows it anyway"
+            )
+    if chosen and "val" in splits:
+        chosen = {"val": splits["val"], **chosen}
+    return chosen, notes

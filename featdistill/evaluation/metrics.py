@@ -1,29 +1,31 @@
-"""The challenge's metrics, ROC AUC over clean and over distorted images, and those that stand beside them.
+"""The challenge's metrics, ROC AUC over the clean and over the distorted images, and further ones.
 
-Everywhere: `label` is (N,) 0 real, 1 AI-generated; `score` is (N,), finite, larger is more AI-generated;
-`is_distorted` is (N,) 0 clean, 1 distorted, -1 not known. A metric that the images do not define, such as an
-AUC over one class, is None, never 0.5, 0 or NaN. Tied scores are one step of the ROC curve.
+Everywhere `label` is (N,) 0 real, 1 AI-generated; `score` is (N,), finite, larger for AI-generated;
+`is_distorted` is (N,) 0 clean, 1 distorted, -1 unknown. A metric that is not defined for the images, such as
+an AUC over one class, is None, never 0.5, 0 or NaN.
 """
 
 import math
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.metrics import roc_curve as curve_of
+from sklearn.metrics import roc_curve as sklearn_roc_curve
 
-from featdistill.evaluation import calibration
-
-# A score above it says AI-generated. The challenge ranks by AUC and sets none: the middle of [0, 1].
+# A higher score means AI-generated. The challenge ranks by AUC and sets no threshold: the middle of [0, 1].
 THRESHOLD = 0.5
-# False alarms that a user may stand: 1 and 5 of 100 real images.
+# False positive rates at which the true positive rate is reported.
 RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
 AUCS = ("clean_auc", "robust_auc", "auc")
 ACCURACIES = ("accuracy", "real_accuracy", "ai_accuracy")
+# Of equal width, as in Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017), section 2.
+CALIBRATION_BINS = 15
 _OF_PROBABILITIES = (*ACCURACIES, "brier", "ece")
+
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def roc_auc(label: np.ndarray, score: np.ndarray) -> float | None:
-    """Return the area under the ROC curve, ties counted half; None where one of the two classes is missing.
+    """Return the area under the ROC curve, ties counted half; None where a class is missing.
 
     Raises:
         ValueError: a label is not 0 or 1, a score is not finite, or the lengths differ.
@@ -32,30 +34,23 @@ def roc_auc(label: np.ndarray, score: np.ndarray) -> float | None:
     return None if one_class(label) else float(roc_auc_score(label, score))
 
 
-def roc_curve(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return every point of the ROC curve: false positive rate, true positive rate, threshold.
+def roc_curve(label: np.ndarray, score: np.ndarray) -> Curve | None:
+    """Return false positive rates, true positive rates and thresholds; None where a class is missing.
 
-    An image whose score is at least the threshold counts as AI-generated; the thresholds fall, from infinity.
-    None where one of the two classes is missing.
+    An image counts as AI-generated if its score is at least the threshold. Thresholds fall, from infinity.
     """
     label, score = checked(label, score)
-    return None if one_class(label) else curve_of(label, score, drop_intermediate=False)
+    return None if one_class(label) else sklearn_roc_curve(label, score, drop_intermediate=False)
 
 
-def tpr_at_fpr(curve: tuple[np.ndarray, np.ndarray, np.ndarray], rate: float) -> float:
-    """Return the largest true positive rate of a threshold with at most this false positive rate.
-
-    A step of the curve, nothing interpolated: what a threshold can really give on these images.
-    """
+def tpr_at_fpr(curve: Curve, rate: float) -> float:
+    """Return the largest true positive rate at a false positive rate of at most `rate`, not interpolated."""
     fpr, tpr, _ = curve
     return float(tpr[np.searchsorted(fpr, rate, side="right") - 1])
 
 
-def equal_error_rate(curve: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
-    """Return the rate at which as many real images are flagged as AI-generated ones are missed.
-
-    Between two points of the curve it lies on their straight line, as it does for the area.
-    """
+def equal_error_rate(curve: Curve) -> float:
+    """Return the rate at which false positives and false negatives are equal, linear between two points."""
     fpr, tpr, _ = curve
     gap = fpr + tpr - 1
     after = int(np.argmax(gap >= 0))
@@ -64,10 +59,10 @@ def equal_error_rate(curve: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
 
 
 def best_threshold(label: np.ndarray, score: np.ndarray) -> float | None:
-    """Return the threshold of the best mean of real and AI accuracy; None where a class is missing.
+    """Return the threshold with the best mean of real and AI accuracy; None where a class is missing.
 
-    It lies midway between two scores of the images, and an image above it counts as AI-generated. Of several
-    that are equally good it is the highest.
+    It is halfway between two scores, and a higher score means AI-generated. Of equally good thresholds it is
+    the highest.
     """
     curve = roc_curve(label, score)
     if curve is None:
@@ -79,16 +74,53 @@ def best_threshold(label: np.ndarray, score: np.ndarray) -> float | None:
     flagged = float(thresholds[best])
     below = float(thresholds[best + 1]) if best + 1 < len(thresholds) else math.nextafter(flagged, -math.inf)
     middle = below + (flagged - below) / 2
-    # Between neighbouring floats there is nothing.
+    # Between adjacent floats there is no number.
     return middle if middle < flagged else below
 
 
 def accuracies(label: np.ndarray, score: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float | None]:
-    """Return `ACCURACIES`, of all images and of each class, where a score above the threshold says AI."""
+    """Return `ACCURACIES`: over all images and over each class; a score above the threshold means AI."""
     label, score = checked(label, score)
     right = (score > threshold) == (label == 1)
     rows = zip(ACCURACIES, (label >= 0, label == 0, label == 1), strict=True)
-    return {name: float(right[own].mean()) if own.any() else None for name, own in rows}
+    return {name: float(right[of_class].mean()) if of_class.any() else None for name, of_class in rows}
+
+
+def reliability(label: np.ndarray, score: np.ndarray, bins: int = CALIBRATION_BINS) -> list[dict]:
+    """Return the bins of a reliability diagram.
+
+    Args:
+        score: P(AI-generated), in [0, 1].
+
+    Returns:
+        For each bin `low`, `high` (excluded, except in the last bin), the number `n` of images, and their
+        `mean_score` and `ai_share`, None where the bin is empty.
+    """
+    label, score = checked(label, score)
+    edges = np.arange(bins + 1) / bins
+    position = np.clip(np.searchsorted(edges, score, side="right") - 1, 0, bins - 1)
+    images = np.bincount(position, minlength=bins).tolist()
+    totals, ai = (np.bincount(position, weights, bins) for weights in (score, label))
+    return [
+        {
+            "low": float(edges[place]),
+            "high": float(edges[place + 1]),
+            "n": count,
+            "mean_score": float(totals[place] / count) if count else None,
+            "ai_share": float(ai[place] / count) if count else None,
+        }
+        for place, count in enumerate(images)
+    ]
+
+
+def expected_calibration_error(bins: list[dict]) -> float | None:
+    """Return the mean over all images of |mean score - share of AI-generated images| in their bin.
+
+    It is that of P(AI-generated), not of the confidence in the predicted class.
+    """
+    images = sum(one["n"] for one in bins)
+    gaps = [one["n"] * abs(one["mean_score"] - one["ai_share"]) for one in bins if one["n"]]
+    return float(sum(gaps) / images) if images else None
 
 
 def headline(label: np.ndarray, score: np.ndarray, is_distorted: np.ndarray) -> dict:
@@ -97,7 +129,7 @@ def headline(label: np.ndarray, score: np.ndarray, is_distorted: np.ndarray) -> 
     Returns:
         Counts: `images`, `real`, `ai`, `clean`, `distorted`, and `ai_share`. The challenge's two metrics:
         `clean_auc` over the undistorted, `robust_auc` over the distorted images. Over all images: `auc`,
-        `average_precision`, `RATES`, `eer`, at `THRESHOLD` `ACCURACIES`, and of probabilities `brier`, `ece`
+        `average_precision`, `RATES`, `eer`, `ACCURACIES` at `THRESHOLD`, and for probabilities `brier`, `ece`
         and the bins of `reliability`. `undefined`: the name of each metric that is None -> the reason.
 
     Raises:
@@ -118,13 +150,15 @@ def headline(label: np.ndarray, score: np.ndarray, is_distorted: np.ndarray) -> 
         "average_precision": None if curve is None else float(average_precision_score(label, score)),
         **{name: None if curve is None else tpr_at_fpr(curve, rate) for name, rate in RATES.items()},
         "eer": None if curve is None else equal_error_rate(curve),
+        **dict.fromkeys(_OF_PROBABILITIES),
     }
-    is_probability = bool(((score >= 0) & (score <= 1)).all())
-    bins = calibration.reliability(label, score) if is_probability else []
-    result |= dict.fromkeys(_OF_PROBABILITIES)
+    bins: list[dict] = []
+    is_probability = are_probabilities(score)
     if is_probability:
+        bins = reliability(label, score)
         result |= accuracies(label, score)
-        result |= {"brier": calibration.brier(label, score), "ece": calibration.expected_error(bins)}
+        result["brier"] = float(np.mean((score - label) ** 2)) if len(label) else None
+        result["ece"] = expected_calibration_error(bins)
     reasons = {
         "clean_auc": _why(label[clean], "clean images"),
         "robust_auc": _why(label[distorted], "distorted images"),
@@ -136,7 +170,7 @@ def headline(label: np.ndarray, score: np.ndarray, is_distorted: np.ndarray) -> 
             ("clean_auc", "robust_auc"), "the labels do not say which images are distorted"
         )
     if not is_probability:
-        reasons |= dict.fromkeys(_OF_PROBABILITIES, "scores lie outside [0, 1]")
+        reasons |= dict.fromkeys(_OF_PROBABILITIES, "scores are outside [0, 1]")
     undefined = {name: reasons.get(name, _why(label, "images")) for name in result if result[name] is None}
     return {**result, "reliability": bins, "undefined": undefined}
 
@@ -145,13 +179,13 @@ def parts_of(is_distorted: np.ndarray, rows: int) -> dict[str, np.ndarray]:
     """Return for each of `AUCS` which images it is taken over, (N,) bool.
 
     Raises:
-        ValueError: `is_distorted` is not (rows,), or holds something else than 0, 1 and -1.
+        ValueError: `is_distorted` is not (rows,), or has values other than 0, 1 and -1.
     """
     is_distorted = np.asarray(is_distorted)
     if is_distorted.shape != (rows,):
         raise ValueError(f"is_distorted has shape {is_distorted.shape} for {rows} labels")
     if not np.isin(is_distorted, (0, 1, -1)).all():
-        raise ValueError("is_distorted must be 0 (clean), 1 (distorted) or -1 (not known)")
+        raise ValueError("is_distorted must be 0 (clean), 1 (distorted) or -1 (unknown)")
     return {"clean_auc": is_distorted == 0, "robust_auc": is_distorted == 1, "auc": np.ones(rows, dtype=bool)}
 
 
@@ -169,6 +203,11 @@ def checked(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarra
     if not np.isfinite(score).all():
         raise ValueError("a score is not a finite number")
     return label.astype(np.int8), score
+
+
+def are_probabilities(score: np.ndarray) -> bool:
+    """Return whether all scores are in [0, 1]."""
+    return bool(((score >= 0) & (score <= 1)).all())
 
 
 def one_class(label: np.ndarray) -> bool:

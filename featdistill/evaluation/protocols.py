@@ -1,9 +1,9 @@
-"""The protocols of GenImage and UniversalFakeDetect: a row a generator, and the mean over them.
+"""The protocols of GenImage and UniversalFakeDetect: one row per generator, and their mean.
 
-Each set is the AI-generated images of one generator and the real images that go with them, as the manifest's
-column `protocol_sets` says; a real image that serves several sets counts in each of them. An AI-generated
-image without such a cell goes by its `generator`. Names of sets are matched without regard to case and
-punctuation. Training images, by the column `split`, are left out.
+Each set is the AI-generated images of one generator and the real images that belong to it, as the manifest's
+column `protocol_sets` says; a real image in several sets counts in each. An AI-generated image without an
+entry belongs to the set of its `generator`. Case and punctuation of the names of sets do not matter. Training
+images (column `split`) are left out.
 """
 
 from collections.abc import Iterator
@@ -14,26 +14,18 @@ import pandas as pd
 
 from featdistill.command_line import UserError, one_of
 from featdistill.evaluation.metrics import THRESHOLD, headline
-from featdistill.records.labels import label_rows, source_of
+from featdistill.evaluation.splits import label_sources
+from featdistill.records.labels import label_rows
 from featdistill.records.manifest import read_manifest
 from featdistill.records.predictions import match_names, name_list, read_errors, read_predictions
-from featdistill.text_tables import table
+from featdistill.text_tables import number, table
 
 METRICS = ("accuracy", "average_precision", "real_accuracy", "ai_accuracy", "auc")
 CSV_HEADER = ("kind", "name", "real", "ai", "unreadable", *METRICS, "note")
 PUBLISHED_NOTE = "published by the paper, not reproduced here"
 _TABLE_HEADER = ("set", "real", "AI", "acc@0.5", "AP", "real acc", "AI acc", "AUC")
-# Stands between the sets that a cell of `protocol_sets` names.
+# Separates the sets in a cell of `protocol_sets`.
 _SEPARATOR = ";"
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published mean over all sets of a protocol."""
-
-    method: str
-    accuracy: float
-    source: str
 
 
 @dataclass(frozen=True)
@@ -41,17 +33,16 @@ class Protocol:
     """The sets of a benchmark.
 
     Attributes:
-        title: what the field calls it.
-        sets: name of each set, in the order of the benchmark's tables -> further names of it.
-        published: results of papers.
+        title: the benchmark's usual name.
+        sets: name of each set, in the order of the benchmark's tables -> its other names.
+        published: (method, mean accuracy over all sets, source) of papers.
     """
 
     title: str
     sets: dict[str, tuple[str, ...]]
-    published: tuple[Published, ...]
+    published: tuple[tuple[str, float, str], ...]
 
 
-_MPFT = "arXiv 2601.03586"
 PROTOCOLS = {
     # Order of the table of GenImage, arXiv 2306.08571.
     "genimage": Protocol(
@@ -62,7 +53,7 @@ PROTOCOLS = {
             "SD v1.5": ("stable_diffusion_v_1_5", "stable_diffusion_1_5", "sd_1_5", "sdv5"),
             **dict.fromkeys(("ADM", "GLIDE", "Wukong", "VQDM", "BigGAN"), ()),
         },
-        (Published("MPFT", 0.982, _MPFT),),
+        (("MPFT", 0.982, "arXiv 2601.03586"),),
     ),
     # The sets of ForenSynths, arXiv 1912.11035, and the diffusion sets of arXiv 2302.10174.
     "universalfakedetect": Protocol(
@@ -75,7 +66,7 @@ PROTOCOLS = {
             ),
             (),
         ),
-        (Published("MPFT", 0.946, _MPFT),),
+        (("MPFT", 0.946, "arXiv 2601.03586"),),
     ),
 }
 
@@ -85,57 +76,57 @@ def score(name: str, predictions: list[str], labels: list[str] | None = None) ->
 
     Args:
         name: one of `PROTOCOLS`.
-        predictions: files that together hold the sets, in any division.
-        labels: one manifest for each of `predictions`, one for all, or None: the manifests in the sidecars.
+        predictions: files that together contain the sets, divided in any way.
+        labels: manifests, see `splits.label_sources`.
 
     Returns:
         `protocol`, `title`, `threshold`; `sets`: in the protocol's order `name`, `real` and `ai` (images with
         a score), `unreadable`, `METRICS`, and `missing`, why the set has no metrics, or None; `mean`:
         `sets` (how many it is taken over), `of`, and `METRICS`, each None where a set has none; `published`:
-        `method`, `accuracy`, `source`, `note`. Numbers of images: `images` of the sets that have metrics and
-        `unreadable` of all sets, each counted once; `training` and `unlabelled`, which are left out; and
-        `left_out`, which names what is no set of the protocol ("" for real images that name none).
+        `method`, `accuracy`, `source`, `note`. Numbers of images: `images` in the sets that have metrics and
+        `unreadable` in all sets, each image counted once; `training` and `unlabelled`, which are left out;
+        and `left_out`: each name that is not a set of the protocol -> images ("" for real images without a
+        name).
 
     Raises:
-        UserError: the protocol is unknown, a manifest does not tell the sets, an image of a set has neither a
-            score nor a reason why, or has two, or no set has scores of both classes.
+        UserError: the protocol is unknown, a manifest does not name the sets, an image of a set has neither a
+            score nor a reason why, or has two scores, or no set has scores of both classes.
     """
     one_of("protocol", name, PROTOCOLS)
     protocol = PROTOCOLS[name]
     images = _read(predictions, labels)
     training = (images["split"].str.casefold() == "train").to_numpy()
     unlabelled = (images["label"] == -1).to_numpy() & ~training
-    kept = ~training & ~unlabelled
-    scored = np.isfinite(images["score"].to_numpy())
-    members, left_out = _members(images, protocol, kept & scored)
-    rows, absent = [], np.zeros(len(images), dtype=bool)
-    for title, own in members.items():
-        rows.append(_score_set(title, images[own & kept]))
-        if not rows[-1]["missing"]:
-            absent |= own & kept & ~scored & ~images["unreadable"].to_numpy()
+    eligible = ~training & ~unlabelled
+    scored, unreadable = np.isfinite(images["score"].to_numpy()), images["unreadable"].to_numpy()
+    members, left_out = _members(images, protocol, eligible & scored)
+    rows = [_score_set(title, images[own & eligible]) for title, own in members.items()]
+    complete = [row for row in rows if not row["missing"]]
+    in_complete = np.logical_or.reduce([members[row["name"]] for row in complete])
+    absent = in_complete & eligible & ~scored & ~unreadable
     if absent.any():
         names = images["name"].to_numpy(dtype=object)[absent]
         raise UserError(
             f"{', '.join(predictions)}: images without a prediction ({len(names)}): {name_list(names)}"
         )
-    there = [row for row in rows if not row["missing"]]
-    if not there:
+    if not complete:
         raise UserError(
             f"no set of {protocol.title} has scores of real and of AI-generated images"
             + (f"; the labels name {name_list(filter(None, left_out))}" if any(left_out) else "")
         )
-    images_of = {
-        "images": scored & _union(members, [row["name"] for row in there]),
-        "unreadable": images["unreadable"].to_numpy() & _union(members, list(members)),
-    }
+    in_any = np.logical_or.reduce(list(members.values()))
     return {
         "protocol": name,
         "title": protocol.title,
         "threshold": THRESHOLD,
         "sets": rows,
-        "mean": {"sets": len(there), "of": len(rows), **{key: _mean(there, key) for key in METRICS}},
-        "published": [{**vars(own), "note": PUBLISHED_NOTE} for own in protocol.published],
-        **{key: int(images["image"][own & kept].nunique()) for key, own in images_of.items()},
+        "mean": {"sets": len(complete), "of": len(rows), **{key: _mean(complete, key) for key in METRICS}},
+        "published": [
+            {"method": method, "accuracy": accuracy, "source": source, "note": PUBLISHED_NOTE}
+            for method, accuracy, source in protocol.published
+        ],
+        "images": int(images["image"][in_complete & eligible & scored].nunique()),
+        "unreadable": int(images["image"][in_any & eligible & unreadable].nunique()),
         "training": int((training & scored).sum()),
         "unlabelled": int((unlabelled & scored).sum()),
         "left_out": left_out,
@@ -145,15 +136,16 @@ def score(name: str, predictions: list[str], labels: list[str] | None = None) ->
 def markdown(result: dict) -> str:
     """Return the table of `score` with its notes."""
     mean = result["mean"]
-    lines = [_TABLE_HEADER]
+    lines = []
     for row in result["sets"]:
-        shown = ("missing", "", "", "", "") if row["missing"] else (_number(row[key]) for key in METRICS)
+        shown = ("missing", "", "", "", "") if row["missing"] else (number(row[key]) for key in METRICS)
         lines.append((row["name"], f"{row['real']:,}", f"{row['ai']:,}", *shown))
-    lines.append((_mean_name(mean), "", "", *(_number(mean[key]) for key in METRICS)))
-    for own in result["published"]:
-        lines.append((f"{own['method']} ({own['note']})", "", "", f"{own['accuracy']:g}", "", "", "", ""))
+    title = f"mean of {mean['sets']} of {mean['of']} sets"
+    lines.append((title, "", "", *(number(mean[key]) for key in METRICS)))
+    for one in result["published"]:
+        lines.append((f"{one['method']} ({one['note']})", "", "", f"{one['accuracy']:g}", "", "", "", ""))
     notes = "\n".join(f"- {note}" for note in _notes(result))
-    return f"# {result['title']} protocol\n\n{table(lines[0], lines[1:])}\n\n{notes}\n"
+    return f"# {result['title']} protocol\n\n{table(_TABLE_HEADER, lines)}\n\n{notes}\n"
 
 
 def csv_rows(result: dict) -> Iterator[tuple]:
@@ -165,49 +157,42 @@ def csv_rows(result: dict) -> Iterator[tuple]:
     mean = result["mean"]
     note = f"{mean['sets']} of {mean['of']} sets"
     yield "mean", "mean", None, None, None, *(mean[key] for key in METRICS), note
-    for own in result["published"]:
-        shown = (own["accuracy"] if key == "accuracy" else None for key in METRICS)
-        yield "published", own["method"], None, None, None, *shown, f"{own['note']}: {own['source']}"
+    for one in result["published"]:
+        shown = (one["accuracy"] if key == "accuracy" else None for key in METRICS)
+        yield "published", one["method"], None, None, None, *shown, f"{one['note']}: {one['source']}"
 
 
 def match_set(name: str, protocol: Protocol) -> str | None:
-    """Return the protocol's set that a name means, whatever its case and punctuation; None where none."""
+    """Return the protocol's set of that name, ignoring case and punctuation; None where there is none."""
     known = {_plain(other): title for title, names in protocol.sets.items() for other in (title, *names)}
     return known.get(_plain(name))
 
 
 def _read(predictions: list[str], labels: list[str] | None) -> pd.DataFrame:
-    """Return the rows of all manifests: `label` (-1 not known), `score` (NaN without), `unreadable`."""
-    if labels and len(labels) not in (1, len(predictions)):
-        raise UserError(
-            f"{len(labels)} label files for {len(predictions)} predictions; give one for each or one for all"
-        )
-    sources = [
-        source_of(path, labels[place % len(labels)] if labels else None)
-        for place, path in enumerate(predictions)
-    ]
+    """Return the rows of all manifests: `label` (-1 unknown), `score` (NaN without), `unreadable`."""
+    sources = label_sources(predictions, labels)
     parts = []
     for source in dict.fromkeys(sources):
         rows = read_manifest(source)
         if "protocol_sets" not in rows:
             raise UserError(
-                f"{source} has no column protocol_sets, which names the sets that an image is scored in; "
+                f"{source} has no column protocol_sets, which names the sets that an image belongs to; "
                 "make the manifest with data_prep.genimage or data_prep.universalfakedetect"
             )
-        values, listed = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=bool)
+        scores, listed = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=bool)
         for path in (path for path, own in zip(predictions, sources, strict=True) if own == source):
             frame = read_predictions(path)
-            places = label_rows(frame, rows)
-            twice = frame["name"].to_numpy(dtype=object)[np.isfinite(values[places])]
+            positions = label_rows(frame, rows)
+            twice = frame["name"].to_numpy(dtype=object)[np.isfinite(scores[positions])]
             if len(twice):
                 raise UserError(
-                    f"{path}: images that another file has a score of ({len(twice)}): {name_list(twice)}"
+                    f"{path}: images that another file has scores of ({len(twice)}): {name_list(twice)}"
                 )
-            values[places] = frame["score"]
+            scores[positions] = frame["score"]
             broken = match_names([name for name, _ in read_errors(path)], rows["name"].tolist())
             listed[broken[broken >= 0]] = True
         rows["label"] = rows["label"].fillna(-1).astype("int8")
-        rows["score"], rows["unreadable"] = values, listed & np.isnan(values)
+        rows["score"], rows["unreadable"] = scores, listed & np.isnan(scores)
         rows["split"] = rows.get("split", "")
         parts.append(rows)
     return pd.concat(parts, ignore_index=True)
@@ -216,10 +201,10 @@ def _read(predictions: list[str], labels: list[str] | None) -> pd.DataFrame:
 def _members(
     images: pd.DataFrame, protocol: Protocol, counted: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Return which images belong to each set, (N,) bool, and how many belong to what is none.
+    """Return which images belong to each set, (N,) bool, and the number of images of each other name.
 
     Args:
-        counted: (N,) bool, the images that are counted where they belong to none.
+        counted: (N,) bool, the images that are counted under other names.
     """
     by_generator = (images["protocol_sets"] == "") & (images["label"] == 1)
     cells = images["protocol_sets"].where(~by_generator, images["generator"])
@@ -239,24 +224,22 @@ def _members(
 
 def _score_set(title: str, rows: pd.DataFrame) -> dict:
     """Return a row of `score`."""
-    own = rows[np.isfinite(rows["score"])]
-    repeated = own["image"][own["image"].duplicated()]
+    scored = rows[np.isfinite(rows["score"])]
+    repeated = scored["image"][scored["image"].duplicated()]
     if len(repeated):
-        raise UserError(f"{title}: image {repeated.iloc[0]} has two scores, of two manifests; give one")
-    label = own["label"].to_numpy()
+        raise UserError(
+            f"{title}: image {repeated.iloc[0]} has two scores, from two manifests; pass only one"
+        )
+    label = scored["label"].to_numpy()
     real, ai = int((label == 0).sum()), int((label == 1).sum())
     lacking = [what for what, count in (("real", real), ("AI-generated", ai)) if not count]
     missing = f"no scores of {' and '.join(lacking)} images" if lacking else None
-    found = dict.fromkeys(METRICS)
+    metrics = dict.fromkeys(METRICS)
     if not missing:
-        every = headline(label, own["score"].to_numpy(), np.full(len(own), -1))
-        found = {key: every[key] for key in METRICS}
+        every = headline(label, scored["score"].to_numpy(), np.full(len(scored), -1))
+        metrics = {key: every[key] for key in METRICS}
     unreadable = int(rows["unreadable"].sum())
-    return {"name": title, "real": real, "ai": ai, "unreadable": unreadable, **found, "missing": missing}
-
-
-def _union(members: dict[str, np.ndarray], titles: list[str]) -> np.ndarray:
-    return np.logical_or.reduce([members[title] for title in titles])
+    return {"name": title, "real": real, "ai": ai, "unreadable": unreadable, **metrics, "missing": missing}
 
 
 def _mean(rows: list[dict], key: str) -> float | None:
@@ -267,39 +250,31 @@ def _mean(rows: list[dict], key: str) -> float | None:
 def _notes(result: dict) -> list[str]:
     mean = result["mean"]
     notes = [
-        f"accuracies at {result['threshold']}; each set against its own real images, those that several "
-        f"sets share in each; {result['images']:,} images"
+        f"accuracies at {result['threshold']}; each set against its own real images, shared ones in each of "
+        f"their sets; {result['images']:,} images"
     ]
     reasons = dict.fromkeys(row["missing"] for row in result["sets"] if row["missing"])
     for reason in reasons:
         names = ", ".join(row["name"] for row in result["sets"] if row["missing"] == reason)
         notes.append(f"missing, {reason}: {names}")
     if any(row["accuracy"] is None and not row["missing"] for row in result["sets"]):
-        notes.append("accuracies n/a: scores lie outside [0, 1]")
-    own = [f"{row['name']} {row['unreadable']:,}" for row in result["sets"] if row["unreadable"]]
-    if own:
-        notes.append(f"unreadable images, left out: {result['unreadable']:,} ({', '.join(own)})")
+        notes.append("accuracies n/a: scores are outside [0, 1]")
+    unreadable = [f"{row['name']} {row['unreadable']:,}" for row in result["sets"] if row["unreadable"]]
+    if unreadable:
+        notes.append(f"unreadable images, left out: {result['unreadable']:,} ({', '.join(unreadable)})")
     for state in ("training", "unlabelled"):
         if result[state]:
             notes.append(f"{state} images, left out: {result[state]:,}")
     if result["left_out"]:
-        named = (f"{name or 'no set'} {count:,}" for name, count in result["left_out"].items())
-        notes.append(f"no set of {result['title']}, left out: images of {', '.join(named)}")
+        named = (f"{name or '(no name)'} {count:,}" for name, count in result["left_out"].items())
+        notes.append(f"not in a set of {result['title']}, left out: images of {', '.join(named)}")
     partial = f", this run's over {mean['sets']}" if mean["sets"] < mean["of"] else ""
-    for own in result["published"]:
+    for one in result["published"]:
         notes.append(
-            f"{own['method']}: mean accuracy {own['note']} ({own['source']}); "
+            f"{one['method']}: mean accuracy {one['note']} ({one['source']}); "
             f"its mean is over the whole benchmark{partial}"
         )
     return notes
-
-
-def _mean_name(mean: dict) -> str:
-    return f"mean of {mean['sets']} of {mean['of']} sets"
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4f}"
 
 
 def _plain(name: str) -> str:

@@ -1,22 +1,23 @@
-"""What `evaluate.py` writes for people and for spreadsheets: Markdown tables and a long CSV."""
+"""What `evaluate.py` prints and writes of scores and comparisons: Markdown tables and a long CSV."""
 
 import math
 from collections.abc import Iterator
 
+from featdistill.evaluation.comparison import METRICS
 from featdistill.evaluation.metrics import ACCURACIES, AUCS
 from featdistill.evaluation.splits import official_metrics
-from featdistill.text_tables import table
+from featdistill.text_tables import number, table, with_interval
 
 CSV_HEADER = ("split", "metric", "value", "low", "high", "n")
 _GROUPS = {
     "generators": ("Generators", "Each against all real images."),
-    "distortions": ("Distortions", "The images whose chain holds it."),
+    "distortions": ("Distortions", "The images whose chain contains it."),
     "levels": ("Levels", "By the strongest distortion of the chain whose level is known."),
     "chain_lengths": ("Chain length", "By the number of distortions."),
-    "sources": ("Sources", "One of a single class is set against all images of the other."),
+    "sources": ("Sources", "One with a single class is set against all images of the other."),
     "sizes": ("Image size", "By the longer side."),
 }
-# Their order says something; the others come hardest first.
+# These have an order of their own; the others are sorted hardest first.
 _ORDERED = ("levels", "chain_lengths", "sizes")
 _SHARES = ("accuracy", "ai_accuracy")
 _MORE = {
@@ -33,7 +34,7 @@ _MORE = {
 
 
 def summary(result: dict) -> str:
-    """Return the tables that matter most, aligned for a terminal.
+    """Return the most important tables, aligned for a terminal.
 
     Args:
         result: what `evaluate.py` writes as `metrics.json`; so below.
@@ -68,29 +69,26 @@ def csv_rows(result: dict) -> Iterator[tuple]:
             tables[f"distortion_levels/{distortion}"] = levels
         for key, groups in tables.items():
             for group, row in groups.items():
-                name = f"{key}/{group}"
-                yield split, f"{name}/auc", row["auc"], row["low"], row["high"], row["real"] + row["ai"]
-                for share, n in zip(
-                    ACCURACIES, (row["real"] + row["ai"], row["real"], row["ai"]), strict=True
-                ):
-                    yield split, f"{name}/{share}", row[share], None, None, n
+                name, n = f"{key}/{group}", row["real"] + row["ai"]
+                yield split, f"{name}/auc", row["auc"], row["low"], row["high"], n
+                for share, of_class in zip(ACCURACIES, (n, row["real"], row["ai"]), strict=True):
+                    yield split, f"{name}/{share}", row[share], None, None, of_class
 
 
 def comparison_markdown(result: dict) -> str:
     """Return the ranking and the differences of `comparison.compare`."""
-    metrics = ("robust_auc", "clean_auc", "auc")
     runs = [
-        [str(place), run["name"], *(_with_interval(run[key], run["intervals"][key]) for key in metrics)]
+        [str(place), run["name"], *(with_interval(run[key], run["intervals"][key]) for key in METRICS)]
         for place, run in enumerate(result["runs"], start=1)
     ]
-    verdicts = {True: "yes", False: "no", None: "not known"}
+    verdicts = {True: "yes", False: "no", None: "n/a"}
     pairs = [
         [
             pair["first"],
             pair["second"],
             pair["metric"].replace("_", " "),
-            _signed(pair["difference"]),
-            "" if pair["low"] is None else f"{_signed(pair['low'])} to {_signed(pair['high'])}",
+            f"{pair['difference']:+.4f}",
+            "" if pair["low"] is None else f"{pair['low']:+.4f} to {pair['high']:+.4f}",
             verdicts[pair["beyond_chance"]],
         ]
         for pair in result["differences"]
@@ -102,8 +100,8 @@ def comparison_markdown(result: dict) -> str:
         f"{result['images']:,} images that all runs scored{left_out if result['left_out'] else ''}.",
         table(["place", "run", "robust AUC", "clean AUC", "AUC"], runs),
         "## Differences",
-        "First minus second, with the 95 % interval of a paired bootstrap. Each pair by itself: of twenty "
-        "equal pairs one will seem different.",
+        "First minus second, with the paired 95 % interval (DeLong). Pairs are not corrected for their "
+        "number: of twenty pairs of equal runs, expect one to seem different.",
         table(["first", "second", "metric", "difference", "95 %", "beyond chance"], pairs),
     ]
     return _joined(parts)
@@ -115,35 +113,51 @@ def comparison_rows(result: dict) -> Iterator[tuple]:
         for metric, bounds in run["intervals"].items():
             yield run["name"], metric, run[metric], *bounds, result["n"][metric]
     for pair in result["differences"]:
-        name = f"{pair['first']} - {pair['second']}"
-        bounds = pair["low"], pair["high"]
-        yield name, pair["metric"], pair["difference"], *bounds, result["n"][pair["metric"]]
+        name, metric = f"{pair['first']} - {pair['second']}", pair["metric"]
+        yield name, metric, pair["difference"], pair["low"], pair["high"], result["n"][metric]
 
 
 def _summary(result: dict) -> list[str]:
     splits = result["splits"]
-    parts = ["## Splits", _headline_table(splits), _more_table(splits)]
+    parts = ["## Splits", _headline_table(splits)]
+    more = [[name, *(number(split[key]) for key in _MORE)] for name, split in splits.items()]
+    parts.append(table(["split", *_MORE.values()], more))
     notes = [*_notes(splits), *result.get("notes", ())]
     if result.get("pixel_free"):
         notes.append(_pixel_free_note(result["pixel_free"]))
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     official = official_metrics(splits)
     if official:
-        cells = [_number(value) for value in official.values()]
+        cells = [number(value) for value in official.values()]
         parts += ["## Metrics of the challenge", table(list(official), [cells])]
     board = result.get("leaderboard")
     if board:
-        parts += ["## Beside the published results", f"This run is {board['note']}.", _board_table(board)]
+        teams = [
+            [str(row["place"] or "local"), row["name"], number(row["clean_auc"]), number(row["robust_auc"])]
+            for row in board["challenge"]
+        ]
+        backbones = [
+            [
+                row["name"],
+                *(
+                    "" if row[key] is None else number(row[key])
+                    for key in ("val_robust_auc", "test_robust_auc")
+                ),
+            ]
+            for row in board["table_2"]
+        ]
+        parts += ["## Compared with the published results", f"This run is {board['note']}."]
+        parts.append(table(["#", "team", "clean AUC", "robust AUC"], teams))
         parts += [
-            f"FeatDistill's published robust AUC of {name}: {_number(value)}."
+            f"FeatDistill's published robust AUC on {name}: {number(value)}."
             for name, value in board["featdistill_robust"].items()
         ]
-        parts += ["Table 2 of the paper, robust AUC:", _table_2(board)]
+        parts += ["Table 2 of the paper, robust AUC:", table(["backbone", "val", "test"], backbones)]
     return parts
 
 
 def _notes(splits: dict[str, dict]) -> list[str]:
-    """Return what a reader of the headline table must know: why a metric is not there, what was left out."""
+    """Return notes on the headline table: why a metric is missing, and what was left out."""
     notes = []
     for name, split in splits.items():
         for reason in dict.fromkeys(split["undefined"].values()):
@@ -154,8 +168,8 @@ def _notes(splits: dict[str, dict]) -> list[str]:
                 notes.append(f"{name}: {state} images, left out: {split[state]:,}")
         if "threshold" in split:
             own = split["threshold"]
-            optimistic = ", on these very images, so optimistic" if own["chosen_on"] == name else ""
-            shares = ", ".join(_number(own[key]) for key in ACCURACIES)
+            optimistic = " (the same images, so optimistic)" if own["chosen_on"] == name else ""
+            shares = ", ".join(number(own[key]) for key in ACCURACIES)
             notes.append(
                 f"{name}: accuracy, real, AI at {own['value']:.4g}, the threshold chosen on "
                 f"{own['chosen_on']}{optimistic}: {shares}"
@@ -164,9 +178,10 @@ def _notes(splits: dict[str, dict]) -> list[str]:
     for kind, title in ((False, "clean_auc"), (True, "clean_hard_auc")):
         rivals = [name for name in splits if ("hard" in name) == kind]
         if rivals and title not in named:
+            robust = title.replace("clean", "robust")
             notes.append(
-                f"{title} and its robust twin are not at the top of metrics.json: "
-                f"{', '.join(rivals)} could all give them"
+                f"{title} and {robust} are not at the top of metrics.json: several splits could provide them "
+                f"({', '.join(rivals)})"
             )
     return notes
 
@@ -174,10 +189,11 @@ def _notes(splits: dict[str, dict]) -> list[str]:
 def _pixel_free_note(baseline: dict) -> str:
     where = ", ".join(baseline["manifests"])
     if baseline["auc"] is None:
-        return f"what the files alone tell of the labels could not be measured on {where}"
-    reached = _with_interval(baseline["auc"], _bounds(baseline))
+        return f"the pixel-free baseline could not be measured on {where}"
+    reached = with_interval(baseline["auc"], _bounds(baseline))
     return (
-        f"files alone, without a look at pixels, reach AUC {reached} on {where}: an AUC near it says little"
+        f"files alone, without any pixels, reach AUC {reached} on {where}: an AUC close to it says little "
+        "about the pixels"
     )
 
 
@@ -188,105 +204,50 @@ def _headline_table(splits: dict[str, dict]) -> str:
             name,
             f"{split['images']:,}",
             f"{100 * split['ai_share']:.1f} %",
-            *(
-                _with_interval(split[key], split["intervals"][key])
-                for key in ("robust_auc", "clean_auc", "auc")
-            ),
+            *(with_interval(split[key], split["intervals"][key]) for key in METRICS),
         ]
         for name, split in splits.items()
     ]
     return table(header, rows)
 
 
-def _more_table(splits: dict[str, dict]) -> str:
-    rows = [[name, *(_number(split[key]) for key in _MORE)] for name, split in splits.items()]
-    return table(["split", *_MORE.values()], rows)
-
-
 def _expert_table(splits: dict[str, dict]) -> str:
-    names = dict.fromkeys(expert for split in splits.values() for expert in split["experts"]["experts"])
-    if not names:
-        return "The predictions hold no column of a single expert."
+    if not any(split["experts"]["experts"] for split in splits.values()):
+        return "The predictions have no columns of single experts."
     rows = []
     for split, found in splits.items():
         experts = found["experts"]
-        own = {name: experts["experts"][name] for name in names if name in experts["experts"]}
-        for name, row in (
-            own | {"mean of experts": experts["mean"], "ensemble": experts["ensemble"]}
-        ).items():
+        shown = experts["experts"] | {"mean of experts": experts["mean"], "ensemble": experts["ensemble"]}
+        for name, row in shown.items():
             intervals = row.get("intervals", {})
-            aucs = [_with_interval(row[key], intervals.get(key)) for key in ("robust_auc", "clean_auc")]
+            aucs = [with_interval(row[key], intervals.get(key)) for key in ("robust_auc", "clean_auc")]
             rows.append([name, split, *aucs])
     return table(["expert", "split", "robust AUC", "clean AUC"], rows)
 
 
 def _group_table(splits: dict[str, dict], key: str, note: str) -> list[str]:
-    """Return a row a group and split: the hardest first, or in their own order where they have one."""
+    """Return a table with one row per group and split: hardest first, or in the groups' own order."""
     rows = []
     pixel_free = any("pixel_free_auc" in row for split in splits.values() for row in split[key].values())
     for split, found in splits.items():
         groups = list(found[key].items())
         if key not in _ORDERED:
-            groups.sort(key=lambda own: (math.inf if own[1]["auc"] is None else own[1]["auc"], own[0]))
+            groups.sort(
+                key=lambda group: (math.inf if group[1]["auc"] is None else group[1]["auc"], group[0])
+            )
         for name, row in groups:
             counts = [f"{row[count]:,}" for count in ("real", "ai")]
-            cells = [_with_interval(row["auc"], _bounds(row)), *(_number(row[own]) for own in _SHARES)]
-            cells += [_number(row.get("pixel_free_auc"))] if pixel_free else []
+            cells = [with_interval(row["auc"], _bounds(row)), *(number(row[share]) for share in _SHARES)]
+            cells += [number(row.get("pixel_free_auc"))] if pixel_free else []
             rows.append([name, split, *counts, *cells])
     if not rows:
         return ["The labels do not name any."]
-    header = [
-        "name",
-        "split",
-        "real",
-        "AI",
-        "AUC",
-        *(_MORE[own] for own in _SHARES),
-        *(["files alone"] if pixel_free else []),
-    ]
-    return [note, table(header, rows)]
-
-
-def _board_table(board: dict) -> str:
-    rows = [
-        [
-            "local" if row["place"] is None else str(row["place"]),
-            row["name"],
-            _number(row["clean_auc"]),
-            _number(row["robust_auc"]),
-        ]
-        for row in board["challenge"]
-    ]
-    return table(["#", "team", "clean AUC", "robust AUC"], rows)
-
-
-def _table_2(board: dict) -> str:
-    rows = [
-        [
-            row["name"],
-            *("" if row[key] is None else _number(row[key]) for key in ("val_robust_auc", "test_robust_auc")),
-        ]
-        for row in board["table_2"]
-    ]
-    return table(["backbone", "val", "test"], rows)
+    header = ["name", "split", "real", "AI", "AUC", *(_MORE[share] for share in _SHARES)]
+    return [note, table([*header, *(["files alone"] if pixel_free else [])], rows)]
 
 
 def _bounds(row: dict) -> tuple[float | None, float | None]:
     return row["low"], row["high"]
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}"
-
-
-def _with_interval(value: float | None, bounds: tuple | list | None) -> str:
-    if value is None or bounds is None or bounds[0] is None:
-        return _number(value)
-    return f"{value:.4f} [{bounds[0]:.4f}, {bounds[1]:.4f}]"
 
 
 def _joined(parts: list[str]) -> str:

@@ -83,7 +83,7 @@ def histogram_chart(element_id: str, title: str, edges: np.ndarray, shares: dict
 
 
 def reliability_chart(element_id: str, title: str, bins: Sequence[dict]) -> str:
-    """Draw the bins of `calibration.reliability` that hold images; the larger the dot, the more images."""
+    """Draw the bins of `metrics.reliability` that hold images; the larger the dot, the more images."""
     axes = Axes((0.0, 1.0))
     largest = max(one["n"] for one in bins)
     x, y = (np.array([one[key] for one in bins]) for key in ("mean_score", "ai_share"))

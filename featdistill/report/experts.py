@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from featdistill.evaluation.experts import rank_correlations, rescues
+from featdistill.evaluation.experts import corrected_errors, rank_correlations
 from featdistill.evaluation.metrics import THRESHOLD
 from featdistill.evaluation.splits import Split
 from featdistill.report.charts import axis_start, heat_map
@@ -48,7 +48,7 @@ def _correlations(element_id: str, names: list[str], scores: list[np.ndarray]) -
 
 def _errors(element_id: str, split: Split, names: list[str], scores: list[np.ndarray]) -> dict:
     label, score = split.frame["label"].to_numpy(), split.frame["score"].to_numpy()
-    counts, values = rescues(label, [*scores, score])
+    counts, values = corrected_errors(label, [*scores, score])
     caption = "Share of each expert's errors that the others get right"
     labels, columns = _numbered(names)
     labels, columns, everyone = [*labels, "all: ensemble"], [*columns, "all"], [*names, "ensemble"]
@@ -59,7 +59,7 @@ def _errors(element_id: str, split: Split, names: list[str], scores: list[np.nda
     return {
         "title": "Which experts correct each other's errors?",
         "note": f"Share of the errors of a row's expert, at {THRESHOLD}, that a column's expert gets right.",
-        "svg": heat_map(f"{element_id}-rescues", caption, labels, columns, values, (0.0, 1.0), is_share=True),
+        "svg": heat_map(f"{element_id}-errors", caption, labels, columns, values, (0.0, 1.0), is_share=True),
         "table": (caption, ["expert", "errors", *everyone], rows),
     }
 

@@ -82,7 +82,7 @@ def write_report(
         sweep=sweep if sweep and sweep["cells"] else None,
         sweep_charts=_sweep_charts(sweep["cells"]) if sweep else [],
         **_what_was_run([by_name[name] for name in result["splits"]], sweep),
-        settings=[[f"bootstrap {key}", str(value)] for key, value in result.get("bootstrap", {}).items()]
+        settings=[[f"interval {key}", str(value)] for key, value in result.get("intervals", {}).items()]
         + [[f"version of {name}", version] for name, version in _versions().items()],
     )
     atomic.write_text(path, page)

@@ -1,6 +1,5 @@
 """What a robustness sweep does: which operations at which levels, on which images of a manifest."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,22 +10,6 @@ from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS
 from featdistill.distortions.plan import Step
 from featdistill.seeds import evaluation_generator, hash_ranks
-
-_FLAGS = (
-    "experts",
-    "released",
-    "fusion",
-    "libraries",
-    "operations",
-    "levels",
-    "sample",
-    "distort_at",
-    "batch_size",
-    "workers",
-    "precision",
-    "device",
-)
-_SAMPLE = 500
 
 
 @dataclass(frozen=True)
@@ -53,61 +36,13 @@ class Sample:
     """The images of a sweep.
 
     Attributes:
-        rows: of the manifest, in its order, all of them labelled.
-        unlabelled, distorted: how many of the manifest's rows could not be chosen, and why.
+        rows: rows of the manifest, in its order, all of them labeled.
+        unlabelled, distorted: how many other rows have no label or are already distorted.
     """
 
     rows: pd.DataFrame
     unlabelled: int
     distorted: int
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that go with `--sweep` alone; see `refuse_flags`."""
-    group = parser.add_argument_group("with --sweep")
-    group.add_argument("--experts", nargs="+", metavar="DIR", help="experts' folders")
-    group.add_argument("--released", metavar="DIR", help="folder of the authors' released experts")
-    group.add_argument(
-        "--fusion", metavar="HOW", help="as for predict.py: probability_mean (default), logit_mean or a file"
-    )
-    group.add_argument(
-        "--libraries",
-        nargs="+",
-        metavar="NAME",
-        help=f"whose operations are applied: {', '.join(LIBRARIES)} (default: official)",
-    )
-    group.add_argument(
-        "--operations", nargs="+", metavar="NAME", help="these operations alone (default: all)"
-    )
-    group.add_argument(
-        "--levels", nargs="+", type=int, choices=LEVELS, metavar="LEVEL", help="1 to 5 (default: all)"
-    )
-    group.add_argument(
-        "--sample",
-        type=int,
-        metavar="N",
-        help=f"images that are distorted, of both classes (default: {_SAMPLE})",
-    )
-    group.add_argument(
-        "--distort-at",
-        choices=("native", "input"),
-        help="distort images as they are stored (native, the default), or resized to the experts' input",
-    )
-    group.add_argument("--batch-size", metavar="N", help="as for predict.py (default: auto)")
-    group.add_argument("--workers", type=int, help="loader processes (default: 8, or as many as cores)")
-    group.add_argument("--precision", metavar="NAME", help="as for predict.py: fp32, bf16, ...")
-    group.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU where there is one)")
-
-
-def refuse_flags(args: argparse.Namespace) -> None:
-    """Refuse flags of the sweep where none is asked for.
-
-    Raises:
-        UserError: one is given.
-    """
-    for flag in _FLAGS:
-        if getattr(args, flag) is not None:
-            raise UserError(f"--{flag.replace('_', '-')} goes with --sweep")
 
 
 def choose_cells(
@@ -118,9 +53,9 @@ def choose_cells(
     """Return the cells of a sweep in the libraries' order, level by level.
 
     Args:
-        libraries: names; the official one by default.
-        operations: names out of these libraries; all by default.
-        levels: 1 to 5; all by default.
+        libraries: names, by default the official one.
+        operations: names of operations in these libraries, by default all.
+        levels: 1 to 5, by default all.
 
     Returns:
         The cells, and `library`, `operation` and `missing` (what must be installed) of those left out.
@@ -149,36 +84,33 @@ def choose_cells(
     return cells, left_out
 
 
-def sample_rows(frame: pd.DataFrame, count: int | None = None, seed: int = 0) -> Sample:
-    """Choose labelled images that are not distorted yet, each class in proportion to its share.
+def sample_rows(frame: pd.DataFrame, count: int, seed: int = 0) -> Sample:
+    """Choose labeled images that are not distorted yet, each class in proportion to its share.
 
-    Of each class those whose hash of (seed, name) is smallest are taken, so that neither the order of the
-    rows nor the rows of the other class matter.
+    Of each class, those with the smallest hash of (seed, name) are taken, so neither the order of the rows
+    nor the rows of the other class matter.
 
     Args:
         frame: of `read_manifest`.
-        count: how many are wanted, 500 by default; all where there are not as many.
+        count: how many, 2 or more; all where there are fewer.
 
     Raises:
-        UserError: `count` is below 2, or there are no such images of both classes.
+        UserError: there are no such images of both classes.
     """
-    count, where = _SAMPLE if count is None else count, frame.attrs["path"]
-    if count < 2:
-        raise UserError(f"--sample must be 2 or more, not {count}")
-    is_labelled = frame["label"].notna()
+    is_labeled = frame["label"].notna()
     is_distorted = (frame["is_distorted"] == 1).fillna(False).astype(bool)
-    rows = frame[is_labelled & ~is_distorted]
+    rows = frame[is_labeled & ~is_distorted]
     of_class = {label: rows[rows["label"] == label] for label in (0, 1)}
     lacking = [name for label, name in ((0, "real"), (1, "AI-generated")) if of_class[label].empty]
     if lacking:
         raise UserError(
-            f"{where} has no labelled, undistorted {' and no '.join(lacking)} image; a sweep takes images of "
-            "both classes"
+            f"{frame.attrs['path']} has no labeled, undistorted {' and no '.join(lacking)} image; a sweep "
+            "needs images of both classes"
         )
     ai = min(max(round(count * len(of_class[1]) / len(rows)), 1), count - 1)
-    kept = []
-    for label, wanted in ((0, count - ai), (1, ai)):
+    chosen = []
+    for label, number in ((0, count - ai), (1, ai)):
         ranks = pd.Series(hash_ranks(of_class[label]["name"], seed), index=of_class[label].index)
-        kept += ranks.sort_values().index[:wanted].tolist()
-    chosen = rows.loc[sorted(kept)].reset_index(drop=True)
-    return Sample(chosen, int((~is_labelled).sum()), int((is_labelled & is_distorted).sum()))
+        chosen += ranks.sort_values().index[:number].tolist()
+    sample = rows.loc[sorted(chosen)].reset_index(drop=True)
+    return Sample(sample, int((~is_labeled).sum()), int((is_labeled & is_distorted).sum()))

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from featdistill.evaluation.bootstrap import Resampling, auc_interval
-from featdistill.evaluation.breakdowns import Breakdowns, level_of
+from featdistill.evaluation.breakdowns import breakdowns, level_of
+from featdistill.evaluation.intervals import auc_interval
 
 ROWS = [
     # label, score, is_distorted, generator, source, chain, width, height
@@ -22,33 +22,33 @@ ROWS = [
 COLUMNS = ("label", "score", "is_distorted", "generator", "source", "chain", "width", "height")
 
 
-def table():
-    frame = pd.DataFrame(dict(zip(COLUMNS, map(list, zip(*ROWS, strict=True)), strict=True)))
-    return Breakdowns(frame, Resampling(200, 3))
+@pytest.fixture(scope="module")
+def found():
+    return breakdowns(pd.DataFrame(dict(zip(COLUMNS, map(list, zip(*ROWS, strict=True)), strict=True))))
 
 
-def counts(found):
-    return {name: (row["real"], row["ai"], row["auc"]) for name, row in found.items()}
+def counts(table):
+    return {name: (row["real"], row["ai"], row["auc"]) for name, row in table.items()}
 
 
-def test_each_generator_meets_all_real_images():
-    found = table().generators()
+def test_each_generator_is_set_against_all_real_images(found):
+    found = found["generators"]
     # flux: 0.4 beats 0.1 and 0.2 and ties 0.4, 0.7 beats all; sdxl: 0.3 beats two of four.
     assert counts(found) == {"flux": (4, 2, 6.5 / 8), "sdxl": (4, 1, 0.5)}
     assert found["flux"]["n"] == 2 and found["flux"]["ai_accuracy"] == 0.5
     assert (found["flux"]["accuracy"], found["flux"]["real_accuracy"]) == (4 / 6, 3 / 4)
 
 
-def test_each_distortion_takes_the_rows_whose_chain_holds_it():
-    found = table().distortions()
+def test_each_distortion_has_the_rows_whose_chain_contains_it(found):
+    found = found["distortions"]
     assert counts(found) == {"gausblur": (1, 0, None), "jpeg": (2, 2, 0.5), "watermark": (0, 1, None)}
     assert found["jpeg"]["n"] == 4 and found["gausblur"]["low"] is None
     assert found["watermark"]["real_accuracy"] is None and found["watermark"]["ai_accuracy"] == 0
 
 
-def test_levels_come_from_the_scales_of_the_libraries():
-    assert counts(table().levels()) == {"1": (1, 0, None), "3": (0, 1, None), "5": (1, 1, 0.0)}
-    cells = table().distortion_levels()
+def test_levels_come_from_the_scales_of_the_libraries(found):
+    assert counts(found["levels"]) == {"1": (1, 0, None), "3": (0, 1, None), "5": (1, 1, 0.0)}
+    cells = found["distortion_levels"]
     assert {name: {level: row["n"] for level, row in row.items()} for name, row in cells.items()} == {
         "gausblur": {"5": 1},
         "jpeg": {"1": 1, "3": 2, "5": 1},
@@ -79,13 +79,12 @@ def test_a_scale_has_the_level_at_which_an_operation_has_it(name, scale, level):
     assert level_of(name, scale) == level
 
 
-def test_chain_lengths_leave_out_those_that_are_not_known():
-    found = counts(table().chain_lengths())
-    assert found == {"0": (1, 1, 1.0), "1": (1, 0, None), "2": (1, 2, 0.5)}
+def test_chain_lengths_leave_out_those_that_are_not_known(found):
+    assert counts(found["chain_lengths"]) == {"0": (1, 1, 1.0), "1": (1, 0, None), "2": (1, 2, 0.5)}
 
 
-def test_a_source_of_one_class_meets_all_images_of_the_other():
-    found = table().sources()
+def test_a_source_of_one_class_is_set_against_all_images_of_the_other(found):
+    found = found["sources"]
     assert {name: row["against"] for name, row in found.items()} == {
         "camera": "all AI",
         "crawl": "all real",
@@ -95,9 +94,8 @@ def test_a_source_of_one_class_meets_all_images_of_the_other():
     assert counts(found) == {"camera": (2, 4, 6 / 8), "crawl": (4, 2, 6 / 8), "mixed": (2, 2, 3.5 / 4)}
 
 
-def test_sizes_go_by_the_longer_side_where_both_are_known():
-    found = {name: (row["real"], row["ai"]) for name, row in table().sizes().items()}
-    assert found == {
+def test_sizes_are_by_the_longer_side_where_both_are_known(found):
+    assert {name: (row["real"], row["ai"]) for name, row in found["sizes"].items()} == {
         "1 to 512 px": (1, 1),
         "513 to 1024 px": (2, 0),
         "1025 to 2048 px": (1, 1),
@@ -124,32 +122,29 @@ def made_up(rows=400):
 
 
 def test_aucs_and_intervals_are_those_of_the_rows_alone():
-    frame, resampling = made_up(), Resampling(100, 7)
-    label, score = frame["label"].to_numpy(), frame["score"].to_numpy()
-    table = Breakdowns(frame, resampling)
-    generators, distortions = table.generators(), table.distortions()
-    for name, row in generators.items():
-        rows = ((frame["generator"] == name) | (label == 0)).to_numpy()
-        assert row["auc"] == pytest.approx(roc_auc_score(label[rows], score[rows]), abs=1e-12)
-        assert (row["low"], row["high"]) == auc_interval(label[rows], score[rows], resampling)
-    for name, row in distortions.items():
-        rows = np.array([name in dict(chain) for chain in frame["chain"]])
-        assert row["auc"] == pytest.approx(roc_auc_score(label[rows], score[rows]), abs=1e-12)
-        assert (row["low"], row["high"]) == auc_interval(label[rows], score[rows], resampling)
-        assert row["low"] < row["auc"] < row["high"]
-    assert set(generators) == {"flux", "sdxl"} and set(distortions) == {"jpeg", "downscale", "gausblur"}
-    assert table.sizes() == {} and set(table.sources()) == {"one"}
-
-
-def test_an_interval_that_is_known_is_not_drawn_again():
     frame = made_up()
-    table = Breakdowns(frame, Resampling(100, 7))
-    table.remember(np.ones(len(frame), dtype=bool), (0.25, 0.75))
-    assert (table.sources()["one"]["low"], table.sources()["one"]["high"]) == (0.25, 0.75)
+    label, score = frame["label"].to_numpy(), frame["score"].to_numpy()
+    found = breakdowns(frame)
+    chains = [dict(chain) for chain in frame["chain"]]
+    expected = {
+        ("generators", name): ((frame["generator"] == name) | (label == 0)).to_numpy()
+        for name in ("flux", "sdxl")
+    } | {
+        ("distortions", name): np.array([name in chain for chain in chains])
+        for name in ("jpeg", "downscale", "gausblur")
+    }
+    assert {(key, name) for key in ("generators", "distortions") for name in found[key]} == set(expected)
+    for (key, name), rows in expected.items():
+        row = found[key][name]
+        assert row["auc"] == pytest.approx(roc_auc_score(label[rows], score[rows]), abs=1e-12)
+        bounds = auc_interval(label[rows], score[rows])[1:]
+        assert (row["low"], row["high"]) == pytest.approx(bounds, abs=1e-12)
+        assert row["low"] < row["auc"] < row["high"]
+    assert found["sizes"] == {} and set(found["sources"]) == {"one"}
 
 
-def test_scores_that_are_no_probabilities_have_no_accuracy_and_no_draws_no_interval():
+def test_scores_that_are_not_probabilities_have_no_accuracy():
     frame = made_up()
     frame["score"] *= 9
-    row = Breakdowns(frame, Resampling(0)).generators()["flux"]
-    assert row["accuracy"] is row["ai_accuracy"] is row["low"] is None and row["auc"] > 0.5
+    row = breakdowns(frame)["generators"]["flux"]
+    assert row["accuracy"] is row["ai_accuracy"] is None and row["auc"] > 0.5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from featdistill.evaluation import metrics
 from featdistill.evaluation.experts import per_expert
@@ -85,7 +85,7 @@ def test_no_images_and_logits_do_not_crash():
     logits = metrics.headline(LABEL, SCORE * 9 - 4, DISTORTED)
     assert logits["clean_auc"] == 0.75 and logits["accuracy"] is None
     assert logits["brier"] is logits["ece"] is None and logits["reliability"] == []
-    assert logits["undefined"]["accuracy"] == "scores lie outside [0, 1]"
+    assert logits["undefined"]["accuracy"] == "scores are outside [0, 1]"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -205,3 +205,28 @@ def test_experts_without_distorted_images_have_no_robust_auc():
     found = per_expert(LABEL, SCORE, np.zeros(8), {"clip": SCORE})
     assert found["mean"]["robust_auc"] is None and found["mean"]["clean_auc"] == pairs_won(LABEL, SCORE)
     assert per_expert(LABEL, SCORE, DISTORTED, {})["mean"] == {"clean_auc": None, "robust_auc": None}
+
+
+def test_bins_contain_the_scores_between_their_edges():
+    bins = metrics.reliability([0, 1, 1, 0, 1], [0.0, 0.2, 0.39, 0.4, 1.0], bins=5)
+    assert [one["n"] for one in bins] == [1, 2, 1, 0, 1]
+    assert [one["low"] for one in bins] == [0, 0.2, 0.4, 0.6, 0.8] and bins[-1]["high"] == 1
+    assert bins[1]["mean_score"] == pytest.approx(0.295) and bins[1]["ai_share"] == 1
+    assert bins[3]["mean_score"] is bins[3]["ai_share"] is None
+    gaps = [1 * 0.0, 2 * 0.705, 1 * 0.4, 1 * 0.0]
+    assert metrics.expected_calibration_error(bins) == pytest.approx(sum(gaps) / 5)
+
+
+def test_calibrated_scores_have_no_calibration_error():
+    score = np.repeat(np.arange(10) / 10, 10)
+    label = np.tile(np.arange(10), 10) < 10 * score
+    bins, wrong = (metrics.reliability(own, score, bins=10) for own in (label, ~label))
+    assert metrics.expected_calibration_error(bins) == pytest.approx(0, abs=1e-12)
+    assert metrics.expected_calibration_error(wrong) > 0.4
+    assert metrics.expected_calibration_error(metrics.reliability([], [])) is None
+
+
+def test_the_brier_score_is_that_of_scikit_learn():
+    label, score, distorted, _ = made_up()
+    found = metrics.headline(label, score, distorted)
+    assert found["brier"] == pytest.approx(brier_score_loss(label, score), abs=1e-12)

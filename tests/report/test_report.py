@@ -14,7 +14,6 @@ from report_inputs import EXPERTS, GENERATORS, heat_map_cells, make_split, make_
 import evaluate
 from featdistill.command_line import UserError
 from featdistill.evaluation import splits as evaluation
-from featdistill.evaluation.bootstrap import Resampling
 from featdistill.images.reading import decode, limit_side, read_image
 from featdistill.interactive.explain import explain, overlay
 from featdistill.models.expert import create_expert, save_expert
@@ -24,7 +23,7 @@ from featdistill.report.markup import render
 HOSTILE = "</title></style><script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; \x07\u202e{}"
 
 
-def run(out, *predictions, more=("--draws", "20")):
+def run(out, *predictions, more=()):
     assert evaluate.main(["--predictions", *map(str, predictions), *more, "--out", str(out)]) == 0
     return out / "report.html", json.loads((out / "metrics.json").read_text())
 
@@ -181,16 +180,16 @@ def test_with_official_labels_the_pictures_come_from_the_manifest_that_was_predi
         for name, label in zip(frame["name"], frame["label"], strict=True)
     )
     labels.write_text("image_name,label\n" + "\n".join(rows) + "\n")
-    path, _ = run(tmp_path / "out", predictions, more=["--labels", str(labels), "--draws", "0"])
+    path, _ = run(tmp_path / "out", predictions, more=["--labels", str(labels)])
     shown = [own for side in pictures(read_page(path)) for own in side]
     assert shown and all(own.tag == "img" for _, _, own in shown)
 
 
 def test_the_gallery_can_be_smaller_or_left_out(tmp_path):
     predictions = make_split(tmp_path, "val", rows=60)
-    path, _ = run(tmp_path / "out", predictions, more=["--draws", "0", "--gallery", "1"])
+    path, _ = run(tmp_path / "out", predictions, more=["--gallery", "1"])
     assert [len(side) for side in pictures(read_page(path))] == [1, 1]
-    path, _ = run(tmp_path / "out", predictions, more=["--draws", "0", "--gallery", "0"])
+    path, _ = run(tmp_path / "out", predictions, more=["--gallery", "0"])
     assert "Most confident errors" not in titles(read_page(path)) and not read_page(path).all("img")
     with pytest.raises(UserError, match="--gallery"):
         run(tmp_path / "out", predictions, more=["--gallery", "-1"])
@@ -204,8 +203,8 @@ def test_below_each_mistake_stands_where_an_expert_looks(tmp_path, backbone):
     images[::3] = [str(tmp_path / "nowhere.jpg")] * len(images[::3])
     predictions = make_split(tmp_path / "data", "val", changes={"image": images})
     frame = evaluation.load_splits([str(predictions)])[0].frame.set_index("name")
-    plain = read_page(run(tmp_path / "plain", predictions, more=["--draws", "0"])[0])
-    more = ["--draws", "0", "--explain", str(tmp_path / "expert")]
+    plain = read_page(run(tmp_path / "plain", predictions)[0])
+    more = ["--explain", str(tmp_path / "expert")]
     page = read_page(run(tmp_path / "out", predictions, more=more)[0])
     own, before = (card(one, "Most confident errors") for one in (page, plain))
     assert "where the expert looks" in own.text() and "where the expert looks" not in before.text()
@@ -229,28 +228,26 @@ def test_below_each_mistake_stands_where_an_expert_looks(tmp_path, backbone):
 
 def test_an_expert_that_is_none_or_has_no_page_to_be_shown_on_is_a_users_error(tmp_path):
     predictions = make_split(tmp_path, "val", rows=20)
-    flags = ["--draws", "0", "--explain", str(tmp_path / "none")]
+    flags = ["--explain", str(tmp_path / "none")]
     for more, message in (
         ([], "none is no expert"),
         (["--no-report"], "leave out --no-report"),
         (["--gallery", "0"], "leave out --gallery 0"),
-        (["--protocol", "genimage"], "--explain does not go with --protocol"),
+        (["--protocol", "genimage"], "unknown argument --explain"),
     ):
         with pytest.raises(UserError, match=message):
             run(tmp_path / "out", predictions, more=[*flags, *more])
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_said_of_intervals_that_were_not_drawn(made, tmp_path):
+def test_nothing_is_said_of_intervals_where_there_are_none(made, tmp_path):
     _, page, _ = made
-    path, _ = run(tmp_path / "out", make_split(tmp_path, "val", rows=60), more=["--draws", "0"])
+    path, _ = run(tmp_path / "out", make_split(tmp_path, "val", rows=60, changes={"label": [1] * 60}))
     assert "95 % interval." in page.text() and "95 % interval." not in read_page(path).text()
 
 
 def test_no_report_is_written_where_none_is_wanted(tmp_path):
-    path, _ = run(
-        tmp_path / "out", make_split(tmp_path, "val", rows=20), more=["--draws", "0", "--no-report"]
-    )
+    path, _ = run(tmp_path / "out", make_split(tmp_path, "val", rows=20), more=["--no-report"])
     assert not path.exists()
 
 
@@ -323,7 +320,7 @@ def test_what_was_run_names_experts_hashes_and_files(made):
     files = {row[0]: row[2] for row in table_rows(page, "Files that were read")[1:]}
     sidecar = json.loads((folder / "data" / "val.csv.json").read_text())
     assert files["labels of val"] == sidecar["manifest"]["sha256"]
-    assert ["bootstrap draws", "20"] in table_rows(page, "Settings and versions of the evaluation")
+    assert ["interval method", "DeLong"] in table_rows(page, "Settings and versions of the evaluation")
 
 
 def test_a_threshold_the_published_results_and_what_files_tell_are_there_where_asked_for(tmp_path):
@@ -332,7 +329,7 @@ def test_a_threshold_the_published_results_and_what_files_tell_are_there_where_a
     baseline = {"auc": 0.75, "low": 0.7, "high": 0.8, "verdict": "shortcut", "images": 60, "telling": []}
     audit = {"baseline": baseline | {"sources": []}, "manifests": ["train.csv"]}
     (tmp_path / "audit.json").write_text(json.dumps(audit))
-    more = ["--threshold-from", str(other), "--leaderboard", "--audit", str(tmp_path), "--draws", "0"]
+    more = ["--threshold-from", str(other), "--leaderboard", "--audit", str(tmp_path)]
     path, metrics = run(tmp_path / "out", predictions, other, more=more)
     page = read_page(path)
     own = metrics["splits"]["val"]["threshold"]
@@ -452,7 +449,7 @@ def test_a_large_split_with_pictures_stays_below_6_mb(tmp_path):
     changes = {"image": [images[row % 4] for row in range(rows)]}
     predictions = make_split(tmp_path, "val", rows=rows, changes=changes)
     splits = evaluation.load_splits([str(predictions)])
-    found = evaluation.score_split(splits[0], Resampling(0))
+    found = evaluation.score_split(splits[0])
     lost = report.write_report(tmp_path / "report.html", {"splits": {"val": found}}, splits, gallery=50)
     assert not lost
     assert len(read_page(tmp_path / "report.html").all("img")) == 100

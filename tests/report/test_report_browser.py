@@ -73,9 +73,7 @@ def page_path(tmp_path_factory):
         make_split(folder, "val_hard_" + "x" * 60, rows=60, seed=1),
     ]
     make_sweep(folder / "out" / "sweep.json")
-    evaluate.main(
-        ["--predictions", *map(str, splits), "--draws", "20", "--leaderboard", "--out", str(folder / "out")]
-    )
+    evaluate.main(["--predictions", *map(str, splits), "--leaderboard", "--out", str(folder / "out")])
     return folder / "out" / "report.html"
 
 
