@@ -1,7 +1,7 @@
 """Distortions, and how they are drawn (paper, sections 3 and 4.2).
 
-`official` holds the challenge's 12 operations (section 4.2), `extended` the paper's 35, `extras` 14 more, and
-`evaluation` those of the validation and test splits (section 3); `libraries` names them all. A `policy` (with
-its `presets`) draws a `plan` for each image. `kernels` holds what operations are built from, `command` the
+`official` has the challenge's 12 operations (section 4.2), `extended` the paper's 35, `extras` 14 more, and
+`evaluation` those of the validation and test splits (section 3); `libraries` lists them all. A `policy` (with
+its `presets`) draws a `plan` for each image. `kernels` has the building blocks of operations, `command` the
 command line of the libraries, and `adapters` the distortions that need somebody else's package.
 """

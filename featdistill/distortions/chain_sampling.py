@@ -1,9 +1,9 @@
-"""Subsets of random size in which every item comes up as often as asked.
+"""Random subsets of random size in which every item has a given probability.
 
 An evaluation split is described by how many of its chains contain each operation, and by how long the chains
-are. Among all distributions over chains that agree with both, this draws from the one of the largest entropy:
-given its size, a subset has a probability in proportion to the product of its items' odds ("conditional
-Poisson sampling"; Chen, Dempster and Liu, Biometrika 1994, who also fit the odds by the iteration used here).
+are. Among all distributions over chains that agree with both, this samples the one of maximum entropy: given
+its size, a subset has a probability proportional to the product of its items' odds ("conditional Poisson
+sampling"; Chen, Dempster and Liu, Biometrika 1994, who also fit the odds by the iteration used here).
 """
 
 from functools import cached_property
@@ -15,12 +15,12 @@ class SubsetSampler:
     """Draws subsets of {0 .. n - 1}.
 
     Args:
-        shares: (n,) probability of each item to be in a subset, strictly between 0 and 1; their sum is the
+        shares: (n,) probability of each item to be in a subset, strictly between 0 and 1; they sum to the
             mean size of a subset.
-        sizes: weight of size 1, 2, ...; all sizes with a weight are below n.
+        sizes: weight of size 1, 2, ...; every size with a weight is below n.
 
     Raises:
-        ValueError: no such distribution is found.
+        ValueError: there is no such distribution.
     """
 
     def __init__(self, shares: np.ndarray, sizes: np.ndarray) -> None:
@@ -30,24 +30,22 @@ class SubsetSampler:
         if not np.isclose(self.shares.sum(), mean, rtol=1e-6):
             raise ValueError(f"the shares sum to {self.shares.sum():g}, but the mean size is {mean:g}")
         if not (np.all(self.shares > 0) and np.all(self.shares < 1)):
-            raise ValueError(
-                f"shares must lie between 0 and 1, not go from {min(shares):g} to {max(shares):g}"
-            )
+            raise ValueError(f"shares must be between 0 and 1, not from {min(shares):g} to {max(shares):g}")
 
     @cached_property
     def odds(self) -> np.ndarray:
-        """The (n,) odds of the items, to a common factor."""
+        """The (n,) odds of the items, up to a common factor."""
         odds = self.shares / (1 - self.shares)
         for _ in range(2000):
-            found = self._inclusion(odds)
-            if np.allclose(found, self.shares, rtol=1e-9):
+            shares = self._shares_of(odds)
+            if np.allclose(shares, self.shares, rtol=1e-9):
                 return odds
-            odds *= self.shares / found
+            odds *= self.shares / shares
             odds /= odds.mean()
         raise ValueError("no distribution over subsets has these shares and sizes")
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Return the items of one subset, in rising order."""
+        """Return the items of one subset, in ascending order."""
         left = int(np.searchsorted(np.cumsum(self.sizes), rng.random(), side="right")) + 1
         chosen = []
         for item, odds in enumerate(self.odds):
@@ -65,8 +63,8 @@ class SubsetSampler:
             tails.append(tails[-1] + odds * np.append(0, tails[-1][:-1]))
         return tails[::-1]
 
-    def _inclusion(self, odds: np.ndarray) -> np.ndarray:
-        """Return the (n,) shares that odds lead to."""
+    def _shares_of(self, odds: np.ndarray) -> np.ndarray:
+        """Return the (n,) shares that result from odds."""
         products = np.eye(1, len(self.sizes) + 1)[0]
         for one in odds:
             products[1:] += one * products[:-1].copy()

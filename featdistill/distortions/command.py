@@ -12,6 +12,7 @@ CELL_PX = 224
 _SMALL_CELL_PX = 160
 _TEXT_PX = 16
 _MARGIN_PX = 6
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
 
 
 def main(library: dict[str, Operation], description: str, argv: list[str] | None = None) -> int:
@@ -19,8 +20,8 @@ def main(library: dict[str, Operation], description: str, argv: list[str] | None
 
     Args:
         library: name -> operation.
-        description: the script's docstring; its first line is what `--help` begins with.
-        argv: the arguments, or None for those of the process.
+        description: the script's docstring, whose first line `--help` shows.
+        argv: the arguments; None for those of the process.
     """
     options = _build_parser(description).parse_args(argv)
     if options.seed < 0:
@@ -43,17 +44,17 @@ def main(library: dict[str, Operation], description: str, argv: list[str] | None
 
 
 def parse_steps(text: str, library: dict[str, Operation]) -> list[tuple[Operation, int]]:
-    """Read `name:level,name:level,...`.
+    """Parse `name:level,name:level,...`.
 
     Raises:
-        UserError: a step has another form, an unknown name, or a level that is not 1 to 5.
+        UserError: a step has another form, its name is unknown, or its level is not 1 to 5.
     """
     steps = []
     for step in text.split(","):
         name, separator, level = (part.strip() for part in step.partition(":"))
         if not separator:
             raise UserError(
-                f"'{step.strip()}' is no step; write name:level,name:level as in 'jpeg:3,gausblur:2'"
+                f"'{step.strip()}' is not a step; write name:level,name:level, e.g. 'jpeg:3,gausblur:2'"
             )
         operation = library[one_of("distortion operation", name, library)]
         if level not in map(str, LEVELS):
@@ -63,8 +64,8 @@ def parse_steps(text: str, library: dict[str, Operation]) -> list[tuple[Operatio
 
 
 def listing(library: dict[str, Operation]) -> str:
-    """Return a table of the operations: name, group, parameter at level 1 to 5, traits, what it does."""
-    rows = [("name", "group", "level 1 .. 5", "traits", "")]
+    """Return a table of the operations: name, group, scale at level 1 to 5, traits, summary."""
+    rows = [("name", "group", "scale at level 1 .. 5", "traits", "")]
     for operation in library.values():
         traits = {
             "random": operation.random,
@@ -74,9 +75,9 @@ def listing(library: dict[str, Operation]) -> str:
             f"needs {operation.missing()}": bool(operation.missing()),
         }
         scales = ", ".join(f"{scale:g}" for scale in operation.scales)
-        shown = ", ".join(trait for trait, holds in traits.items() if holds)
+        listed_traits = ", ".join(trait for trait, holds in traits.items() if holds)
         summary = (operation.apply.__doc__ or "").split("\n")[0]
-        rows.append((operation.name, operation.category, scales, shown, summary))
+        rows.append((operation.name, operation.category, scales, listed_traits, summary))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join(lines)
@@ -85,16 +86,16 @@ def listing(library: dict[str, Operation]) -> str:
 def draw_sheet(
     library: dict[str, Operation], image: np.ndarray, seed: int, level: int | None = None
 ) -> np.ndarray:
-    """Draw every operation at every level, a row an operation, or all of them at one level side by side.
+    """Draw every operation at every level, one operation per row, or all of them at one level.
 
-    The operations see the middle square of the image at the size of a cell; a resize afterwards would hide
-    noise. Those that need something that is not installed are left out.
+    The operations are applied to the middle square of the image at the size of a cell, because a resize
+    afterwards would hide noise. Those that need something that is not installed are left out.
 
     Args:
         library: name -> operation.
         image: (H, W, 3) uint8 RGB.
         seed: of the random operations.
-        level: the one level, or None for all.
+        level: the only level, or None for all.
 
     Returns:
         (height, width, 3) uint8 RGB.
@@ -107,10 +108,10 @@ def draw_sheet(
             continue
         if level is None:
             cells.append((operation.name, cell))
-        for shown in LEVELS if level is None else (level,):
-            result = operation(cell, shown, np.random.default_rng((seed, shown)))
-            scale = f"level {shown}: {operation.scales[shown - 1]:g}"
-            cells.append((scale if level is None else operation.name, result))
+        for cell_level in LEVELS if level is None else (level,):
+            result = operation(cell, cell_level, np.random.default_rng((seed, cell_level)))
+            title = f"level {cell_level}: {operation.scales[cell_level - 1]:g}"
+            cells.append((title if level is None else operation.name, result))
     return _in_rows(cells, side, 1 + len(LEVELS))
 
 
@@ -121,8 +122,8 @@ def _in_rows(cells: list[tuple[str, np.ndarray]], side: int, columns: int) -> np
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (_MARGIN_PX + across * columns, _MARGIN_PX + down * rows), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (title, picture) in enumerate(cells):
-        row, column = divmod(place, columns)
+    for index, (title, picture) in enumerate(cells):
+        row, column = divmod(index, columns)
         left, top = _MARGIN_PX + column * across, _MARGIN_PX + row * down
         draw.text((left, top), title, fill="black", font=font)
         sheet.paste(Image.fromarray(picture), (left, top + _TEXT_PX + _MARGIN_PX))
@@ -131,23 +132,21 @@ def _in_rows(cells: list[tuple[str, np.ndarray]], side: int, columns: int) -> np
 
 def _build_parser(description: str) -> Parser:
     parser = Parser(description=description.split("\n")[0])
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--list", action="store_true", help="print the operations")
-    what.add_argument(
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--list", action="store_true", help="list the operations")
+    action.add_argument(
         "--sheet", metavar="IMAGE", help="draw every operation at every level on this image; see --out"
     )
-    what.add_argument(
+    action.add_argument(
         "--apply",
         nargs=3,
         metavar=("STEPS", "IN", "OUT"),
-        help="apply steps such as 'jpeg:3,gausblur:2' (name:level) in their order and save the result; "
-        "PNG keeps it as it is, JPEG (quality 95) compresses it once more",
+        help="apply steps such as 'jpeg:3,gausblur:2' (name:level) in order and save the result; "
+        "PNG is lossless, JPEG (quality 95) compresses it once more",
     )
-    parser.add_argument("--out", metavar="PNG", help="where --sheet saves its picture")
-    parser.add_argument(
-        "--level", type=int, choices=LEVELS, help="--sheet shows this level alone, operations side by side"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the random operations, 0 or more")
+    parser.add_argument("--out", metavar="PNG", help="output file of --sheet")
+    parser.add_argument("--level", type=int, choices=LEVELS, help="show only this level on the sheet")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the random operations, 0 or more")
     return parser
 
 
@@ -157,17 +156,19 @@ def _read(location: str) -> np.ndarray:
     except BrokenImage as error:
         raise UserError(f"{location}: {error}") from error
     if min(image.shape[:2]) < MIN_SIDE_PX:
-        raise UserError(f"{location}: an image needs {MIN_SIDE_PX} px a side, this one has {image.shape[:2]}")
+        height, width = image.shape[:2]
+        raise UserError(
+            f"{location}: images must be at least {MIN_SIDE_PX} px per side, not {width} x {height}"
+        )
     return image
 
 
 def _save(image: np.ndarray, location: str) -> None:
     suffix = "." + location.rpartition(".")[2].lower()
-    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
-    if suffix not in formats:
-        raise UserError(f"{location}: cannot save as '{suffix}'; use one of {', '.join(formats)}")
+    if suffix not in _FORMATS:
+        raise UserError(f"{location}: cannot save as '{suffix}'; use one of {', '.join(_FORMATS)}")
     try:
-        with replace_file(location) as beside:
-            Image.fromarray(image).save(beside, format=formats[suffix], quality=95, subsampling=0)
+        with replace_file(location) as temporary:
+            Image.fromarray(image).save(temporary, format=_FORMATS[suffix], quality=95, subsampling=0)
     except OSError as error:
         raise UserError(f"{location}: cannot write it: {error}") from error

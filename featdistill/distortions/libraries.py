@@ -17,21 +17,15 @@ from featdistill.distortions.operation import Operation
 
 # The paper's extended library: 35 operations in 8 categories.
 EXTENDED: dict[str, Operation] = {
-    **blur.OPERATIONS,
-    **noise.OPERATIONS,
-    **compression.OPERATIONS,
-    **color.OPERATIONS,
-    **geometry.OPERATIONS,
-    **environment.OPERATIONS,
-    **sensor.OPERATIONS,
-    **occlusion.OPERATIONS,
+    name: operation
+    for module in (blur, noise, compression, color, geometry, environment, sensor, occlusion)
+    for name, operation in module.OPERATIONS.items()
 }
-# Kinds of distortion that the authors' training policy used and the paper's 35 lack.
+# Distortions that the authors' training policy used and the paper's 35 lack.
 EXTRAS: dict[str, Operation] = {
-    **film.OPERATIONS,
-    **video.OPERATIONS,
-    **digital.OPERATIONS,
-    **screen.OPERATIONS,
+    name: operation
+    for module in (film, video, digital, screen)
+    for name, operation in module.OPERATIONS.items()
 }
 LIBRARIES: dict[str, dict[str, Operation]] = {
     "official": OFFICIAL,

@@ -1,9 +1,9 @@
 """The challenge's official training distortions: 12 operations in 7 groups, 5 levels each, on uint8 images.
 
-They give what the organisers' released functions give, quirks included, because the evaluation images went
-through that code. Its plain faults are not reproduced: crashes, writing to the input, and a jitter that moves
-the whole image. Between the steps of a composition the image is rounded to 8 bits; the released code keeps
-floats.
+They reproduce the output of the organizers' released functions, quirks included, because the evaluation
+images went through that code. Its plain bugs are not reproduced: crashes, writing to the input, and a jitter
+that moves the whole image. Between the steps of a composition the image is rounded to 8 bits; the released
+code keeps floats.
 """
 
 import math
@@ -13,20 +13,20 @@ import cv2
 import numpy as np
 
 from featdistill.distortions.kernels import codecs
+from featdistill.distortions.kernels.filters import BoxAndRest
 from featdistill.distortions.kernels.noise_tables import (
     add_noise,
     gaussian_table,
     normal_quantiles,
     random_bytes,
 )
-from featdistill.distortions.kernels.scratch import in_strips, kept
+from featdistill.distortions.kernels.scratch import in_strips, scratch_array
 from featdistill.distortions.official_tables import (
-    ColourTable,
-    brighten_colours,
+    ColorTable,
+    brighten_colors,
     contrast_curve,
     curve_table,
     disk_kernel,
-    disk_parts,
     gaussian_taps,
     middle_curve,
 )
@@ -39,30 +39,30 @@ _EDGE = cv2.BORDER_REPLICATE
 
 @register(OFFICIAL, "blur", (0.1, 0.5, 1.0, 2.0, 5.0))
 def gausblur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian blur of sigma px; the kernel reaches 2 sigma, which makes level 1 the identity."""
+    """Gaussian blur; scale: sigma in px. The kernel reaches 2 sigma, so level 1 changes nothing."""
     taps = _gaussian(gausblur.scales[level - 1])
     return cv2.sepFilter2D(image, -1, taps, taps, borderType=_EDGE)
 
 
 @register(OFFICIAL, "blur", (1, 2, 4, 6, 8))
 def lensblur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Blur with a disk of radius px, whose rim over- and undershoots as the released kernel's does."""
+    """Blur with a disk whose rim over- and undershoots like the released kernel's; scale: radius in px."""
     radius_px = lensblur.scales[level - 1]
     if radius_px < 4:
         return cv2.filter2D(image, -1, _disk(radius_px), borderType=_EDGE)
-    return in_strips(lambda strip: _large_disk_blur(strip, radius_px), image, radius_px)
+    return in_strips(_large_disk(radius_px), image, radius_px)
 
 
 @register(OFFICIAL, "color_distortion", (1, 3, 6, 8, 12), random=True)
 def colorshift(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Shift of the green channel down and right by about so many px, blended in along edges."""
+    """Shift of the green channel down and right, blended in along edges; scale: distance in px."""
     direction = rng.random(2)
     return shift_green(image, colorshift.scales[level - 1], direction / np.hypot(*direction))
 
 
 @register(OFFICIAL, "color_distortion", (0.4, 0.2, 0.1, 0.0, -0.4))
 def colorsat(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """HSV saturation times a factor: c' = V + factor (c - V), V the largest of R, G and B."""
+    """HSV saturation times a factor (the scale): c' = V + factor (c - V), where V = max(R, G, B)."""
     factor = colorsat.scales[level - 1]
 
     def saturate(strip: np.ndarray) -> np.ndarray:
@@ -75,30 +75,30 @@ def colorsat(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
 
 @register(OFFICIAL, "jpeg", (43, 36, 24, 7, 4))
 def jpeg(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """JPEG of a quality from 0 to 100, 4:2:0."""
+    """JPEG, 4:2:0; scale: quality from 0 to 100."""
     return codecs.jpeg(image, jpeg.scales[level - 1])
 
 
 @register(OFFICIAL, "noise", (0.001, 0.002, 0.003, 0.005, 0.01), random=True)
 def whitenoise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise of a variance, on values in [0, 1], added to every sample."""
+    """Gaussian noise added to every sample; scale: variance for values in [0, 1]."""
     return add_noise(image, gaussian_table(255 * whitenoise.scales[level - 1] ** 0.5), rng)
 
 
 @register(OFFICIAL, "noise", (0.001, 0.005, 0.01, 0.02, 0.03), random=True)
 def impulsenoise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """A share of all samples, drawn with replacement: the first half set to 255, the rest to 0."""
+    """Impulse noise: samples set to 255 or 0, half each; scale: share of samples, drawn with replacement."""
     noisy = image.copy(order="C")
     samples = noisy.reshape(-1)
-    places = rng.integers(0, samples.size, int(impulsenoise.scales[level - 1] * samples.size))
-    samples[places[: len(places) // 2]] = 255
-    samples[places[len(places) // 2 :]] = 0
+    chosen = rng.integers(0, samples.size, int(impulsenoise.scales[level - 1] * samples.size))
+    samples[chosen[: len(chosen) // 2]] = 255
+    samples[chosen[len(chosen) // 2 :]] = 0
     return noisy
 
 
 @register(OFFICIAL, "brightness_change", (0.1, 0.2, 0.4, 0.7, 1.1))
 def brighten(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """A curve that lifts 0.5 by amount / 2, two thirds on RGB and one third on CIELAB lightness."""
+    """Tone curve that raises 0.5 by scale / 2, two thirds on RGB and one third on CIELAB lightness."""
     table = _brightened(brighten.scales[level - 1])
 
     def look_up(strip: np.ndarray) -> np.ndarray:
@@ -108,33 +108,34 @@ def brighten(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
         cv2.add(whole, cv2.LUT(blue, table.whole[2]), dst=whole)
         fraction = cv2.add(cv2.LUT(red, table.fraction_red), cv2.LUT(blue, table.fraction_blue))
         position = whole.view(np.int16).reshape(*whole.shape, 2)
-        colours = cv2.remap(table.image, position, fraction, cv2.INTER_LINEAR, borderMode=_EDGE)
-        return cv2.convertScaleAbs(colours)
+        colors = cv2.remap(table.image, position, fraction, cv2.INTER_LINEAR, borderMode=_EDGE)
+        return cv2.convertScaleAbs(colors)
 
     return in_strips(look_up, image)
 
 
 @register(OFFICIAL, "brightness_change", (0.05, 0.1, 0.2, 0.4, 0.8))
 def darken(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """A curve on RGB that lowers 0.5 by amount / 2."""
+    """Tone curve on RGB that lowers 0.5 by scale / 2."""
     return cv2.LUT(image, _darkened(darken.scales[level - 1]))
 
 
 @register(OFFICIAL, "spatial_distortion", (0.05, 0.1, 0.2, 0.5, 1.0), random=True)
 def jitter(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Five bilinear warps, in each of which every pixel moves by N(0, sigma^2) px in x and in y."""
-    # One field serves all passes, read from another row in each: five passes of at most 2.9 px do not reach
-    # that far, so what happens to a pixel and its neighbours is independent from pass to pass.
+    """Five bilinear warps that move every pixel by N(0, scale^2) px in x and in y."""
+    # One field serves all passes, each starting at another row. Five passes of at most 2.9 px do not reach as
+    # far, so what happens to a pixel and its neighbors is independent from pass to pass.
     height, width = image.shape[:2]
-    passes, apart = 5, 16
-    shape = (height + (passes - 1) * apart, width, 2)
+    passes, rows_apart = 5, 16
+    shape = (height + (passes - 1) * rows_apart, width, 2)
     draws = random_bytes(rng, math.prod(shape)).reshape(shape)
-    field = cv2.LUT(draws, _displacements_px(jitter.scales[level - 1]), kept("field", shape, np.float32))
+    displacements_px = _displacements_px(jitter.scales[level - 1])
+    field = cv2.LUT(draws, displacements_px, scratch_array("field", shape, np.float32))
     # OpenCV samples four channels faster than three.
-    warped, other = (kept(name, (height, width, 4), np.uint8) for name in ("warped", "other"))
+    warped, other = (scratch_array(name, (height, width, 4), np.uint8) for name in ("warped", "other"))
     cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=warped)
     flags = cv2.INTER_LINEAR | cv2.WARP_RELATIVE_MAP
-    for top in range(0, passes * apart, apart):
+    for top in range(0, passes * rows_apart, rows_apart):
         cv2.remap(warped, field[top : top + height], None, flags, dst=other, borderMode=_EDGE)
         warped, other = other, warped
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
@@ -142,13 +143,13 @@ def jitter(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarra
 
 @register(OFFICIAL, "spatial_distortion", (20, 16, 13, 10, 7))
 def quantization(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """So many levels a channel, stretched to the full range; 0 is a level of its own."""
+    """Fewer values per channel, stretched to the full range; scale: number of values besides 0."""
     levels = quantization.scales[level - 1]
     thresholds = [0] + [int(255 * i / levels) for i in range(1, levels)]
     classes = np.searchsorted(thresholds, np.arange(256), side="left")
     darkest, brightest, *_ = cv2.minMaxLoc(np.ascontiguousarray(image).reshape(-1))
     darkest, brightest = classes[int(darkest)], classes[int(brightest)]
-    if darkest == brightest:  # There is no range to stretch.
+    if darkest == brightest:  # there is no range to stretch
         return image.copy()
     stretched = 255 * (np.clip(classes, darkest, brightest) - darkest) / (brightest - darkest)
     return cv2.LUT(image, np.rint(stretched).astype(np.uint8))
@@ -156,7 +157,7 @@ def quantization(image: np.ndarray, level: int, rng: np.random.Generator) -> np.
 
 @register(OFFICIAL, "sharpness_contrast", (0.0, 0.15, -0.4, 0.3, -0.6), monotone=False)
 def lincontrchange(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """A contrast curve; an amount above -0.2 raises contrast (so level 1 does), one below lowers it."""
+    """Contrast curve; a scale above -0.2 raises contrast (so level 1 does), one below lowers it."""
     return cv2.LUT(image, _contrasted(lincontrchange.scales[level - 1]))
 
 
@@ -166,8 +167,8 @@ def shift_green(image: np.ndarray, amount_px: float, direction: np.ndarray) -> n
     Args:
         image: (H, W, 3) uint8 RGB.
         amount_px: length of the shift.
-        direction: unit vector of two components >= 0, in the released code's order. Where the rounded
-            components differ, as many rows and columns wrap round from the opposite edge, as they do there.
+        direction: unit vector with two components >= 0, in the released code's order. As there, as many rows
+            and columns as the rounded components differ by wrap around from the opposite edge.
 
     Returns:
         (H, W, 3) uint8.
@@ -179,47 +180,35 @@ def shift_green(image: np.ndarray, amount_px: float, direction: np.ndarray) -> n
     columns = _wrapped(width, first - second, first)
     mask = _edge_mask(red, green, blue)
     shifted = np.take(green[rows], columns, axis=1)
-    change = cv2.subtract(shifted, green, dst=kept("change", mask.shape, np.float32), dtype=cv2.CV_32F)
+    change = scratch_array("change", mask.shape, np.float32)
+    cv2.subtract(shifted, green, dst=change, dtype=cv2.CV_32F)
     cv2.multiply(change, mask, dst=change)
     return cv2.merge([red, cv2.add(green, change, dtype=cv2.CV_8U), blue])
 
 
-def _large_disk_blur(image: np.ndarray, radius_px: int) -> np.ndarray:
-    """Filter with the disk as a box and a sparse rest: faster than OpenCV's Fourier transform."""
-    interior, quadrants = _disk_parts(radius_px)
-    values = image.astype(np.float32)
-    side = 2 * radius_px - 1
-    total = cv2.boxFilter(image, cv2.CV_32F, (side, side), normalize=False, borderType=_EDGE)
-    total *= np.float32(interior)
-    part = np.empty_like(total)
-    for taps, centre in quadrants:
-        cv2.add(total, cv2.filter2D(values, -1, taps, dst=part, anchor=centre, borderType=_EDGE), dst=total)
-    return cv2.add(total, 0, dtype=cv2.CV_8U)
-
-
 def _wrapped(length: int, shift: int, margin: int) -> np.ndarray:
-    """Where each of `length` places reads from, on a circle with an edge-replicated margin on both sides."""
+    """Return where `length` positions read from, on a circle with an edge-replicated margin on both sides."""
     return np.clip((np.arange(length) + shift) % (length + 2 * margin) - margin, 0, length - 1)
 
 
 def _edge_mask(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
-    """Return the (H, W) float32 weight of the shifted green in [0, 1]: the blurred gradient of grey.
+    """Return the weight of the shifted green, the blurred gradient of gray: (H, W) float32 in [0, 1].
 
-    The array is in memory that is kept, so the next call overwrites it.
+    The array is scratch memory, which the next call overwrites.
     """
-    grey, across, down = (kept(name, red.shape, np.float32) for name in ("grey", "across", "down"))
-    cv2.addWeighted(red, 0.299, green, 0.587, 0, dst=grey, dtype=cv2.CV_32F)
-    cv2.addWeighted(blue, 0.114, grey, 1, 0, dst=grey, dtype=cv2.CV_32F)
-    cv2.Sobel(grey, cv2.CV_32F, 1, 0, dst=across, ksize=1, scale=0.5, borderType=_EDGE)
-    cv2.Sobel(grey, cv2.CV_32F, 0, 1, dst=down, ksize=1, scale=0.5, borderType=_EDGE)
+    gray, across, down = (scratch_array(name, red.shape, np.float32) for name in ("gray", "across", "down"))
+    cv2.addWeighted(red, 0.299, green, 0.587, 0, dst=gray, dtype=cv2.CV_32F)
+    cv2.addWeighted(blue, 0.114, gray, 1, 0, dst=gray, dtype=cv2.CV_32F)
+    cv2.Sobel(gray, cv2.CV_32F, 1, 0, dst=across, ksize=1, scale=0.5, borderType=_EDGE)
+    cv2.Sobel(gray, cv2.CV_32F, 0, 1, dst=down, ksize=1, scale=0.5, borderType=_EDGE)
     taps = gaussian_taps(4.0, 8)
-    # In NumPy: what cv2.magnitude gives depends, in its last bit, on where in memory the result lies.
+    # In NumPy: the last bit of cv2.magnitude depends on where in memory its result is.
     np.multiply(across, across, out=across)
     np.add(across, np.multiply(down, down, out=down), out=across)
     gradient = np.sqrt(across, out=across)
     mask = cv2.sepFilter2D(gradient, -1, taps, taps, dst=down, borderType=_EDGE)
     cv2.normalize(mask, mask, 0, 1, cv2.NORM_MINMAX)
-    # The released clip of the mask at 1 % and 99 % goes wrong: it sets one pixel a row to 0 and one to 1.
+    # The released clip of the mask at 1 % and 99 % has a bug: it sets one pixel per row to 0 and one to 1.
     column_0 = mask[:, :1].copy()
     every_row = np.arange(len(mask))
     rank, rank_from_top = np.count_nonzero(mask < column_0, axis=1), np.count_nonzero(mask > column_0, axis=1)
@@ -234,12 +223,17 @@ def _gaussian(sigma_px: float) -> np.ndarray:
 
 
 _disk = cache(disk_kernel)
-_disk_parts = cache(disk_parts)
 
 
 @cache
-def _brightened(amount: float) -> ColourTable:
-    return ColourTable(lambda rgb: brighten_colours(amount, rgb))
+def _large_disk(radius_px: int) -> BoxAndRest:
+    kernel = disk_kernel(radius_px)
+    return BoxAndRest(kernel, kernel[radius_px, radius_px], in_quadrants=True)
+
+
+@cache
+def _brightened(amount: float) -> ColorTable:
+    return ColorTable(lambda rgb: brighten_colors(amount, rgb))
 
 
 @cache
@@ -254,8 +248,8 @@ def _contrasted(amount: float) -> np.ndarray:
 
 @cache
 def _displacements_px(sigma_px: float) -> np.ndarray:
-    """Normal displacements by a random byte, (256,) float32.
+    """Return the (256,) float32 normal displacements that a random byte stands for.
 
-    Whole 32nds of a px: their products with 8 bits, and the sums of these, are exact in float32 in any order.
+    They are multiples of 1 / 32 px: their products with 8 bits, and sums of these, are exact in float32.
     """
     return (np.rint(32 * sigma_px * normal_quantiles(256)) / 32).astype(np.float32)

@@ -1,7 +1,4 @@
-"""Curves, kernels and colour tables of the official distortions, computed from their definitions.
-
-Everything here is a function of the operation's parameter alone; what is costly is computed once a process.
-"""
+"""Curves, kernels and color tables of the official distortions, computed from their definitions."""
 
 from collections.abc import Callable
 
@@ -15,10 +12,10 @@ _XYZ_OF_RGB = np.array(
 )
 _WHITE = np.array([0.95047, 1.0, 1.08883])
 
-# The disk kernels of the organisers' released code, read off its output: their rims over- and undershoot
-# where a true disk's would be weighted by area. One octant of each: radius in px -> weight of the interior
-# and, for each row of the octant, from the centre on, the first column on the rim and the rim's weights; what
-# follows is 0.
+# The disk kernels of the organizers' released code, read off its output: their rims over- and undershoot,
+# where a true disk would be weighted by area. One octant of each: radius in px -> weight of the interior and,
+# for each row of the octant from the center on, the first column of the rim and the rim's weights; the rest
+# is 0.
 _DISK_OCTANTS: dict[int, tuple[float, list[tuple[int, list[float]]]]] = {
     1: (0.318309886, [(1, [0.145343947]), (1, [0.025078581])]),
     2: (0.0801406371, [(2, [0.0383847091]), (1, [0.115264748, -0.00191262656])]),
@@ -57,7 +54,7 @@ _DISK_OCTANTS: dict[int, tuple[float, list[tuple[int, list[float]]]]] = {
 
 
 def gaussian_taps(sigma_px: float, radius_px: int) -> np.ndarray:
-    """Return the (2 radius + 1,) float64 weights exp(-i^2 / (2 sigma^2)), normalised to a sum of 1."""
+    """Return the (2 radius + 1,) float64 weights exp(-i^2 / (2 sigma^2)), normalized to a sum of 1."""
     offsets = np.arange(-radius_px, radius_px + 1)
     taps = np.exp(-(offsets**2) / (2 * sigma_px**2))
     return taps / taps.sum()
@@ -76,27 +73,6 @@ def disk_kernel(radius_px: int) -> np.ndarray:
     return kernel / kernel.sum()
 
 
-def disk_parts(radius_px: int) -> tuple[float, list[tuple[np.ndarray, tuple[int, int]]]]:
-    """Split the released disk kernel into a box and what is left of it, which is mostly zeros.
-
-    Returns:
-        The weight of a square of 2 radius - 1 px a side, and the rest as four quadrants: float32 kernels of
-        (radius + 1, radius + 1) with the place of the centre as (x, y), each tap in one of them only.
-    """
-    kernel = disk_kernel(radius_px)
-    interior = kernel[radius_px, radius_px]
-    rest = kernel.copy()
-    rest[1:-1, 1:-1] -= interior
-    rest[np.abs(rest) < 1e-12] = 0
-    quadrants = []
-    for down in (0, radius_px):
-        for across in (0, radius_px):
-            taps = rest[down : down + radius_px + 1, across : across + radius_px + 1]
-            quadrants.append((taps.astype(np.float32), (radius_px - across, radius_px - down)))
-            taps[:] = 0
-    return float(interior), quadrants
-
-
 def middle_curve(amount: float) -> Callable[[np.ndarray], np.ndarray]:
     """Return the parabola through (0, 0), (0.5, 0.5 + amount / 2) and (1, 1), clipped to [0, 1]."""
     middle = 0.5 + amount / 2
@@ -107,16 +83,11 @@ def contrast_curve(amount: float) -> Callable[[np.ndarray], np.ndarray]:
     """Return the not-a-knot cubic spline through five points, clipped to [0, 1].
 
     The points are (0, 0), (0.3, 0.25 - amount / 4), (0.5, 0.5), (0.7, 0.75 + amount / 4) and (1, 1).
-    Not-a-knot lets the third derivative jump at 0.5 alone: the spline is a cubic plus a multiple of
-    max(x - 0.5, 0)^3.
     """
+    from scipy.interpolate import CubicSpline  # here, because it takes half a second to import
 
-    def basis(x: np.ndarray) -> np.ndarray:
-        return np.stack([np.ones_like(x), x, x**2, x**3, np.maximum(x - 0.5, 0) ** 3], axis=-1)
-
-    values = [0, 0.25 - amount / 4, 0.5, 0.75 + amount / 4, 1]
-    weights = np.linalg.solve(basis(np.array([0, 0.3, 0.5, 0.7, 1])), values)
-    return lambda x: np.clip(basis(x) @ weights, 0, 1)
+    spline = CubicSpline([0, 0.3, 0.5, 0.7, 1], [0, 0.25 - amount / 4, 0.5, 0.75 + amount / 4, 1])
+    return lambda x: np.clip(spline(x), 0, 1)
 
 
 def curve_table(curve: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -125,10 +96,10 @@ def curve_table(curve: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
 
 
 def lightness_through(curve: Callable[[np.ndarray], np.ndarray], rgb: np.ndarray) -> np.ndarray:
-    """Pass the CIELAB lightness of colours through a curve; a* and b* stay.
+    """Apply a curve on [0, 1] to the CIELAB lightness of colors, keeping a* and b*.
 
     Args:
-        curve: from lightness / 100 to lightness / 100.
+        curve: of lightness / 100.
         rgb: (..., 3) float64 sRGB in [0, 1].
 
     Returns:
@@ -142,28 +113,28 @@ def lightness_through(curve: Callable[[np.ndarray], np.ndarray], rgb: np.ndarray
     return from_linear(xyz @ np.linalg.inv(_XYZ_OF_RGB).T)
 
 
-def brighten_colours(amount: float, rgb: np.ndarray) -> np.ndarray:
-    """Return what the official brightening makes of colours: (..., 3) float64 in [0, 1] in and out.
+def brighten_colors(amount: float, rgb: np.ndarray) -> np.ndarray:
+    """Apply the official brightening to colors, (..., 3) float64 in [0, 1].
 
     Two thirds are the curve on R, G and B, one third is the curve on the CIELAB lightness. The released code
-    exchanges red and blue before its colour conversion, and so does this.
+    swaps red and blue before its color conversion, and so does this.
     """
     curve = middle_curve(amount)
     return (2 * curve(rgb) + lightness_through(curve, rgb[..., ::-1])[..., ::-1]) / 3
 
 
-class ColourTable:
-    """A function of colour as an image to interpolate in: exact in green, bilinear in red and blue.
+class ColorTable:
+    """A function of color as an image to interpolate in: exact in green, bilinear in red and blue.
 
-    A slice of 33 x 33 colours (blue down, red to the right) for each of the 256 values of green, 16 x 16
-    slices in one image, which `cv2.remap` reads with fixed-point coordinates.
+    The image has 16 x 16 slices, one for each of the 256 values of green, of 33 x 33 colors (blue down, red
+    to the right). `cv2.remap` reads it with fixed-point coordinates.
 
     Attributes:
         image: (528, 528, 3) float32 in [0, 255].
         whole: what red, green and blue add to a pixel's coordinates, (256,) int32 each: the column in the
             lower 16 bits, the row in the upper ones.
-        fraction_red: (256,) uint16, what red adds to the pixel's fractions of 1/32.
-        fraction_blue: the same of blue.
+        fraction_red: (256,) uint16, what red adds to the pixel's fractions in 32nds.
+        fraction_blue: the same for blue.
     """
 
     KNOTS = np.append(np.arange(0, 256, 8), 255)
@@ -173,8 +144,8 @@ class ColourTable:
         size = len(self.KNOTS)
         green = np.arange(256).reshape(16, 1, 16, 1)
         blue, red = self.KNOTS[:, None, None], self.KNOTS
-        colours = np.stack(np.broadcast_arrays(red, green, blue), axis=-1) / 255
-        self.image = (255 * function(colours)).astype(np.float32).reshape(16 * size, 16 * size, 3)
+        colors = np.stack(np.broadcast_arrays(red, green, blue), axis=-1) / 255
+        self.image = (255 * function(colors)).astype(np.float32).reshape(16 * size, 16 * size, 3)
 
         value = np.arange(256, dtype=np.int32)
         knot = (np.searchsorted(self.KNOTS, value, side="right") - 1).astype(np.int32)

@@ -1,8 +1,8 @@
-"""What a distortion operation is, and how a library of them is registered.
+"""What a distortion operation is, and how it is registered in a library.
 
-An operation is `op(image, level, rng) -> image`: (H, W, 3) uint8 RGB in, a new array of the same shape and
-type out (unless it says `keeps_size=False`), level 1 to 5, every random choice from the generator given,
-input never changed, any size from 16 px.
+An operation is `op(image, level, rng) -> image`: it takes an (H, W, 3) uint8 RGB image of at least 16 px per
+side and a level from 1 to 5, and returns a new array of the same shape (unless `keeps_size=False`) and type.
+It never changes its input and draws every random choice from `rng`.
 """
 
 from collections.abc import Callable
@@ -16,21 +16,19 @@ MIN_SIDE_PX = 16
 
 @dataclass(frozen=True)
 class Operation:
-    """One registered operation.
-
-    Calling it checks the contract's inputs and applies it.
+    """A registered operation: calling it checks the input, then applies it.
 
     Attributes:
-        name: what recipes, manifests and label files call it.
-        category: the group it belongs to; a composition takes each group at most once.
-        scales: the parameter at level 1 .. 5, in the unit that the operation's docstring gives.
-        keeps_layout: every patch keeps its place (needed where tokens of two views are compared).
-        keeps_size: height and width stay.
+        name: used in recipes, manifests and label files.
+        category: its group; a composition uses each group at most once.
+        scales: the parameter at level 1 .. 5; the operation's docstring says what it means.
+        keeps_layout: every patch stays in place (needed where tokens of two views are compared).
+        keeps_size: height and width do not change.
         random: the result depends on the generator.
-        monotone: a higher level changes the image more (where the size changes: leaves less of it).
-        spread: the parameter is drawn uniformly within this distance of the level's scale (and rounded, where
-            the scale is a whole number).
-        missing: returns what must be installed before it can be applied, or an empty text.
+        monotone: a higher level changes the image more (or leaves less of it, where the size changes).
+        spread: the parameter is drawn uniformly within this distance of the level's scale, and rounded where
+            the scale is an integer.
+        missing: returns what must be installed to apply it, or an empty string.
     """
 
     name: str
@@ -45,10 +43,9 @@ class Operation:
     missing: Callable[[], str] = field(default=str, repr=False)
 
     def scale(self, level: int, rng: np.random.Generator) -> float:
-        """Return the parameter at a level: of the table, or, with a `spread`, drawn first of all from `rng`.
+        """Return the parameter at a level, drawn from `rng` if the operation has a `spread`.
 
-        An operation calls this before it draws anything else, so that a plan can tell the parameter from the
-        seed of a step alone.
+        An operation calls this before it draws anything else, so a step's parameter follows from its seed.
         """
         nominal = self.scales[level - 1]
         if not self.spread:
@@ -60,7 +57,7 @@ class Operation:
         """Apply the operation.
 
         Raises:
-            ValueError: the image is not (H, W, 3) uint8 of at least 16 px a side, or the level is not 1 .. 5.
+            ValueError: the image is not (H, W, 3) uint8 of at least 16 px per side, or the level not 1 .. 5.
         """
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
             raise ValueError(
@@ -69,23 +66,21 @@ class Operation:
         if image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"{self.name}: the image must have shape (H, W, 3), not {image.shape}")
         if min(image.shape[:2]) < MIN_SIDE_PX:
-            raise ValueError(
-                f"{self.name}: the image must measure at least {MIN_SIDE_PX} px a side, not {image.shape}"
-            )
+            raise ValueError(f"{self.name}: the image must be {MIN_SIDE_PX} px or more, not {image.shape}")
         if level not in LEVELS:
             raise ValueError(f"{self.name}: the level must be 1 to 5, not {level}")
         return self.apply(image, level, rng)
 
 
 def register(registry: dict[str, Operation], category: str, scales: tuple, **traits) -> Callable:
-    """Return a decorator that enters a function under its own name into a library.
+    """Return a decorator that adds a function to a library under its own name.
 
-    The decorated name becomes the `Operation`, so that a direct call is checked as well.
+    The decorated name becomes the `Operation`, so a direct call is checked as well.
     """
 
-    def enter(function: Callable) -> Operation:
+    def add(function: Callable) -> Operation:
         operation = Operation(function.__name__, category, function, scales, **traits)
         registry[operation.name] = operation
         return operation
 
-    return enter
+    return add

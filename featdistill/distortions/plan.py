@@ -17,10 +17,10 @@ class Step:
     """One operation of a plan.
 
     Attributes:
-        library: the name of the library in `LIBRARIES`.
-        name: the operation's name in that library.
+        library: a key of `LIBRARIES`.
+        name: of the operation in that library.
         level: 1 to 5.
-        seed: seeds the operation's own generator.
+        seed: of the operation's own generator.
     """
 
     library: str
@@ -33,17 +33,17 @@ Plan = tuple[Step, ...]
 
 
 def apply_plan(image: np.ndarray, plan: Plan) -> np.ndarray:
-    """Apply a plan's steps in their order.
+    """Apply a plan's steps in order.
 
     Args:
         image: (H, W, 3) uint8 RGB; it is not changed.
-        plan: what `DistortionPolicy.draw` returned.
+        plan: as returned by `DistortionPolicy.draw`.
 
     Returns:
         A new array, or `image` itself for an empty plan.
 
     Raises:
-        BrokenImage: the image is smaller than the operations take.
+        BrokenImage: the image is too small for the operations.
     """
     if plan and min(image.shape[:2]) < MIN_SIDE_PX:
         height, width = image.shape[:2]
@@ -54,14 +54,8 @@ def apply_plan(image: np.ndarray, plan: Plan) -> np.ndarray:
 
 
 def describe(plan: Plan) -> list[list]:
-    """Return `[[name, scale], ...]` for the `distortions` column of a manifest.
-
-    The scale is the operation's parameter in this step, as in the challenge's label files.
-    """
+    """Return `[[name, scale], ...]` as in the challenge's label files, for a manifest's `distortions`."""
     return [
-        [
-            step.name,
-            LIBRARIES[step.library][step.name].scale(step.level, np.random.default_rng(step.seed)),
-        ]
+        [step.name, LIBRARIES[step.library][step.name].scale(step.level, np.random.default_rng(step.seed))]
         for step in plan
     ]

@@ -1,8 +1,4 @@
-"""What is done to an image: which library, which operations, how strong, with which seed.
-
-A policy draws a plan (plain data: steps with a level and a seed of their own), and the plan is applied later.
-So a plan can be logged, kept in a manifest, sent to another process, and applied again with the same result.
-"""
+"""Policies: distributions over plans, from which every image draws its own (paper, section 4.2)."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,31 +16,30 @@ from featdistill.distortions.plan import Plan, Step
 
 @dataclass(frozen=True)
 class DistortionPolicy:
-    """A distribution over plans. The defaults are those of the organisers' training pipeline.
+    """A distribution over plans. The defaults are those of the organizers' training pipeline.
 
-    A chain is drawn in one of two ways. Without `counts`: a library, then a number of its groups, then an
-    operation of each. With `counts`: a number of operations, then as many different ones, so that every one
-    is in as many chains as its count says.
+    Without `counts`, a library is drawn, then a number of its groups, then one operation of each. With
+    `counts`, a number of different operations is drawn such that each occurs as often as its count says.
 
     Attributes:
-        probability: that an image is distorted at all.
-        libraries: name -> weight; one library is drawn for each image, in proportion to the weights.
+        probability: of an image to be distorted at all.
+        libraries: name -> weight; each image uses one library, drawn in proportion to the weights.
         min_operations: fewest operations of a distorted image.
-        max_operations: most operations; every number from the fewest to the most is equally likely.
-        lengths: weights of 1, 2, .. operations, instead of equally likely numbers.
+        max_operations: most operations; all numbers from `min_operations` on are equally likely.
+        lengths: weights of 1, 2, ... operations, instead of equally likely numbers.
         level_mean: level L has the weight exp(-(L - level_mean)^2 / (2 level_std^2)).
         level_std: see `level_mean`; `inf` makes all levels equally likely.
-        uniform_levels: names of libraries whose levels are equally likely all the same.
-        weights: group or operation -> weight within its library or group, where it is not 1; an operation of
-            weight 0 is not drawn.
+        uniform_levels: names of libraries whose levels are equally likely regardless of `level_mean`.
+        weights: group or operation -> weight within its library or group (1 by default); an operation of
+            weight 0 is never drawn.
         include: names of the only operations that may be drawn; empty means all.
         exclude: names of operations that are not drawn.
-        keeps_layout_only: draw only operations under which every patch keeps its place.
-        counts: library -> operation -> how many chains have it, to a common factor; `libraries` and `weights`
-            then do not count.
-        distort_at: `native` (the image as it was stored) or `input` (resized to the network's input).
-        max_side_px: images whose longer side exceeds this are reduced to it before all else, distorted or
-            not; None leaves them as they are.
+        keeps_layout_only: draw only operations that keep every patch in place.
+        counts: library -> operation -> number of chains with it, up to a common factor; replaces `libraries`
+            and `weights`.
+        distort_at: `native` (the stored image) or `input` (resized to the network's input).
+        max_side_px: larger images are first reduced until their longer side has this length, whether
+            distorted or not; None never does.
 
     Raises:
         UserError: a value is out of range, a name is unknown, or nothing is left to draw from.
@@ -73,7 +68,7 @@ class DistortionPolicy:
         for name in ("include", "exclude", "uniform_levels", "lengths"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise UserError(f"distortion policy: {name} must be a list, not '{value}'")
+                raise _error(f"{name} must be a list, not '{value}'")
             object.__setattr__(self, name, tuple(value))
         self._check_numbers()
         self._check_names()
@@ -82,10 +77,10 @@ class DistortionPolicy:
         """Draw a plan.
 
         Args:
-            rng: the image's generator, see `training_generator` and `evaluation_generator`.
+            rng: the image's generator, from `training_generator` or `evaluation_generator`.
 
         Returns:
-            The steps in the order of their application; empty for an image that is not distorted.
+            The steps in order; empty for an image that is not distorted.
         """
         if rng.random() >= self.probability:
             return ()
@@ -97,19 +92,18 @@ class DistortionPolicy:
         return tuple(steps)
 
     def _draw_by_groups(self, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-        """Yield operations of one library, each of another group, in random order."""
-        libraries = list(self._groups)
-        library = libraries[_weighted(rng, self._library_bounds)]
-        groups = self._groups[library]
+        """Yield operations of one library, each from a different group, in random order."""
+        library = list(self._groups)[_weighted(rng, self._library_bounds)]
+        weights, groups = self._groups[library]
         # The first of waiting times with rates in proportion to the weights: a draw without replacement.
-        arrivals = rng.exponential(size=len(groups)) / self._group_weights[library]
-        for place in np.argsort(arrivals)[: self._draw_length(rng)]:
-            names, bounds = groups[place]
+        arrivals = rng.exponential(size=len(groups)) / weights
+        for group in np.argsort(arrivals)[: self._draw_length(rng)]:
+            names, bounds = groups[group]
             yield library, names[_weighted(rng, bounds)]
 
     def _draw_by_counts(self, rng: np.random.Generator) -> list[tuple[str, str]]:
         operations, sampler = self._counted
-        return [operations[place] for place in rng.permutation(sampler.draw(rng))]
+        return [operations[index] for index in rng.permutation(sampler.draw(rng))]
 
     def _draw_length(self, rng: np.random.Generator) -> int:
         if self.lengths:
@@ -117,36 +111,24 @@ class DistortionPolicy:
         return int(rng.integers(self.min_operations, self.max_operations + 1))
 
     @cached_property
-    def _groups(self) -> dict[str, list[tuple[list[str], np.ndarray]]]:
-        """The operations that may be drawn, by library and group: their names, and what `_weighted` takes."""
-        return {
-            library: [
-                (names, _cumulative([self.weights.get(name, 1.0) for name in names]))
-                for names in self._names_by_group(library).values()
-            ]
-            for library in self._drawn_libraries()
-        }
+    def _groups(self) -> dict[str, tuple[np.ndarray, list[tuple[list[str], np.ndarray]]]]:
+        """By library: the weights of its groups, and the operations of each with bounds for `_weighted`."""
+        result = {}
+        for library in (name for name, weight in self.libraries.items() if weight > 0):
+            groups: dict[str, list[str]] = {}
+            for operation in LIBRARIES[library].values():
+                if self._allows(operation) and self._weight(operation.category) > 0:
+                    groups.setdefault(operation.category, []).append(operation.name)
+            drawable = [(names, _cumulative(list(map(self._weight, names)))) for names in groups.values()]
+            result[library] = np.array(list(map(self._weight, groups))), drawable
+        return result
 
-    @cached_property
-    def _group_weights(self) -> dict[str, np.ndarray]:
-        return {
-            library: np.array([self.weights.get(group, 1.0) for group in self._names_by_group(library)])
-            for library in self._drawn_libraries()
-        }
-
-    def _drawn_libraries(self) -> list[str]:
-        return [name for name, weight in self.libraries.items() if weight > 0]
-
-    def _names_by_group(self, library: str) -> dict[str, list[str]]:
-        groups: dict[str, list[str]] = {}
-        for operation in LIBRARIES[library].values():
-            if self._allows(operation) and self.weights.get(operation.category, 1.0) > 0:
-                groups.setdefault(operation.category, []).append(operation.name)
-        return groups
+    def _weight(self, name: str) -> float:
+        return self.weights.get(name, 1.0)
 
     @cached_property
     def _counted(self) -> tuple[list[tuple[str, str]], SubsetSampler]:
-        """The (library, operation) pairs that may be drawn, and what draws their places."""
+        """The (library, operation) pairs that may be drawn, and the sampler of their indices."""
         counts = {
             (library, name): count
             for library, operations in self.counts.items()
@@ -154,7 +136,7 @@ class DistortionPolicy:
             if count > 0 and self._allows(LIBRARIES[library][name])
         }
         if len(counts) < 2:
-            raise UserError("distortion policy: include and exclude must leave two operations with counts")
+            raise _error("include and exclude must leave two operations with counts")
         lengths = self.lengths or [0] * (self.min_operations - 1) + [1] * (
             self.max_operations - self.min_operations + 1
         )
@@ -164,7 +146,7 @@ class DistortionPolicy:
         try:
             return list(counts), SubsetSampler(shares * mean / max(shares.sum(), 1e-9), lengths)
         except ValueError as error:
-            raise UserError(f"distortion policy: counts and chain lengths do not agree: {error}") from error
+            raise _error(f"counts and chain lengths do not agree: {error}") from error
 
     @cached_property
     def _library_bounds(self) -> np.ndarray:
@@ -183,42 +165,35 @@ class DistortionPolicy:
         return (
             (not self.include or operation.name in self.include)
             and operation.name not in self.exclude
-            and self.weights.get(operation.name, 1.0) > 0
+            and self._weight(operation.name) > 0
             and (operation.keeps_layout or not self.keeps_layout_only)
         )
 
     def _check_numbers(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise UserError(f"distortion policy: probability must be within 0 and 1, not {self.probability}")
-        if not 1 <= self.min_operations <= self.max_operations:
-            raise UserError(
-                "distortion policy: 1 <= min_operations <= max_operations must hold, "
-                f"not min_operations {self.min_operations} and max_operations {self.max_operations}"
-            )
-        if self.lengths and not _are_weights(self.lengths):
-            raise UserError(f"distortion policy: lengths must be weights, not all 0, not {self.lengths}")
-        if not math.isfinite(self.level_mean):
-            raise UserError(f"distortion policy: level_mean must be a number, not {self.level_mean}")
-        if not self.level_std > 0:
-            raise UserError(f"distortion policy: level_std must be above 0, not {self.level_std}")
-        if self.distort_at not in ("native", "input"):
-            raise UserError(f"distortion policy: distort_at must be native or input, not {self.distort_at}")
-        if self.max_side_px is not None and self.max_side_px < MIN_SIDE_PX:
-            raise UserError(
-                f"distortion policy: max_side_px must be {MIN_SIDE_PX} or more, not {self.max_side_px}"
-            )
+        smallest, largest, side = self.min_operations, self.max_operations, self.max_side_px
+        checks = {
+            f"probability must be between 0 and 1, not {self.probability}": 0 <= self.probability <= 1,
+            f"1 <= min_operations <= max_operations must hold, not {smallest} and {largest}": (
+                1 <= smallest <= largest
+            ),
+            f"lengths must be weights of 0 or more, not all 0, not {self.lengths}": (
+                not self.lengths or _are_weights(self.lengths)
+            ),
+            f"level_mean must be a finite number, not {self.level_mean}": math.isfinite(self.level_mean),
+            f"level_std must be above 0, not {self.level_std}": self.level_std > 0,
+            f"distort_at must be native or input, not {self.distort_at}": (
+                self.distort_at in ("native", "input")
+            ),
+            f"max_side_px must be {MIN_SIDE_PX} or more, not {side}": side is None or side >= MIN_SIDE_PX,
+        }
+        for problem, is_valid in checks.items():
+            if not is_valid:
+                raise _error(problem)
 
     def _check_names(self) -> None:
         used = self.counts or self.libraries
         for library in (*self.libraries, *self.counts, *self.uniform_levels):
             one_of("distortion library", library, LIBRARIES)
-        for library, weight in self.libraries.items():
-            if not _are_weights([weight, 1.0]):
-                raise UserError(
-                    f"distortion policy: the weight of library {library} must be 0 or more, not {weight}"
-                )
-        if not any(self.libraries.values()):
-            raise UserError("distortion policy: at least one library needs a weight above 0")
         for library, counts in self.counts.items():
             for name in counts:
                 one_of(f"operation of library {library}", name, LIBRARIES[library])
@@ -226,19 +201,26 @@ class DistortionPolicy:
         for name in self.include + self.exclude:
             one_of("distortion operation", name, sorted(operations))
         groups = {operation.category for operation in operations.values()}
-        for name, weight in self.weights.items():
+        for name in self.weights:
             one_of("distortion operation or group", name, sorted({*operations, *groups}))
+        for name, weight in (*self.libraries.items(), *self.weights.items()):
             if not _are_weights([weight, 1.0]):
-                raise UserError(f"distortion policy: the weight of {name} must be 0 or more, not {weight}")
+                raise _error(f"the weight of {name} must be 0 or more, not {weight}")
+        if not any(self.libraries.values()):
+            raise _error("at least one library needs a weight above 0")
         if self.counts:
-            self._counted[1].odds  # noqa: B018 (fitted now, so that impossible counts are refused now)
+            self._counted[1].odds  # noqa: B018 (fitted now, so impossible counts are refused now)
             return
-        for library, of_library in self._groups.items():
-            if not of_library:
-                raise UserError(
-                    f"distortion policy: no operation of library {library} is left by include, exclude, "
-                    "weights and keeps_layout_only; drop one of them or give the library the weight 0"
+        for library, (_, groups_of_library) in self._groups.items():
+            if not groups_of_library:
+                raise _error(
+                    f"no operation of library {library} is left by include, exclude, weights and "
+                    "keeps_layout_only; drop one of them or set the library's weight to 0"
                 )
+
+
+def _error(problem: str) -> UserError:
+    return UserError(f"distortion policy: {problem}")
 
 
 def _are_weights(values: Sequence[float]) -> bool:
@@ -251,5 +233,5 @@ def _cumulative(weights: Sequence[float]) -> np.ndarray:
 
 
 def _weighted(rng: np.random.Generator, bounds: np.ndarray) -> int:
-    """Return the index of the interval of `bounds` (rising to 1) that a uniform draw falls into."""
+    """Return the index of the interval of `bounds` (ascending to 1) that a uniform draw falls into."""
     return int(np.searchsorted(bounds, rng.random(), side="right"))

@@ -1,9 +1,9 @@
 """Named policies, and the line of text that names or changes one.
 
 The tag counts and chain lengths of the evaluation presets are the challenge's (1,250 distorted images of the
-public test). What cannot be built stands in for itself under another name: AVIF for JPEG AI and Cheng2020,
-JPEG and AVIF for JPEG with JPEG AI, our two watermarks for the challenge's and for WMForger, and the faint
-pattern of the spread-spectrum one for the adversarial perturbations (it is not adversarial).
+public test). What cannot be built here is replaced: JPEG AI and Cheng2020 by AVIF, JPEG with JPEG AI by JPEG
+with AVIF, the challenge's watermarks and WMForger by our two, and the adversarial perturbations by the faint
+pattern of the spread-spectrum watermark (which is not adversarial).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from featdistill.distortions.policy import DistortionPolicy
 # Distorted images of the public test by the number of their operations, 1 to 5.
 _LENGTHS = (61.0, 324.0, 397.0, 346.0, 122.0)
 _DOWNSCALE = 926
-# Tags that the challenge's report counts on the public test and that val_hard has as well.
+# Tags that the challenge's report counts on the public test and that val_hard has too.
 _VAL_HARD = {
     "official": {"brighten": 286, "lensblur": 266, "jpeg": 150, "impulsenoise": 80, "colorsat": 65},
     "evaluation": {
@@ -50,8 +50,8 @@ _PUBLIC_TEST = {
         "watermark_dwt_dct": 224 + 91,  # the other half, and wmforger
     },
 }
-# No counts are published for these two splits. The private test adds three transformations, taken to be as
-# frequent as their nearest kin. For val, the 18 beside downscale are taken to be equally frequent.
+# No counts are published for these two splits. The private test adds three transformations, assumed to be as
+# frequent as the most similar ones. For val, the 18 besides downscale are assumed to be equally frequent.
 _PRIVATE_TEST = {
     "official": _VAL_HARD["official"],
     "evaluation": _PUBLIC_TEST["evaluation"] | {"jpeg_jpeg2000": 104, "glassblur": 87},
@@ -69,14 +69,15 @@ def _like_split(counts: Mapping[str, Mapping[str, float]]) -> DistortionPolicy:
     return DistortionPolicy(counts=counts, lengths=_LENGTHS, uniform_levels=("evaluation",))
 
 
-# "official": the organisers' training pipeline as it was released (1 to 3 operations, levels N(1, 2.5)).
-# "released_featdistill": FeatDistill's released code distorts an image with probability 0.8, and takes the
-# official or the extended library with equal probability. JPEG 2000, which costs thirty times what the others
-# do and is switched off there, comes a quarter as often as its kin.
-# "moderate": that share, with levels centred on 3 as by team TeleAI-TeleGuard (NTIRE 2026, arXiv 2604.11487).
+# "official": the organizers' released training pipeline (1 to 3 operations, levels from N(1, 2.5)).
+# "released_featdistill": FeatDistill's released code distorts an image with probability 0.8, with the
+# official or the extended library with equal probability. JPEG 2000, which takes thirty times as long as the
+# others and is switched off there, is drawn a quarter as often as the others of its group.
+# "moderate": the same probability, levels centered on 3 as by team TeleAI-TeleGuard (NTIRE 2026, arXiv
+# 2604.11487).
 # "strong": every image, levels from N(2.5, 2), as the stronger teams report there.
-# "heavy": levels from N(3.5, 1), as team Ant International reports there, in chains of 1 to 5 operations, the
-# lengths that the evaluation splits have.
+# "heavy": levels from N(3.5, 1), as team Ant International reports there, in chains of 1 to 5 operations like
+# those of the evaluation splits.
 # The last four imitate the distorted half of the challenge's splits.
 PRESETS: dict[str, DistortionPolicy] = {
     "none": DistortionPolicy(probability=0.0),
@@ -101,7 +102,7 @@ def parse_policy(text: str) -> DistortionPolicy:
     (`libraries=official:1+evaluation:2`, `weights=compression:0.5`).
 
     Raises:
-        UserError: an unknown preset or key (the nearest is named), or a value that the key does not take.
+        UserError: the preset or key is unknown (the nearest is named), or the value is invalid.
     """
     name, *changes = (part.strip() for part in text.split(","))
     policy = PRESETS[one_of("distortion preset", name, PRESETS)]
@@ -115,7 +116,7 @@ def parse_policy(text: str) -> DistortionPolicy:
         try:
             values[key] = _convert(value, kinds[key])
         except ValueError as error:
-            raise UserError(f"distortions '{text}': {key} does not take '{value}'") from error
+            raise UserError(f"distortions '{text}': '{value}' is not a valid {key}") from error
     return dataclasses.replace(policy, **values)
 
 
@@ -129,7 +130,7 @@ def _convert(text: str, kind: Any) -> Any:
     if isinstance(kind, types.UnionType):
         return None if text == "none" else int(text)
     if kind is bool:
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else int("")
+        return ("false", "true").index(text.lower()) == 1
     return _number(text) if kind is float else kind(text)
 
 

@@ -43,7 +43,7 @@ def psnr_db(one: np.ndarray, other: np.ndarray) -> float:
     return 10 * np.log10(255**2 / max(1e-3, np.mean((one.astype(float) - other) ** 2)))
 
 
-def colours_of(image: np.ndarray) -> int:
+def colors_of(image: np.ndarray) -> int:
     return len(np.unique(image.reshape(-1, 3), axis=0))
 
 
@@ -74,7 +74,7 @@ def test_the_image_is_lost_step_by_step_with_the_setting(codec, settings):
 
 
 @pytest.mark.parametrize("codec,settings", EVERY)
-def test_colours_keep_their_places(codec, settings):
+def test_colors_keep_their_places(codec, settings):
     image = np.zeros((64, 64, 3), np.uint8)
     image[:32, :32, 0], image[:32, 32:, 1], image[32:, :32, 2] = 200, 200, 200
     result = codec(image, settings[0])
@@ -144,7 +144,7 @@ def test_jpeg_2000_is_a_codestream_with_the_irreversible_wavelet(files):
 def test_a_small_jpeg_2000_keeps_the_image_where_the_ratio_leaves_room(height, width):
     image = smooth_picture(6, height, width)
     assert psnr_db(codecs.jpeg2000(image, 1), image) > 35
-    assert colours_of(codecs.jpeg2000(image, 1000)) > 1
+    assert colors_of(codecs.jpeg2000(image, 1000)) > 1
 
 
 @pytest.mark.parametrize("quality", [0, 10, 80, 100])
@@ -164,12 +164,12 @@ def test_chroma_has_half_the_resolution_of_luma(codec):
     assert psnr_db(codec(luma, 100), luma) > 30 and psnr_db(codec(chroma, 100), chroma) < 15
 
 
-@pytest.mark.parametrize("colours", [2, 5, 16, 256])
-def test_gif_has_at_most_the_asked_colours_and_survives_a_real_file(colours):
+@pytest.mark.parametrize("colors", [2, 5, 16, 256])
+def test_gif_has_at_most_the_asked_colors_and_survives_a_real_file(colors):
     for height, width in SIZES:
         image = smooth_picture(8, height, width)
-        result = codecs.gif(image, colours)
-        assert 1 < colours_of(result) <= colours
+        result = codecs.gif(image, colors)
+        assert 1 < colors_of(result) <= colors
         np.testing.assert_array_equal(through_pillow(result, "GIF"), result)
 
 

@@ -13,7 +13,7 @@ from conftest import smooth_picture
 
 from featdistill.command_line import UserError
 from featdistill.distortions import adapters as distortion_adapters
-from featdistill.distortions.adapters import ADAPTED, GROUP, find, is_available
+from featdistill.distortions.adapters import EXTERNAL, GROUP, find, is_available
 
 IMAGE = smooth_picture(1, 100, 130)
 
@@ -88,7 +88,7 @@ def apply(name: str, level: int = 3, image: np.ndarray = IMAGE) -> np.ndarray:
 
 
 def test_the_scales_are_the_published_ones():
-    assert {name: adapted.scales for name, adapted in ADAPTED.items()} == {
+    assert {name: external.scales for name, external in EXTERNAL.items()} == {
         "jpeg_ai": (0, 1, 2, 3, 3),
         "cheng2020": (5, 4, 3, 2, 1),
         "wmforger": (1, 2, 3, 4, 5),
@@ -110,7 +110,7 @@ def test_a_package_provides_a_distortion_by_an_entry_point(install):
     assert not is_available("jpeg_ai")
 
 
-@pytest.mark.parametrize("name", ADAPTED)
+@pytest.mark.parametrize("name", EXTERNAL)
 def test_a_distortion_that_nothing_provides_is_an_error_that_says_what_to_install(name, no_compressai):
     assert not is_available(name)
     with pytest.raises(UserError) as error:
@@ -138,7 +138,7 @@ def test_an_unknown_name_is_an_error_that_names_the_nearest(function):
 def test_two_packages_for_one_distortion_are_an_error_that_names_both(install):
     for package in ("alpha", "zeta"):
         install(package, "def same(image, level, rng):\n    return image\n", jpeg_ai=f"{package}_module:same")
-    with pytest.raises(UserError, match="jpeg_ai comes with alpha and with zeta; uninstall"):
+    with pytest.raises(UserError, match="several packages provide jpeg_ai: alpha, zeta; uninstall"):
         find("jpeg_ai")
 
 
@@ -147,7 +147,7 @@ def test_two_packages_for_one_distortion_are_an_error_that_names_both(install):
     [
         ("import no_such_package", "codec", "cannot be loaded .*no_such_package"),
         ("", "codec", "cannot be loaded .*codec"),
-        ("codec = 3", "codec", "is no function"),
+        ("codec = 3", "codec", "is not a function"),
     ],
 )
 def test_a_package_that_cannot_be_loaded_is_an_error_that_names_it(install, source, place, what):
@@ -191,7 +191,7 @@ def test_an_adapter_can_neither_change_nor_return_the_image_it_is_given(install)
 @pytest.mark.parametrize("shape", [(16, 16), (64, 128), (100, 130), (17, 233)])
 def test_cheng2020_goes_through_the_model_of_the_levels_quality(compressai, shape):
     image = smooth_picture(2, *shape)
-    for level, quality in zip((1, 2, 3, 4, 5), ADAPTED["cheng2020"].scales, strict=True):
+    for level, quality in zip((1, 2, 3, 4, 5), EXTERNAL["cheng2020"].scales, strict=True):
         expected = np.maximum(image.astype(int) - quality, 0)
         np.testing.assert_array_equal(apply("cheng2020", level, image), expected)
     assert [model.quality for model in compressai] == [5, 4, 3, 2, 1]

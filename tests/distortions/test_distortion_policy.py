@@ -392,10 +392,10 @@ def test_a_line_of_text_names_a_preset_and_changes_it():
     [
         ("heavi", "did you mean heavy"),
         ("heavy,levelmean=2", "did you mean level_mean"),
-        ("heavy,level_mean=high", "does not take 'high'"),
-        ("heavy,max_operations=2.5", "does not take"),
-        ("heavy,keeps_layout_only=perhaps", "does not take"),
-        ("heavy,libraries=official", "does not take"),
+        ("heavy,level_mean=high", "'high' is not a valid level_mean"),
+        ("heavy,max_operations=2.5", "is not a valid"),
+        ("heavy,keeps_layout_only=perhaps", "is not a valid"),
+        ("heavy,libraries=official", "is not a valid"),
         ("heavy,weights=jpeg:-1", "0 or more"),
         ("heavy,weights=jpg:1", "did you mean jpeg"),
         ("heavy,distort_at=output", "native or input"),
@@ -403,7 +403,7 @@ def test_a_line_of_text_names_a_preset_and_changes_it():
         ("heavy,lengths=0+0", "not all 0"),
         ("heavy,counts=1", "unknown key 'counts'"),
         ("test_public,include=downscale", "leave two operations"),
-        ("official,probability=nan", "does not take"),
+        ("official,probability=nan", "is not a valid"),
     ],
 )
 def test_a_line_that_cannot_be_followed_is_refused_with_the_reason(text, message):

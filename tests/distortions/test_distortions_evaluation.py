@@ -134,7 +134,7 @@ def test_isonoise_is_noise_of_hue_and_lightness_with_the_level():
     assert all(low < high for low, high in pairwise(lights))
 
 
-# Colour and contrast
+# Color and contrast
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -161,7 +161,7 @@ def test_a_tone_curve_is_one_curve_for_all_channels_and_keeps_black_and_white():
     assert np.std(middles[4]) > 2 * np.std(middles[1])
 
 
-def test_clahe_raises_local_contrast_of_lightness_and_leaves_colour_alone():
+def test_clahe_raises_local_contrast_of_lightness_and_leaves_color_alone():
     image = cv2.GaussianBlur(smooth_picture(5, 160, 160), (0, 0), 2) // 2 + 60
     before = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(float)
     contrasts = [before[..., 0].std()]

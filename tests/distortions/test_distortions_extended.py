@@ -35,7 +35,7 @@ def test_every_operation_says_what_it_is_and_registers_under_its_own_name():
             assert library is EXTRAS or len(lines) > 2, name
 
 
-def test_geometry_moves_patches_and_colour_and_noise_do_not():
+def test_geometry_moves_patches_and_color_and_noise_do_not():
     for operation in EXTENDED.values():
         if operation.category == "geometry":
             assert not operation.keeps_layout, operation.name

@@ -94,7 +94,7 @@ def test_defocus_is_the_mean_over_one_of_the_apertures():
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_air_moves_points_by_the_stated_rms_and_neighbours_alike(level):
+def test_air_moves_points_by_the_stated_rms_and_neighbors_alike(level):
     rms_px = blur.OPERATIONS["atmospheric_blur"].scales[level - 1]
     side, slope = 120, 2
     ramps = np.zeros((side, side, 3), np.uint8)
@@ -115,7 +115,7 @@ def test_air_moves_points_by_the_stated_rms_and_neighbours_alike(level):
 
 def test_the_displacements_of_the_air_are_smooth_and_of_one_strength_everywhere():
     rng = np.random.default_rng(3)
-    places = blur.turbulent_places(400, 600, 2.0, rng).copy()
+    places = blur.turbulent_sources(400, 600, 2.0, rng).copy()
     y, x = np.indices((400, 600))
     moves = places - np.dstack([x, y])
     assert moves.std() == pytest.approx(2.0, rel=0.07)
@@ -182,7 +182,7 @@ def test_glass_blurs_before_and_after(monkeypatch):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_zoom_stroke_grows_with_the_distance_from_the_centre_and_points_at_it(level):
+def test_a_zoom_stroke_grows_with_the_distance_from_the_center_and_points_at_it(level):
     amount = blur.OPERATIONS["zoom_blur"].scales[level - 1]
     for distance_px in (40, 80, 110):
         image = np.zeros((257, 321, 3), np.uint8)
@@ -199,7 +199,7 @@ def test_a_zoom_stroke_grows_with_the_distance_from_the_centre_and_points_at_it(
         assert outwards == pytest.approx(stroke_px / 2, rel=0.05, abs=0.1)
 
 
-def test_a_zoom_leaves_the_centre_sharp_and_looks_inwards_only():
+def test_a_zoom_leaves_the_center_sharp_and_looks_inwards_only():
     image = np.random.default_rng(0).integers(40, 216, (201, 201, 3), dtype=np.uint8)
     image[:3], image[-3:], image[:, :3], image[:, -3:] = 0, 0, 0, 0
     for level in LEVELS:

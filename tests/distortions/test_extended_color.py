@@ -1,4 +1,4 @@
-"""Colour of the extended library: every operation does what its name says."""
+"""Color of the extended library: every operation does what its name says."""
 
 from itertools import pairwise
 
@@ -26,7 +26,7 @@ def linear(values: np.ndarray) -> np.ndarray:
 
 
 def gains(name: str, level: int, seed: int) -> np.ndarray:
-    """What the operation multiplies R, G and B of a dark grey by, in linear light."""
+    """What the operation multiplies R, G and B of a dark gray by, in linear light."""
     result = apply(name, np.full((16, 16, 3), 100, np.uint8), level, seed)
     assert np.ptp(result.reshape(-1, 3), axis=0).max() == 0
     return linear(result[0, 0]) / linear(100)
@@ -43,7 +43,7 @@ def test_linear_light_and_back_is_the_identity():
     np.testing.assert_allclose(from_linear(to_linear(values)), values, atol=1e-4)
 
 
-# Colour cast
+# Color cast
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -183,8 +183,8 @@ def test_fading_lowers_contrast_and_saturation_and_lifts_black_the_more_the_high
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_share_of_the_density_that_fading_takes_is_the_stated_one(level):
     share = OPERATIONS["fading"].scales[level - 1]
-    greys = np.arange(256, dtype=np.uint8)[None, :, None].repeat(16, axis=0).repeat(3, axis=2)
-    faded = apply("fading", greys, level)[0]
+    grays = np.arange(256, dtype=np.uint8)[None, :, None].repeat(16, axis=0).repeat(3, axis=2)
+    faded = apply("fading", grays, level)[0]
     assert (np.diff(faded.astype(int), axis=0) >= 0).all()
     before = -np.log10(0.01 + 0.99 * linear(np.arange(256)))
     after = -np.log10(0.01 + 0.99 * linear(faded))

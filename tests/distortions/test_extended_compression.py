@@ -39,7 +39,7 @@ def test_a_codec_is_its_round_trip_at_the_scale_and_loses_more_with_the_level(na
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_gif_has_at_most_its_number_of_colours(level):
+def test_gif_has_at_most_its_number_of_colors(level):
     most = OPERATIONS["gif"].scales[level - 1]
     for seed in range(3):
         result = apply("gif", smooth_picture(seed, 120, 120), level)

@@ -53,8 +53,8 @@ def test_screened_light_saturates_and_never_darkens():
     assert np.abs(lit - expected).max() <= 0.5 and (lit >= image).all()
     np.testing.assert_array_equal(filters.screen(image, flat(0, 40, 50)), image)
     assert (filters.screen(image, flat(255, 40, 50)) == 255).all()
-    grey = np.ascontiguousarray(light[..., 0])
-    np.testing.assert_array_equal(filters.screen(image, grey), filters.screen(image, np.dstack([grey] * 3)))
+    gray = np.ascontiguousarray(light[..., 0])
+    np.testing.assert_array_equal(filters.screen(image, gray), filters.screen(image, np.dstack([gray] * 3)))
 
 
 # Fog
@@ -66,7 +66,7 @@ def test_fog_is_koschmieders_law(level):
     for seed in range(3):
         black, white = (apply("fog", flat(value), level, seed).astype(float) for value in (0, 255))
         transmission = (white - black) / 255
-        # One transmission for all colours, between 0 and 1, and one airlight for all places.
+        # One transmission for all colors, between 0 and 1, and one airlight for all places.
         assert np.ptp(transmission, axis=-1).max() < 0.02
         assert transmission.min() > 0 and transmission.max() < 1
         dense = transmission.mean(axis=-1) < np.quantile(transmission, 0.3)
@@ -249,7 +249,7 @@ def test_ghosts_lie_on_the_line_through_the_source_and_the_middle(source):
     assert np.mean(spreads) > 60
 
 
-def test_ghosts_are_tinted_each_in_its_own_colour():
+def test_ghosts_are_tinted_each_in_its_own_color():
     ghosts = environment.flare_ghosts(320, 320, (0.6, -0.6), 1.0, generator(3)).astype(float)
     lit = ghosts[ghosts.max(axis=-1) > 15]
     shares = lit / lit.sum(axis=-1, keepdims=True)

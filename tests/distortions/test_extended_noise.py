@@ -122,7 +122,7 @@ def test_the_srgb_curves_are_those_of_the_standard():
     values = np.arange(256) / 255
     light = to_linear(values)
     np.testing.assert_allclose(from_linear(light), values, atol=1e-6)
-    # Reference points of IEC 61966-2-1: its junction, and middle grey of 18 %.
+    # Reference points of IEC 61966-2-1: its junction, and middle gray of 18 %.
     assert to_linear(np.array([0.04045]))[0] == pytest.approx(0.0031308, rel=1e-3)
     assert from_linear(np.array([0.18]))[0] == pytest.approx(0.4614, abs=1e-3)
 
@@ -155,9 +155,9 @@ def test_dead_pixels_are_extreme_and_as_many_as_stated(level):
     share = (dead | hot).sum() / side**2
     assert share == pytest.approx(scale("dead_pixels", level), rel=0.02, abs=2 / side**2)
     assert hot.sum() == pytest.approx(dead.sum(), rel=0.4)
-    # A photosite measures the colour of its place in the mosaic of the sensor.
+    # A photosite measures the color of its place in the mosaic of the sensor.
     y, x, channel = np.nonzero(dead | hot)
-    # Two that overlap can drive a neighbour to the extreme, too.
+    # Two that overlap can drive a neighbor to the extreme, too.
     assert (channel == BAYER[y % 2, x % 2]).mean() > 0.98
     assert np.bincount(channel) / len(channel) == pytest.approx([0.25, 0.5, 0.25], abs=0.13)
     # Most of the image is as it was.

@@ -65,14 +65,14 @@ def test_spilt_charge_keeps_the_excess():
     assert (spilt[:, 150] > 0).any() and not (spilt[:, 20] > 1e-6).any()
 
 
-def test_blooming_never_darkens_and_has_the_highlights_colour():
+def test_blooming_never_darkens_and_has_the_highlights_color():
     for seed in range(4):
         image = smooth_picture(seed, 150, 130)
         dim = image // 2
         for level in LEVELS:
             for one in (image, dim):
                 assert (apply("blooming", one, level) >= one).all()
-    # What counts as saturated without being white spills light of its own colour, and never more than it has.
+    # What counts as saturated without being white spills light of its own color, and never more than it has.
     image = highlight(ground=10)
     image[140:180, 180:220] = (200, 150, 90)
     bloomed = apply("blooming", image, 5)
@@ -96,7 +96,7 @@ def test_images_without_saturated_pixels_bloom_and_flat_ones_stay():
 
 
 def light_left(level: int, seed: int, height: int = 300, width: int = 400) -> np.ndarray:
-    """The share of light that each pixel of a grey image keeps (gamma 2.2)."""
+    """The share of light that each pixel of a gray image keeps (gamma 2.2)."""
     result = apply("vignetting", np.full((height, width, 3), 240, np.uint8), level, seed)
     assert np.ptp(result, axis=2).max() == 0
     return (result[..., 0] / 240) ** 2.2

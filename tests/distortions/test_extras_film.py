@@ -67,10 +67,10 @@ def test_light_leak_is_smooth_warm_light_that_is_brightest_at_an_edge(seed):
 
 def test_night_vision_sees_luminance_alone_and_shows_it_in_green():
     image = smooth_picture(1, 96, 96)
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     for level in LEVELS:
         seen = apply("night_vision", image, level)
-        np.testing.assert_array_equal(seen, apply("night_vision", grey, level))
+        np.testing.assert_array_equal(seen, apply("night_vision", gray, level))
         red, green, blue = np.moveaxis(seen.astype(int), 2, 0)
         assert (green >= red).all() and (green >= blue).all() and (green > red + 20).mean() > 0.3
 

@@ -94,7 +94,7 @@ def test_moire_is_wide_bands_of_the_contrast_whose_channels_are_a_third_apart(se
     gains = moire_gains(200, 260, contrast, np.random.default_rng(seed)) / 128
     assert gains.mean() == pytest.approx(1, abs=0.05)
     assert 0.8 * contrast < np.abs(gains - 1).max() <= contrast + 0.02
-    # What is coloured are three waves a third apart: their squares sum up to the same everywhere.
+    # What is colored are three waves a third apart: their squares sum up to the same everywhere.
     waves = gains - gains.mean(axis=2, keepdims=True)
     assert np.ptp((waves**2).sum(axis=2)) < 0.1 * (0.7 * contrast) ** 2 * 1.5
     assert (waves**2).sum(axis=2).mean() == pytest.approx(1.5 * (0.7 * contrast) ** 2, rel=0.05)
@@ -115,7 +115,7 @@ def test_moire_multiplies_the_image():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_display_has_stripes_of_three_colours_rows_and_a_backlight(seed):
+def test_a_display_has_stripes_of_three_colors_rows_and_a_backlight(seed):
     gains = display_gains(300, 400, 1.0, np.random.default_rng(seed)) / 128
     stripes = gains - gains.mean(axis=2, keepdims=True)
     across, down = strongest_frequency(stripes[..., 0])
@@ -162,7 +162,7 @@ def test_a_screen_capture_shows_the_stripes_of_the_display(level):
     strength = OPERATIONS["screen_capture"].scales[level - 1]
     for seed in range(3):
         seen = apply("screen_capture", flat(150, 320), level, seed).astype(float)
-        colour = seen[..., 0] - seen[..., 1]
-        across, down = strongest_frequency(colour)
+        color = seen[..., 0] - seen[..., 1]
+        across, down = strongest_frequency(color)
         assert 2.2 < 1 / across < 4 and abs(down) < 0.05
-        assert 8 * strength < colour.std() < 80 * strength
+        assert 8 * strength < color.std() < 80 * strength

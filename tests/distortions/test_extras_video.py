@@ -16,7 +16,7 @@ def apply(name: str, image: np.ndarray, level: int, seed: int = 0) -> np.ndarray
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_color_bleed_smears_colour_to_the_right_and_leaves_luminance(level):
+def test_color_bleed_smears_color_to_the_right_and_leaves_luminance(level):
     width, first, behind = 200, 60, 80
     image = np.full((32, width, 3), 120, np.uint8)
     image[:, first:behind] = (170, 100, 90)
@@ -28,7 +28,7 @@ def test_color_bleed_smears_colour_to_the_right_and_leaves_luminance(level):
     assert np.abs(tint[:first]).max() <= 1 and np.abs(tint[behind + reach :]).max() <= 1
     assert tint[behind : behind + max(1, reach // 3)].min() >= 2
     assert (np.diff(tint[behind:]) <= 1).all()
-    # Colour is spread, not lost.
+    # Color is spread, not lost.
     assert tint.sum() == pytest.approx((before[0, :, 1] - 128).sum(), rel=0.1)
 
 

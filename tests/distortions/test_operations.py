@@ -15,7 +15,7 @@ from conftest import smooth_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featdistill.distortions.kernels import scratch as working_memory
+from featdistill.distortions.kernels import scratch
 from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS
 
@@ -173,19 +173,21 @@ def at_offset(array: np.ndarray, offset: int) -> np.ndarray:
 
 
 @pytest.fixture
-def kept_at(monkeypatch):
-    """Return a function that sets where kept memory begins, in bytes behind a multiple of 64."""
+def scratch_at(monkeypatch):
+    """Return a function that sets the address of scratch memory, in bytes after a multiple of 64."""
 
     users = [
-        module for module in sys.modules.values() if getattr(module, "kept", None) is working_memory.kept
+        module
+        for module in sys.modules.values()
+        if getattr(module, "scratch_array", None) is scratch.scratch_array
     ]
 
     def place(offset: int) -> None:
-        def kept(_, shape, dtype):
+        def scratch_array(_, shape, dtype):
             return at_offset(np.zeros(shape, dtype), offset)
 
         for module in users:
-            monkeypatch.setattr(module, "kept", kept)
+            monkeypatch.setattr(module, "scratch_array", scratch_array)
 
     return place
 
@@ -195,12 +197,12 @@ OFFSETS = (0, 4, 16, 32, 48)
 
 
 @pytest.mark.parametrize("operation", EVERY)
-def test_where_arrays_lie_in_memory_does_not_change_the_result(operation, kept_at):
+def test_where_arrays_lie_in_memory_does_not_change_the_result(operation, scratch_at):
     image = smooth_picture(7, 112, 176)
     for level in LEVELS:
         found = []
         for offset in OFFSETS:
-            kept_at(offset)
+            scratch_at(offset)
             found.append(operation(at_offset(image, offset), level, generator()))
         assert all(np.array_equal(one, found[0]) for one in found)
 

@@ -50,7 +50,7 @@ def through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def correlations(signal: np.ndarray, seeds: range) -> np.ndarray:
-    """The normalised correlation of a signal with the pattern of each seed."""
+    """The normalized correlation of a signal with the pattern of each seed."""
     patterns = [spread_spectrum_pattern(signal.shape, generator(seed)) for seed in seeds]
     return np.array([np.corrcoef(signal.ravel(), pattern.ravel())[0, 1] for pattern in patterns])
 
@@ -242,10 +242,10 @@ def test_payloads_are_fair_and_every_bit_is_carried_about_equally_often(monkeypa
     payloads = [watermark_payload(generator(seed)) for seed in range(300)]
     assert np.shape(payloads) == (300, PAYLOAD_BITS)
     assert np.abs(np.mean(payloads, axis=0) - 0.5).max() < 0.15
-    grey = np.full((128, 128, 3), 128, np.uint8)
+    gray = np.full((128, 128, 3), 128, np.uint8)
     for bit in range(PAYLOAD_BITS):
         payload = (np.arange(PAYLOAD_BITS) == bit).astype(np.uint8)
         monkeypatch.setattr(watermarks, "watermark_payload", lambda rng, payload=payload: payload)
-        marked = embed_dwt_dct(grey, 40, generator())
+        marked = embed_dwt_dct(gray, 40, generator())
         assert 6 <= (haar_dct_coefficients(marked) < 0).sum() <= 10
         np.testing.assert_array_equal(read_dwt_dct(marked, 40), payload)

@@ -1,4 +1,4 @@
-"""Strips and kept memory: the same result as at once, and no memory shared between threads."""
+"""Strips and scratch memory: the same result as at once, and no memory shared between threads."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 
-from featdistill.distortions.kernels.scratch import in_strips, kept
+from featdistill.distortions.kernels.scratch import in_strips, scratch_array
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,20 +38,20 @@ def test_strips_overlap_as_far_as_a_filter_reaches():
     assert not np.array_equal(in_strips(blur, image, 0), blur(image))
 
 
-def test_kept_memory_is_the_same_for_a_name_and_a_thread_and_no_other():
-    first = kept("a", (10, 20), np.float32)
-    assert np.shares_memory(first, kept("a", (5, 5), np.uint8)) and first.dtype == np.float32
-    assert not np.shares_memory(first, kept("b", (10, 20), np.float32))
+def test_scratch_memory_is_the_same_for_a_name_and_a_thread_and_no_other():
+    first = scratch_array("a", (10, 20), np.float32)
+    assert np.shares_memory(first, scratch_array("a", (5, 5), np.uint8)) and first.dtype == np.float32
+    assert not np.shares_memory(first, scratch_array("b", (10, 20), np.float32))
     others = []
-    thread = threading.Thread(target=lambda: others.append(kept("a", (10, 20), np.float32)))
+    thread = threading.Thread(target=lambda: others.append(scratch_array("a", (10, 20), np.float32)))
     thread.start()
     thread.join()
     assert not np.shares_memory(first, others[0])
 
 
-def test_very_large_memory_is_not_kept():
-    large = kept("c", (9 << 20,), np.uint8)
-    assert not np.shares_memory(large, kept("c", (9 << 20,), np.uint8))
+def test_very_large_memory_is_not_reused():
+    large = scratch_array("c", (9 << 20,), np.uint8)
+    assert not np.shares_memory(large, scratch_array("c", (9 << 20,), np.uint8))
 
 
 def test_freed_memory_stays_with_the_process_where_the_c_library_can_keep_it():

@@ -55,9 +55,9 @@ def test_alpha_in_a_palette_and_beside_grey_is_dropped():
     data = encode(palette, "PNG", transparency=bytes([0, 128, 255, 0]))
     assert Image.open(io.BytesIO(data)).info["transparency"]
     assert np.array_equal(decode(data), np.array(palette.convert("RGB")))
-    grey = cv2.cvtColor(FIRST, cv2.COLOR_RGB2GRAY)
-    data = encode(Image.merge("LA", [Image.fromarray(grey), Image.new("L", (40, 24), 0)]), "PNG")
-    assert np.array_equal(decode(data), np.repeat(grey[..., None], 3, axis=2))
+    gray = cv2.cvtColor(FIRST, cv2.COLOR_RGB2GRAY)
+    data = encode(Image.merge("LA", [Image.fromarray(gray), Image.new("L", (40, 24), 0)]), "PNG")
+    assert np.array_equal(decode(data), np.repeat(gray[..., None], 3, axis=2))
     data = encode(FIRST, "PNG", transparency=tuple(int(sample) for sample in FIRST[0, 0]))
     assert np.array_equal(decode(data), FIRST)
 
@@ -101,7 +101,7 @@ def test_a_cmyk_tiff_is_not_inverted():
     assert (decode(data) == (0, 255, 255)).all()
 
 
-def test_16_bit_colour_is_cut_to_its_upper_8_bits():
+def test_16_bit_color_is_cut_to_its_upper_8_bits():
     samples = np.random.default_rng(0).integers(0, 65536, (24, 40, 3)).astype(np.uint16)
     written, data = cv2.imencode(".png", samples[..., ::-1])
     assert written

@@ -65,9 +65,9 @@ def test_simplejpeg_and_pillow_give_equal_pixels(subsampling, progressive, quali
 
 
 def test_a_grey_jpeg_and_one_stored_as_rgb_give_pillows_pixels():
-    grey = encode(Image.fromarray(pixels()).convert("L"))
-    assert np.array_equal(image_io.decode(grey), by_pillow(grey))
-    assert (np.ptp(image_io.decode(grey), axis=2) == 0).all()
+    gray = encode(Image.fromarray(pixels()).convert("L"))
+    assert np.array_equal(image_io.decode(gray), by_pillow(gray))
+    assert (np.ptp(image_io.decode(gray), axis=2) == 0).all()
     stored = encode(pixels(), keep_rgb=True, quality=95)
     assert np.array_equal(image_io.decode(stored), by_pillow(stored))
 
@@ -106,29 +106,29 @@ def test_alpha_is_dropped_not_blended():
     assert np.array_equal(image_io.decode(encode(image, "PNG")), pixels())
 
 
-def test_a_palette_gives_its_colours():
+def test_a_palette_gives_its_colors():
     image = Image.fromarray(pixels()).quantize(16)
     assert np.array_equal(image_io.decode(encode(image, "PNG")), np.array(image.convert("RGB")))
     assert len(np.unique(image_io.decode(encode(image, "GIF")).reshape(-1, 3), axis=0)) <= 16
 
 
-def test_a_cmyk_jpeg_has_the_colours_of_its_rgb_picture():
+def test_a_cmyk_jpeg_has_the_colors_of_its_rgb_picture():
     data = encode(Image.fromarray(pixels()).convert("CMYK"), quality=95)
     assert np.abs(image_io.decode(data).astype(int) - pixels()).mean() < 4
 
 
 @pytest.mark.parametrize("top", [65535, 4000, 200])
 def test_16_bit_grey_is_scaled_by_its_own_range_whatever_it_holds(top):
-    grey = np.linspace(0, top, 24 * 40).reshape(24, 40).astype(np.uint16)
-    for data in (encode(grey, "PNG"), encode(grey, "TIFF")):
+    gray = np.linspace(0, top, 24 * 40).reshape(24, 40).astype(np.uint16)
+    for data in (encode(gray, "PNG"), encode(gray, "TIFF")):
         found = image_io.decode(data)
-        assert np.array_equal(found[..., 0], np.rint(grey / 257).astype(np.uint8))
+        assert np.array_equal(found[..., 0], np.rint(gray / 257).astype(np.uint8))
         assert (np.ptp(found, axis=2) == 0).all()
 
 
-def test_16_bit_colour_is_read_as_8_bit_colour():
-    colour = pixels().astype(np.uint16) * 257
-    written, data = cv2.imencode(".png", colour[..., ::-1])
+def test_16_bit_color_is_read_as_8_bit_color():
+    color = pixels().astype(np.uint16) * 257
+    written, data = cv2.imencode(".png", color[..., ::-1])
     assert written
     assert np.abs(image_io.decode(data.tobytes()).astype(int) - pixels()).max() <= 1
 
@@ -263,7 +263,7 @@ def test_what_cannot_be_read_is_broken_and_named(archive, tmp_path):
         image_io.read_bytes(f"{tmp_path}/page.zip::a.png")
 
 
-def test_a_damaged_member_is_broken_and_its_neighbours_are_not(archive):
+def test_a_damaged_member_is_broken_and_its_neighbors_are_not(archive):
     data = bytearray(archive.read_bytes())
     start = data.index(b"noise") + 5
     data[start : start + 400] = b"\xff" * 400
@@ -311,7 +311,7 @@ def test_a_folder_is_listed_by_path_without_hidden_files(tmp_path):
     assert found == ["a.webp", "b/10.png", "b/2.JPG", "c/d/e.avif", "g.jpg/h.gif"]
 
 
-def test_a_jpeg_written_by_us_is_colour_subsampled_and_close_to_the_picture():
+def test_a_jpeg_written_by_us_is_color_subsampled_and_close_to_the_picture():
     picture = pixels()
     data = image_io.encode_jpeg(picture, 95)
     with Image.open(io.BytesIO(data)) as image:

@@ -1,6 +1,6 @@
-"""The paper's extended library: 35 distortions in 8 categories, 5 levels each, on uint8 images.
+"""The paper's extended library: 35 distortions in 8 categories, 5 levels each (section 4.2).
 
-Each is modelled on what happens to light, sensor, file or scene; the modules of `featdistill/extended/`, one
-for each category, say how. The categories are the paper's (section 4.2); where it names a distortion, it is
-here under that name. The paper gives no parameters, so models and levels are ours.
+There is one module per category. Each distortion models what happens to light, sensor, file or scene.
+Categories and names are the paper's, as far as it gives names; it gives no parameters, so models and levels
+are ours.
 """

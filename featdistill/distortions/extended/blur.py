@@ -1,6 +1,6 @@
-"""Blur of the extended library: what camera shake, lens, air, glass and zoom do to a photograph.
+"""Blur of the extended library: camera shake, lens, air, glass and zoom.
 
-Lengths are in px of the image that is given, so the same level is milder on a larger image.
+Lengths are in px of the given image, so the same level is milder on a larger image.
 """
 
 import math
@@ -9,91 +9,78 @@ from functools import cache
 import cv2
 import numpy as np
 
-from featdistill.distortions.kernels.filters import filter_sparse, gaussian_blur, line_kernel
-from featdistill.distortions.kernels.scratch import in_strips, kept
+from featdistill.distortions.kernels.filters import BoxAndRest, filter_sparse, gaussian_blur, line_kernel
+from featdistill.distortions.kernels.scratch import in_strips, scratch_array
 from featdistill.distortions.kernels.warps import exchange_pixels
 from featdistill.distortions.operation import Operation, register
 
 OPERATIONS: dict[str, Operation] = {}
 
 _EDGE = cv2.BORDER_REPLICATE
-# An aperture is a circle (0) or has so many straight blades, in one of so many rotations.
+# An aperture is a circle (0) or has this many straight blades, in one of 12 rotations.
 _BLADES = (0, 5, 6, 7, 8)
 _ROTATIONS = 12
-# A pixel at the rim is covered by as many parts of so many squared.
+# The coverage of a pixel at the rim is counted on this many squared parts of it.
 _SUBPIXELS = 8
-# Air bends neighbouring rays alike: the field of displacements has a node every `_CELL_PX`, and white noise
-# on the nodes is smoothed with a Gaussian of so many cells, which makes bends of about 25 px.
+# Air bends neighboring rays alike: the displacements have a node every `_CELL_PX`, and white noise on the
+# nodes is smoothed with a Gaussian of `_SMOOTHING_CELLS`, which makes bends of about 25 px.
 _CELL_PX = 8
 _SMOOTHING_CELLS = 1.25
 _MARGIN_CELLS = 4
-# Exposures of a zoom lie so far apart in the corners of the image, or less: bands are seen from 5 px on.
+# Largest distance between exposures of a zoom, in the corners of the image; bands become visible at 5 px.
 _ZOOM_STEP_PX = 3.5
-# A resize takes two thirds of the time of a warp, but cuts margins of whole px: from here on within 5 %.
+# A resize takes two thirds of the time of a warp, but crops whole px. From this margin on that is within 5 %.
 _WHOLE_MARGIN_PX = 10
 
 
 @register(OPERATIONS, "blur", (3, 6, 10, 15, 20), random=True)
 def motion_blur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Straight motion at constant speed by so many px in a random direction.
+    """Straight motion at constant speed in a random direction; scale: distance in px.
 
-    The point spread of a camera that moves evenly, and turns about none of its axes, while the shutter is
-    open: a line of even density. 20 px is about a tenth of an input of 224 px: coarse shapes survive.
+    This is the point spread of a camera that moves evenly, without turning, while the shutter is open. 20 px
+    is about a tenth of an input of 224 px: coarse shapes survive.
     """
     return filter_sparse(image, line_kernel(motion_blur.scales[level - 1], rng.uniform(0, math.pi)))
 
 
 @register(OPERATIONS, "blur", (1.0, 1.7, 2.7, 4.0, 5.5), random=True)
 def defocus_blur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Lens out of focus: every point becomes the image of the aperture, a disc of radius px or a polygon.
+    """Lens out of focus: points become the aperture, a disc or a polygon; scale: radius in px.
 
-    Geometrical optics: the cone of light that passes the aperture is cut by the sensor, so the point spread
-    is even inside the aperture's shape and nonnegative. The aperture is a circle or a regular polygon of 5
-    to 8 blades at a random rotation, as large as gives the root mean square radius of the disc, radius /
-    sqrt(2).
+    In geometrical optics the sensor cuts the cone of light that passes the aperture, so the point spread is
+    even inside the aperture's shape. The aperture is a circle or a regular polygon of 5 to 8 blades, randomly
+    rotated, with the root mean square radius of the disc, radius / sqrt(2).
     """
     blades = _BLADES[int(rng.integers(len(_BLADES)))]
-    radius_px, turn = defocus_blur.scales[level - 1], int(rng.integers(_ROTATIONS))
-    reach_px, box, weight, rest = _aperture_parts(radius_px, blades, turn)
-
-    def blur(strip: np.ndarray) -> np.ndarray:
-        values = strip.astype(np.float32)
-        total = cv2.boxFilter(strip, cv2.CV_32F, box, normalize=False, borderType=_EDGE)
-        total *= np.float32(weight)
-        part = np.empty_like(total)
-        for taps, centre in rest:
-            cv2.filter2D(values, -1, taps, dst=part, anchor=centre, borderType=_EDGE)
-            cv2.add(total, part, dst=total)
-        return cv2.add(total, 0, dtype=cv2.CV_8U)
-
-    return in_strips(blur, image, reach_px)
+    aperture = _aperture(defocus_blur.scales[level - 1], blades, int(rng.integers(_ROTATIONS)))
+    return in_strips(aperture, image, aperture.reach_px)
 
 
 @register(OPERATIONS, "blur", (0.4, 0.7, 1.1, 1.5, 2.0), random=True)
 def atmospheric_blur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Turbulent air: points wander by so many px (RMS in x and in y), smoothly, and blur by as many (sigma).
+    """Turbulent air: smooth displacements and blur; scale: RMS in x and in y, and sigma, in px.
 
-    The tilt of the wavefront moves a point, its higher orders blur it in a short exposure; in Kolmogorov
-    turbulence their variances have a fixed ratio, whatever the strength (Noll, 1976), so one parameter is
-    taken for both. Patches keep their place: the wander is at most 2 px RMS and averages out over the image.
+    The tilt of the wavefront moves a point, its higher orders blur it in a short exposure. In Kolmogorov
+    turbulence their variances have a fixed ratio whatever the strength (Noll, 1976), so one parameter serves
+    for both. Patches stay in place: displacements are at most 2 px RMS and average out over the image.
     """
     strength_px = atmospheric_blur.scales[level - 1]
     # OpenCV samples four channels faster than three.
     shape = (*image.shape[:2], 4)
-    still = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=kept("still", shape, np.uint8))
-    places = turbulent_places(*image.shape[:2], strength_px, rng)
-    seen = kept("seen", shape, np.uint8)
-    cv2.remap(still, places, None, cv2.INTER_LINEAR, dst=seen, borderMode=_EDGE)
-    return gaussian_blur(cv2.cvtColor(seen, cv2.COLOR_RGBA2RGB), strength_px)
+    still = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=scratch_array("still", shape, np.uint8))
+    sources = turbulent_sources(*image.shape[:2], strength_px, rng)
+    moved = scratch_array("moved", shape, np.uint8)
+    cv2.remap(still, sources, None, cv2.INTER_LINEAR, dst=moved, borderMode=_EDGE)
+    return gaussian_blur(cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB), strength_px)
 
 
 @register(OPERATIONS, "blur", (1, 2, 3, 4, 5), random=True)
 def glass_blur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Frosted glass: pixels exchanged twice with others up to so many px away, and slightly blurred.
+    """Frosted glass: nearby pixels exchanged twice and slightly blurred; scale: largest distance in px.
 
-    The facets of the glass bend rays at random, each another way, so light is scattered without being lost:
-    pixels are exchanged. A Gaussian of 0.6 to 1 px before and after stands for facets that are no wider
-    than a pixel and for the lens. The displacements average to 0, so patches keep their place.
+    The facets of the glass bend rays in random directions, which scatters light without losing it. A Gaussian
+    of 0.6 to 1 px before and after stands for the lens and for facets narrower than a pixel. Displacements
+    average to 0, so patches stay in place.
     """
     sigma_px = 0.5 + 0.1 * level
     exchanged = exchange_pixels(gaussian_blur(image, sigma_px), glass_blur.scales[level - 1], 2, rng)
@@ -102,10 +89,10 @@ def glass_blur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
 
 @register(OPERATIONS, "blur", (0.02, 0.035, 0.055, 0.08, 0.12), keeps_layout=False)
 def zoom_blur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Zoom during the exposure: the mean of the image magnified about its centre by 1 to 1 + amount.
+    """Zoom during the exposure: the mean of magnifications by 1 to 1 + scale.
 
-    The centre stays sharp and a point at a distance r becomes a radial stroke of amount * r. Only its inner
-    end stays where the point was, so patches far from the centre move outwards.
+    The center stays sharp and a point at distance r becomes a radial stroke of length scale * r. Only its
+    inner end stays in place, so patches far from the center move outwards.
     """
     amount = zoom_blur.scales[level - 1]
     height, width = image.shape[:2]
@@ -113,7 +100,7 @@ def zoom_blur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nda
     doublings = max(2, math.ceil(math.log2(steps + 1)))
     step = math.log1p(amount) / (2**doublings - 1)
     # OpenCV samples four channels faster than three.
-    mean, further = (kept(name, (height, width, 4), np.uint8) for name in ("mean", "further"))
+    mean, further = (scratch_array(name, (height, width, 4), np.uint8) for name in ("mean", "further"))
     cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=mean)
     # The mean of 2 n exposures is that of n and of the same n magnified further.
     for doubling in range(doublings):
@@ -123,7 +110,7 @@ def zoom_blur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nda
 
 
 def magnify(image: np.ndarray, factor: float, magnified: np.ndarray) -> None:
-    """Magnify an image about its centre.
+    """Magnify an image about its center by a factor of 1 or more.
 
     Args:
         image: (H, W, 4) uint8.
@@ -146,20 +133,20 @@ def aperture_kernel(radius_px: float, blades: int, rotation: float) -> np.ndarra
     """Return the point spread of a lens out of focus.
 
     Args:
-        radius_px: of the disc, or of the disc that has the polygon's root mean square radius.
+        radius_px: of the disc, or of the disc with the polygon's root mean square radius.
         blades: 0 for a disc, else the number of the polygon's sides.
         rotation: of the polygon in radians.
 
     Returns:
-        (side, side) float64 with a sum of 1: a pixel is as bright as it is covered.
+        (side, side) float64 with a sum of 1, in proportion to how much of each pixel is covered.
     """
     # The mean square radius of a regular polygon with a circumradius R is R^2 (2 + cos(2 pi / n)) / 6.
     corner_px = radius_px * math.sqrt(3 / (2 + math.cos(2 * math.pi / blades))) if blades else radius_px
     reach = math.ceil(corner_px - 0.5)
-    places = (np.arange((2 * reach + 1) * _SUBPIXELS) + 0.5) / _SUBPIXELS - reach - 0.5
-    x, y = places, places[:, None]
+    x = (np.arange((2 * reach + 1) * _SUBPIXELS) + 0.5) / _SUBPIXELS - reach - 0.5
+    y = x[:, None]
     if blades:
-        inside = np.full((len(places), len(places)), True)
+        inside = np.full((len(x), len(x)), True)
         for side in rotation + 2 * math.pi / blades * np.arange(blades):
             inside &= x * math.cos(side) + y * math.sin(side) < corner_px * math.cos(math.pi / blades)
     else:
@@ -169,65 +156,36 @@ def aperture_kernel(radius_px: float, blades: int, rotation: float) -> np.ndarra
 
 
 @cache
-def _aperture_parts(radius_px: float, blades: int, turn: int) -> tuple[int, tuple[int, int], float, list]:
-    """Split an aperture into a box, whose cost does not grow with its size, and a rest of few taps.
-
-    Returns:
-        How many px the aperture reaches, (width, height) of the box, its weight, and the rest as kernels,
-        (taps float32, place of the centre as (x, y)): four quadrants where one kernel would be wider than
-        11 px, for which OpenCV would take a slow Fourier transform.
-    """
+def _aperture(radius_px: float, blades: int, turn: int) -> BoxAndRest:
     kernel = aperture_kernel(radius_px, blades, 2 * math.pi * turn / (_ROTATIONS * (blades or 1)))
-    reach = len(kernel) // 2
-    peak = kernel.max()
-
-    def without_box(across: int, down: int) -> np.ndarray:
-        rest = kernel.copy()
-        rest[reach - down : reach + down + 1, reach - across : reach + across + 1] -= peak
-        rest[np.abs(rest) < 1e-12] = 0
-        return rest
-
-    sizes = [(across, down) for across in range(reach + 1) for down in range(reach + 1)]
-    across, down = min(sizes, key=lambda size: np.count_nonzero(without_box(*size)))
-    rest, kernels = without_box(across, down).astype(np.float32), []
-    firsts, side = ((0,), 2 * reach + 1) if reach <= 5 else ((0, reach), reach + 1)
-    for top in firsts:
-        for left in firsts:
-            taps = rest[top : top + side, left : left + side]
-            kernels.append((taps.copy(), (reach - left, reach - top)))
-            taps[:] = 0
-    return reach, (2 * across + 1, 2 * down + 1), float(peak), kernels
+    return BoxAndRest(kernel, kernel.max(), in_quadrants=len(kernel) > 11)
 
 
-def turbulent_places(height: int, width: int, rms_px: float, rng: np.random.Generator) -> np.ndarray:
-    """Return where each pixel's ray comes from: its own place and a smooth random displacement.
+def turbulent_sources(height: int, width: int, rms_px: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw where each pixel's ray comes from: its own position and a smooth random displacement.
 
     Args:
         height: of the image.
         width: of the image.
         rms_px: root mean square of the displacement in x and of that in y.
-        rng: what the displacement is drawn from.
+        rng: draws the displacement.
 
     Returns:
         (H, W, 2) float32, x and y in px.
     """
-    # One cell more than the image on each side: at its own edges an enlarged field is flat.
+    # One cell more than the image on each side: an enlarged field is flat at its own edges.
     cells = (math.ceil(height / _CELL_PX) + 2, math.ceil(width / _CELL_PX) + 2)
     wide = tuple(count + 2 * _MARGIN_CELLS for count in cells)
     taps = cv2.getGaussianKernel(2 * _MARGIN_CELLS + 1, _SMOOTHING_CELLS)[:, 0]
     nodes = cv2.sepFilter2D(rng.normal(size=(*wide, 2)), -1, taps, taps)
     nodes = nodes[_MARGIN_CELLS:-_MARGIN_CELLS, _MARGIN_CELLS:-_MARGIN_CELLS]
     # The deviation that the sums leave at the nodes, and the interpolation on average between them.
-    power, neighbours = taps @ taps, taps[1:] @ taps[:-1]
-    nodes = nodes * (rms_px / (power * (2 + neighbours / power) / 3))
-    for axis in (0, 1):
-        place = _CELL_PX * (np.arange(cells[axis]) - 0.5) - 0.5
-        nodes[..., 1 - axis] += place[:, None] if axis == 0 else place
+    power, neighbors = taps @ taps, taps[1:] @ taps[:-1]
+    nodes = nodes * (rms_px / (power * (2 + neighbors / power) / 3))
+    rows, columns = (_CELL_PX * (np.arange(count) - 0.5) - 0.5 for count in cells)
+    nodes[..., 0] += columns
+    nodes[..., 1] += rows[:, None]
     size = (_CELL_PX * cells[1], _CELL_PX * cells[0])
-    places = cv2.resize(
-        nodes.astype(np.float32),
-        size,
-        dst=kept("places", (size[1], size[0], 2), np.float32),
-        interpolation=cv2.INTER_LINEAR,
-    )
-    return places[_CELL_PX : _CELL_PX + height, _CELL_PX : _CELL_PX + width]
+    sources = scratch_array("sources", (size[1], size[0], 2), np.float32)
+    cv2.resize(nodes.astype(np.float32), size, dst=sources, interpolation=cv2.INTER_LINEAR)
+    return sources[_CELL_PX : _CELL_PX + height, _CELL_PX : _CELL_PX + width]

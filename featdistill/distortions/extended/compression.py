@@ -1,4 +1,4 @@
-"""Compression of the extended library: codecs as round trips, and what coarse coding leaves behind."""
+"""Compression of the extended library: codecs as round trips, and artifacts of coarse coding."""
 
 import math
 from functools import cache
@@ -11,48 +11,47 @@ from featdistill.distortions.operation import Operation, register
 
 OPERATIONS: dict[str, Operation] = {}
 
-# Up to where the sinc is summed, in periods of its ringing: the middle of its third side lobe. Its sum up to
-# there is that of the whole sinc, so a step rings around its values as it does after an ideal low-pass.
+# The sinc is summed up to the middle of its third side lobe, in periods of its ringing. The sum up to there
+# equals that of the whole sinc, so a step rings around its values as it does after an ideal low-pass.
 _REACH_PERIODS = 1.75
-# Longer periods are filtered at half the resolution, which holds them twice over.
+# Longer periods are filtered at half the resolution, which is still twice as fine as they need.
 _LONGEST_AT_FULL_SIZE_PX = 6
 
 
 @register(OPERATIONS, "compression", (10, 25, 50, 90, 160))
 def jpeg2000(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """JPEG 2000 at a compression ratio: blur and ringing of wavelets, no blocks.
+    """JPEG 2000: blur and ringing of wavelets, no blocks; scale: compression ratio.
 
-    The ratio is 3 * H * W divided by the bytes of the file; ARNIQA's go from 16 to 170.
+    The ratio is 3 * H * W divided by the bytes of the file; ARNIQA's are 16 to 170.
     """
     return codecs.jpeg2000(image, jpeg2000.scales[level - 1])
 
 
 @register(OPERATIONS, "compression", (75, 45, 20, 8, 0))
 def webp(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """WebP of a quality from 0 to 100: predicted blocks, 4:2:0, deblocked.
+    """WebP: predicted blocks, 4:2:0, deblocked; scale: quality from 0 to 100.
 
-    75 is the encoder's default, 0 the least that it writes.
+    75 is the encoder's default, 0 the lowest quality that it writes.
     """
     return codecs.webp(image, webp.scales[level - 1])
 
 
 @register(OPERATIONS, "compression", (256, 160, 96, 64, 40))
 def gif(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """GIF with a palette of so many colours, made for the image, and ordered dithering.
+    """GIF with a palette made for the image and ordered dithering; scale: number of colors.
 
-    256 is the most that the format holds. Smooth areas become a regular mesh of dots (Bayer, 1973).
+    256 is the format's maximum. Smooth areas become a regular mesh of dots (Bayer, 1973).
     """
     return codecs.gif(image, gif.scales[level - 1])
 
 
 @register(OPERATIONS, "compression", (3, 4, 5.5, 8, 11))
 def ringing(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Gibbs ringing of a period in px: all frequencies above one cycle a period are cut off sharply.
+    """Gibbs ringing: a sharp cut-off of all higher frequencies; scale: period of the ringing in px.
 
-    A codec that drops high coefficients, and a channel or scaler of too small a bandwidth, do that; a step
-    then over- and undershoots by about 9 % on both sides, in waves of this period. The sharp low-pass is a
-    sinc, as Wang et al. model ringing in "Real-ESRGAN" (2021), there with cut-offs of 2 to 6 px a period;
-    here it is separable.
+    As of a codec that drops high coefficients, or a channel or scaler with too small a bandwidth: a step
+    over- and undershoots by about 9 % on both sides, in waves of this period. The sharp low-pass is a sinc,
+    as in Wang et al., "Real-ESRGAN" (2021), who cut off at periods of 2 to 6 px; here it is separable.
     """
     period_px = ringing.scales[level - 1]
     if period_px <= _LONGEST_AT_FULL_SIZE_PX:
@@ -64,10 +63,9 @@ def ringing(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarr
 
 @register(OPERATIONS, "compression", (6, 5, 4, 3, 2))
 def color_banding(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """So many bits a channel without dithering, which turns gradients into bands.
+    """Fewer bits per channel without dithering, which turns gradients into bands; scale: bits.
 
-    Each sample goes to the nearest of 2^bits values that are spread evenly from 0 to 255, as a display or a
-    file of a low bit depth does it.
+    Each sample is rounded to the nearest of 2^bits values spread evenly from 0 to 255.
     """
     return cv2.LUT(image, _fewer_values(color_banding.scales[level - 1]))
 
@@ -79,11 +77,11 @@ def _low_pass(image: np.ndarray, period_px: float) -> np.ndarray:
 
 @cache
 def _sinc(period_px: float) -> np.ndarray:
-    """Return the taps of the ideal low-pass that ends at one cycle a period, with a sum of 1."""
+    """Return the taps of the ideal low-pass that ends at one cycle per period, with a sum of 1."""
     reach = _REACH_PERIODS * period_px
-    places = np.arange(-math.ceil(reach), math.ceil(reach) + 1)
-    # The outermost taps count as much as of them is within reach.
-    taps = np.sinc(2 * places / period_px) * np.clip(reach + 0.5 - np.abs(places), 0, 1)
+    positions = np.arange(-math.ceil(reach), math.ceil(reach) + 1)
+    # The outermost taps count only as far as they are within reach.
+    taps = np.sinc(2 * positions / period_px) * np.clip(reach + 0.5 - np.abs(positions), 0, 1)
     return taps / taps.sum()
 
 

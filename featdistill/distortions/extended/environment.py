@@ -1,8 +1,8 @@
-"""Environment of the extended library: what is between the scene and the camera, and light in its lens.
+"""Environment of the extended library: weather between scene and camera, and light in its lens.
 
-Whatever these draw is in proportion to the image's shorter side, and the same seed draws the same things at
-every level, of which a higher level shows more. Light that is added saturates as in a double exposure
-("screen"): each part of white takes its share of what is missing to white.
+Everything drawn scales with the image's shorter side, and the same seed draws the same things at every level,
+of which a higher level shows more. Added light saturates as in a double exposure (see `screen`). Positions
+from the middle are (x, y) in half sides.
 """
 
 import math
@@ -10,27 +10,27 @@ import math
 import cv2
 import numpy as np
 
-from featdistill.distortions.kernels.filters import screen
+from featdistill.distortions.kernels.filters import layer_size, screen
 from featdistill.distortions.operation import Operation, register
 
 OPERATIONS: dict[str, Operation] = {}
 
-# All is drawn on layers of at most so many px on the shorter side, which are then enlarged to the image.
+# Everything is drawn on layers with at most this shorter side, which are then enlarged to the image.
 _FOG_SIDE_PX = 32
 _GLOW_SIDE_PX = 128
 _GHOST_SIDE_PX = 320
-# Depth at the lower edge, where the farthest is 1.
+# Depth at the lower edge; the farthest is 1.
 _NEAREST = 0.2
 # Rain by distance, the farthest first: share of the streaks, shorter side of the layer, length as a share of
-# that, and light of 255. Drops of one speed leave streaks that are long in proportion to their nearness;
-# those nearby are out of focus, so they are wide and faint.
+# it, and light (0-255). At equal speed, streaks are long in proportion to their nearness; near ones are out
+# of focus, so wide and faint.
 _RAIN = ((0.7, 320, 0.055, 110), (0.25, 320, 0.11, 140), (0.05, 128, 0.22, 90))
 _STEEPEST_SLANT = 0.35
 _SLANT_SPREAD = 0.03
 _RAIN_VEIL = np.array([190, 195, 200])
 _RAIN_VEIL_SHARE = 0.25
 # Snow by distance, the farthest first: share of the flakes, shorter side of the layer, radius in px of the
-# layer, exponent of the flake's profile (1 is a Gaussian; more has a sharper rim), and light of 255.
+# layer, exponent of the flake's profile (1 is a Gaussian; more has a sharper rim), and light (0-255).
 _SNOW = ((0.78, 384, 0.8, 1.5, 200), (0.18, 192, 1.3, 2.5, 235), (0.04, 112, 2.4, 1.5, 150))
 _SNOW_HAZE = 45
 _GHOSTS = 9
@@ -38,11 +38,11 @@ _GHOSTS = 9
 
 @register(OPERATIONS, "environment", (0.25, 0.55, 1.0, 1.6, 2.4), random=True)
 def fog(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Fog of an optical depth (to the farthest point), by Koschmieder's law.
+    """Fog by Koschmieder's law; scale: optical depth to the farthest point.
 
-    What is seen is J t + A (1 - t) with t = exp(-optical depth * depth): J the scene, A the airlight, a light
-    grey that varies a little. The depth is believable, not known: it rises from 0.2 at the lower edge to 1 at
-    the upper, as on a plain, and varies by patches, as fog drifts.
+    The image J becomes J t + A (1 - t) with t = exp(-optical depth * depth) and a light gray airlight A. The
+    depth is plausible, not known: it rises from 0.2 at the lower edge to 1 at the upper, as on a plain, and
+    varies by patches, as fog drifts.
     """
     airlight = rng.uniform(200, 240) + rng.uniform(-6, 6, 3)
     passing = np.exp(-fog.scales[level - 1] * fog_depth(*image.shape[:2], rng))[..., None]
@@ -55,12 +55,12 @@ def fog(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
 
 @register(OPERATIONS, "environment", (50, 110, 190, 290, 420), random=True)
 def rain(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """So many streaks of rain on a square of the shorter side, and a slight veil in proportion.
+    """Rain streaks and a slight veil; scale: number of streaks on a square of the shorter side.
 
-    Falling drops leave thin translucent streaks, brighter than what is behind them, as they gather light from
-    much of the sky (Garg and Nayar, "Vision and rain", 2007). All slant by one angle of at most 20 degrees,
-    give or take 2 to 3; length, width and light depend on the distance. Rain that is too far for streaks is a
-    veil that lowers contrast.
+    Drops leave thin translucent streaks, brighter than the background because they collect light from much of
+    the sky (Garg and Nayar, "Vision and rain", 2007). All slant by at most 20 degrees, within 2 to 3 degrees
+    of each other; length, width and light depend on the distance. Rain too far away for streaks is a veil
+    that lowers contrast.
     """
     count = rain.scales[level - 1]
     share = _RAIN_VEIL_SHARE * count / rain.scales[-1]
@@ -71,10 +71,10 @@ def rain(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
 
 @register(OPERATIONS, "environment", (100, 280, 560, 1000, 1700), random=True)
 def snow(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """So many falling flakes on a square of the shorter side, and a brightening haze in proportion.
+    """Falling snow and a bright haze; scale: number of flakes on a square of the shorter side.
 
-    Far flakes are many and small, near ones few, large and out of focus; all are a little longer in the one
-    direction in which they fall. Flakes, and the light that they scatter, only add.
+    Far flakes are many and small, near ones few, large and out of focus; all are slightly elongated in the
+    direction of their fall. Flakes and the light that they scatter only brighten.
     """
     count = snow.scales[level - 1]
     flakes = snow_flakes(*image.shape[:2], count, rng)
@@ -83,12 +83,11 @@ def snow(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
 
 @register(OPERATIONS, "environment", (0.25, 0.4, 0.55, 0.75, 1.0), random=True)
 def lens_flare(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """A light in the upper half with glow, starburst and ghosts, of a strength (1: its halo begins white).
+    """Glow, starburst and ghosts of a light in the upper half; scale: strength (at 1 the halo starts white).
 
-    Scatter in the lens makes the glow, diffraction at the blades of the aperture the starburst, and pairs of
+    Scatter in the lens makes the glow, diffraction at the aperture's blades the starburst, and pairs of
     reflections at lens surfaces the ghosts: tinted discs and rings on the line through the light and the
-    middle of the image (Hullin et al., "Physically-based real-time lens flare rendering", 2011). All of it is
-    added light.
+    middle of the image (Hullin et al., "Physically-based real-time lens flare rendering", 2011).
     """
     strength, source, size = lens_flare.scales[level - 1], flare_source(rng), image.shape[1::-1]
     light = cv2.resize(flare_glow(*image.shape[:2], source, strength, rng), size)
@@ -97,40 +96,30 @@ def lens_flare(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
 
 
 def fog_depth(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the depths of a scene in fog.
+    """Draw the depths of a scene in fog, for an image of this size.
 
     Returns:
-        (h, w) float64 on a layer of at most 32 px on the shorter side; 1 is the farthest but for patches,
-        which multiply the depth by factors with a standard deviation of about 0.2.
+        (h, w) float64 on a layer of at most 32 px on the shorter side, up to 1 except for patches, which
+        multiply the depth by factors with a standard deviation of about 0.2.
     """
-    rows, columns = _layer_size(height, width, _FOG_SIDE_PX)
+    rows, columns = layer_size(height, width, _FOG_SIDE_PX)
     patches = np.zeros((rows, columns))
     for side, deviation in ((3, 0.22), (7, 0.11)):
-        coarse = rng.normal(0, deviation, _layer_size(height, width, side))
+        coarse = rng.normal(0, deviation, layer_size(height, width, side))
         patches += cv2.resize(coarse, (columns, rows), interpolation=cv2.INTER_CUBIC)
     return np.linspace(1, _NEAREST, rows)[:, None] * np.exp(patches)
 
 
 def rain_slant(rng: np.random.Generator) -> float:
-    """Draw the angle of the streaks to the vertical in radians; above 0 they go down to the right."""
+    """Draw the angle between streaks and the vertical in radians; positive goes down to the right."""
     return rng.uniform(-_STEEPEST_SLANT, _STEEPEST_SLANT)
 
 
 def rain_streaks(height: int, width: int, count: float, slant: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw streaks of rain.
-
-    Args:
-        height: of the image.
-        width: of the image.
-        count: number of streaks on a square of the shorter side.
-        slant: their mean angle, see `rain_slant`.
-
-    Returns:
-        (H, W) uint8 light.
-    """
+    """Draw `count` streaks per square of the shorter side, around an angle of `slant`: (H, W) uint8 light."""
     streaks = np.zeros((height, width), np.uint8)
     for (share, side, length, light), layer_rng in zip(_RAIN, _generators(rng, len(_RAIN)), strict=True):
-        layer = np.zeros(_layer_size(height, width, side), np.uint8)
+        layer = np.zeros(layer_size(height, width, side), np.uint8)
         drops = layer_rng.random((_number(height, width, share * count), 4))
         middles = drops[:, :2] * layer.shape[::-1]
         half_px = 0.5 * length * min(layer.shape) * (0.6 + 0.8 * drops[:, 2:3])
@@ -146,21 +135,12 @@ def rain_streaks(height: int, width: int, count: float, slant: float, rng: np.ra
 
 
 def snow_flakes(height: int, width: int, count: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw snow flakes.
-
-    Args:
-        height: of the image.
-        width: of the image.
-        count: number of flakes on a square of the shorter side.
-
-    Returns:
-        (H, W) uint8 light.
-    """
+    """Draw `count` flakes per square of the shorter side: (H, W) uint8 light."""
     flakes = np.zeros((height, width), np.uint8)
     fall = math.pi / 2 + rng.uniform(-0.6, 0.6)
     layers = zip(_SNOW, _generators(rng, len(_SNOW)), strict=True)
     for (share, side, radius_px, exponent, light), layer_rng in layers:
-        layer = np.zeros(_layer_size(height, width, side), np.uint8)
+        layer = np.zeros(layer_size(height, width, side), np.uint8)
         drawn = layer_rng.random((_number(height, width, share * count), 3))
         rows, columns = (drawn[:, :2] * layer.shape).astype(int).T
         layer[rows, columns] = light * (0.4 + 0.6 * drawn[:, 2])
@@ -171,7 +151,7 @@ def snow_flakes(height: int, width: int, count: float, rng: np.random.Generator)
 
 
 def flare_source(rng: np.random.Generator) -> tuple[float, float]:
-    """Draw where a light is: x and y from the middle, in half sides; y is below 0, for the upper half."""
+    """Draw where a light is, from the middle; y is negative, for the upper half."""
     angle, distance = rng.uniform(0.1, 0.9) * math.pi, rng.uniform(0.5, 0.9)
     return distance * math.cos(angle), -distance * math.sin(angle)
 
@@ -184,14 +164,15 @@ def flare_glow(
     Args:
         height: of the image.
         width: of the image.
-        source: of the light, see `flare_source`.
-        strength: of its halo where that begins, as a share of white.
+        source: position of the light from the middle.
+        strength: brightness of its halo at the light, as a share of white.
+        rng: draws rays and tint.
 
     Returns:
         (h, w, 3) uint8 light, on a layer of at most 128 px on the shorter side.
     """
-    rows, columns = _layer_size(height, width, _GLOW_SIDE_PX)
-    middle_x, middle_y = _place(source, rows, columns)
+    rows, columns = layer_size(height, width, _GLOW_SIDE_PX)
+    middle_x, middle_y = _position(source, rows, columns)
     side = min(rows, columns)
     x = (np.arange(columns, dtype=np.float32) - middle_x) / side
     y = (np.arange(rows, dtype=np.float32)[:, None] - middle_y) / side
@@ -210,59 +191,49 @@ def flare_glow(
 def flare_ghosts(
     height: int, width: int, source: tuple[float, float], strength: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the ghosts of a light.
+    """Draw the ghosts of a light; the brightest have 0.45 of its strength.
 
-    Args:
-        height: of the image.
-        width: of the image.
-        source: of the light, see `flare_source`.
-        strength: of the light; its brightest ghosts have 0.45 of it.
+    Takes the arguments of `flare_glow`.
 
     Returns:
         (h, w, 3) uint8 light, on a layer of at most 320 px on the shorter side.
     """
-    ghosts = np.zeros((*_layer_size(height, width, _GHOST_SIDE_PX), 3), np.uint8)
+    ghosts = np.zeros((*layer_size(height, width, _GHOST_SIDE_PX), 3), np.uint8)
     rows, columns = ghosts.shape[:2]
     side = min(rows, columns)
     for _ in range(_GHOSTS):
         # At -1 the light is mirrored at the middle; the larger a ghost, the thinner its light is spread.
         along, spread = rng.uniform(-1.6, 0.6), rng.random()
         tint, tone, ring = rng.uniform(0.35, 1, 3), rng.uniform(0.12, 0.45), rng.random() < 0.4
-        colour = 255 * strength * tone * (1 - 0.6 * spread) * tint / tint.max()
-        place = _place((along * source[0], along * source[1]), rows, columns)
-        centre = tuple(round(16 * coordinate) for coordinate in place)
+        color = 255 * strength * tone * (1 - 0.6 * spread) * tint / tint.max()
+        position = _position((along * source[0], along * source[1]), rows, columns)
+        center = tuple(round(16 * coordinate) for coordinate in position)
         radius = round(16 * side * (0.02 + 0.11 * spread**2))
         ghost = np.zeros_like(ghosts)
-        cv2.circle(ghost, centre, radius, (0.5 * colour if ring else colour).tolist(), -1, cv2.LINE_AA, 4)
+        cv2.circle(ghost, center, radius, (0.5 * color if ring else color).tolist(), -1, cv2.LINE_AA, 4)
         if ring:
-            cv2.circle(ghost, centre, radius, colour.tolist(), max(1, side // 100), cv2.LINE_AA, 4)
+            cv2.circle(ghost, center, radius, color.tolist(), max(1, side // 100), cv2.LINE_AA, 4)
         cv2.add(ghosts, ghost, dst=ghosts)
     return ghosts
 
 
-def _layer_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Return the (rows, columns) of a layer with a shorter side of at most `side`."""
-    ratio = min(1, side / min(height, width))
-    return round(height * ratio), round(width * ratio)
-
-
 def _number(height: int, width: int, density: float) -> int:
-    """Return how many things there are if there are so many on a square of the shorter side."""
+    """Return how many things an image holds if a square of its shorter side holds `density`."""
     return max(1, round(density * max(height, width) / min(height, width)))
 
 
 def _generators(rng: np.random.Generator, number: int) -> list[np.random.Generator]:
-    """Return a generator for each layer: the first things drawn on it are the same whatever their number."""
+    """Return one generator per layer: the first things drawn on it are the same however many follow."""
     return [np.random.default_rng(seed) for seed in rng.integers(2**63, size=number)]
 
 
-def _place(from_middle: tuple[float, float], rows: int, columns: int) -> tuple[float, float]:
-    """Return x and y in px of a layer for a place given from the middle in half sides."""
+def _position(from_middle: tuple[float, float], rows: int, columns: int) -> tuple[float, float]:
+    """Return x and y in px of a layer."""
     return (columns - 1) / 2 * (1 + from_middle[0]), (rows - 1) / 2 * (1 + from_middle[1])
 
 
 def _flake(radius_px: float, exponent: float, fall: float) -> np.ndarray:
-    """Return (side, side) float32 up to 1, what a point becomes: a soft disc that falls by its radius."""
+    """Return (side, side) float32 up to 1: a soft disc that falls by its radius."""
     reach = math.ceil(2 * radius_px)
     y, x = np.indices((2 * reach + 1, 2 * reach + 1)) - reach
     fallen_px = radius_px * np.linspace(-0.5, 0.5, 5)[:, None, None]

@@ -13,13 +13,13 @@ OPERATIONS: dict[str, Operation] = {}
 
 KINDS = ("rectangle", "disc", "strip")
 FILLS = ("noise", "mean", "black")
-_MOST_SHAPES = 30
+_MAX_SHAPES = 30
 _LONGEST_TO_SHORTEST = 2.5
 
-# Radii of drops as shares of the square root of the image's area, and how many are tried to be placed.
+# Radii of drops as shares of the square root of the image's area, and number of attempts to place one.
 _DROP_RADIUS = (0.06, 0.16)
 _SMALLEST_DROP_PX = 3
-_DROPS_TRIED = 200
+_DROP_ATTEMPTS = 200
 _PROTOTYPE_PX = 128
 # A drop is a spherical cap of water on glass: refractive index, radius of the sphere in radii of the drop
 # (it meets the glass at asin(1 / 1.15) = 60 degrees), and distance of the scene behind, in radii of the drop.
@@ -30,21 +30,21 @@ _SCENE_DISTANCE = 10.6
 
 @register(OPERATIONS, "occlusion", (0.03, 0.08, 0.15, 0.25, 0.4), random=True)
 def random_occlusion(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Opaque shapes over this share of the image: rectangles, discs, and strips from edge to edge.
+    """Opaque rectangles, discs and strips from edge to edge; scale: covered share of the image.
 
-    Each shape's kind, place, proportions and filling (noise, the image's mean colour or black) are random. A
-    shape has 15 to 45 % of the area that is to be covered, so that there are about four; they may overlap.
+    Each shape's kind, position, proportions and filling (noise, the image's mean color or black) are random.
+    A shape has 15 to 45 % of the area to be covered, so there are about four; they may overlap.
     """
     height, width = image.shape[:2]
     target = random_occlusion.scales[level - 1] * height * width
     mean = np.rint(cv2.mean(image)[:3]).astype(np.uint8)
     grain = np.random.default_rng(rng.integers(2**63))
     result, covered = image.copy(order="C"), np.zeros((height, width), np.uint8)
-    for _ in range(_MOST_SHAPES):
+    for _ in range(_MAX_SHAPES):
         left = target - cv2.countNonZero(covered)
         if left < 0.05 * target:
             break
-        # As many draws for each shape, whatever it is: so the levels of one seed have shapes alike.
+        # Every shape draws equally often, so a seed has similar shapes at all levels.
         kind, fill = KINDS[rng.integers(len(KINDS))], FILLS[rng.integers(len(FILLS))]
         area = min(left, rng.uniform(0.15, 0.45) * target)
         box, shape = _draw_shape(kind, area, (height, width), rng.random(3))
@@ -60,26 +60,24 @@ def random_occlusion(image: np.ndarray, level: int, rng: np.random.Generator) ->
 
 @register(OPERATIONS, "occlusion", (0.03, 0.07, 0.13, 0.2, 0.3), random=True, keeps_layout=False)
 def water_drops(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Drops of water on a pane before the lens, which cover this share and show the scene upside down.
+    """Water drops on a pane, which show the scene upside down; scale: covered share of the image.
 
-    A drop is a spherical cap: at each place it bends the line of sight as a prism of the slope there does, by
-    (n - 1) * slope, towards its other side. Over the distance to the scene that makes an inverted view of a
-    wide field, half as large in the middle of the drop and smaller still at its rim, which is dark because
-    much is reflected there. A light from above glints on it. Places are random, radii 6 to 16 % of the square
-    root of the image's area; a level has the drops of the one below, but for the last, and more. What is seen
-    in a drop comes from elsewhere, so the layout is not kept.
+    A drop is a spherical cap: it bends the line of sight by (n - 1) * slope towards its other side. This
+    makes an inverted wide view, half as large in the middle of the drop and smaller at its rim, which is dark
+    because of reflection; a light from above glints on it. Positions are random, radii 6 to 16 % of the
+    square root of the image's area. A level has the drops of the one below, except the last, and more.
     """
     height, width = image.shape[:2]
-    # No drop shows the scene larger than half its size, so half the resolution does, and is free of aliasing.
+    # Drops show the scene at half its size or less, so half the resolution is enough, and avoids aliasing.
     even = image[: height // 2 * 2, : width // 2 * 2]
     half = cv2.resize(even, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
     result = image.copy(order="C")
     for left, top, side in draw_drops((height, width), water_drops.scales[level - 1], rng):
-        way, inwards, gain, glint = (cv2.resize(part, (side, side)) for part in _drop_parts())
+        offset, inwards, gain, glint = (cv2.resize(part, (side, side)) for part in _drop_parts())
         # Pixel i of the image is pixel i / 2 - 1/4 of the half, where a radius is a quarter of the side.
-        way *= side / 4
-        place = cv2.add(way, (left / 2 + side / 4 - 0.5, top / 2 + side / 4 - 0.5, 0.0, 0.0), dst=way)
-        view = cv2.remap(half, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        offset *= side / 4
+        source = cv2.add(offset, (left / 2 + side / 4 - 0.5, top / 2 + side / 4 - 0.5, 0.0, 0.0), dst=offset)
+        view = cv2.remap(half, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         view = cv2.add(_times(view, gain), cv2.merge([glint, glint, glint]))
         # How much of a pixel the drop covers: half of it on the rim.
         cover = cv2.addWeighted(inwards, 255 * side / 2, inwards, 0, 127.5, dtype=cv2.CV_8U)
@@ -89,16 +87,16 @@ def water_drops(image: np.ndarray, level: int, rng: np.random.Generator) -> np.n
 
 
 def view_scale(distance_2: np.ndarray) -> np.ndarray:
-    """Return by how much to stretch the way from a drop's middle to get to what is seen through it.
+    """Return the factor from a point of a drop to what is seen through it, both from the drop's middle.
 
     The slope of the cap at a distance d from its axis is d / sqrt(R^2 - d^2), R the radius of the sphere, and
     the line of sight meets the scene (n - 1) * slope * distance of the scene further on the other side.
 
     Args:
-        distance_2: squared distances from the middle of the drop in radii of the drop.
+        distance_2: squared distances from the drop's middle, in radii of the drop.
 
     Returns:
-        What to multiply the way with; negative, as the view is inverted.
+        Negative factors, as the view is inverted.
     """
     bend = (_REFRACTIVE_INDEX - 1) * _SCENE_DISTANCE
     return 1 - bend / np.sqrt(_SPHERE_RADIUS**2 - np.minimum(distance_2, 1))
@@ -108,13 +106,13 @@ def draw_drops(size: tuple[int, int], share: float, rng: np.random.Generator) ->
     """Draw drops inside the image that do not touch.
 
     Args:
-        size: height and width of the image in px.
-        share: of the image's area, which the last drop is made to meet. What is drawn from the
-            generator does not depend on it.
-        rng: draws places and radii.
+        size: (height, width) of the image in px.
+        share: of the image's area, which the last drop completes. It does not change what is drawn from
+            `rng`.
+        rng: draws positions and radii.
 
     Returns:
-        For each drop the left and top of the square that it fills, and its side, in px.
+        (left, top, side) in px of each drop's square.
     """
     height, width = size
     smallest, largest = (2 * limit * math.sqrt(height * width) for limit in _DROP_RADIUS)
@@ -122,13 +120,13 @@ def draw_drops(size: tuple[int, int], share: float, rng: np.random.Generator) ->
     left = share * height * width
     drops: list[tuple[float, float, float]] = []
     squares = []
-    for across, down, portion in rng.random((_DROPS_TRIED, 3)).tolist():
+    for across, down, portion in rng.random((_DROP_ATTEMPTS, 3)).tolist():
         x, y = across * width, down * height
         free = 2 * min(x, y, width - x, height - y)
         for other_x, other_y, other_side in drops:
             free = min(free, 2 * math.hypot(x - other_x, y - other_y) - other_side - 2)
         side = min(smallest + portion * (largest - smallest), free - 1)
-        # A drop that would leave less than the smallest takes that as well.
+        # A drop that would leave less than the smallest takes the rest as well.
         is_last = left - _disc(side) < _disc(smallest)
         side = round(2 * math.sqrt(left / math.pi) if is_last else side)
         side = max(side, _SMALLEST_DROP_PX)
@@ -149,33 +147,33 @@ def _disc(diameter: float) -> float:
 
 @cache
 def _drop_parts() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return what makes a drop, in a square that it fills.
+    """Return the parts of a drop, in its square.
 
     Returns:
-        The way from its middle to what is seen, in its radii, (S, S, 2) float32; the distance from its rim
-        inwards, likewise, (S, S); and in 255ths, (S, S) uint8 each, what it lets through and what glints.
+        The offset from its middle to what is seen, in its radii, (S, S, 2) float32; the distance from its rim
+        inwards, likewise, (S, S); and its transmission and glint (0-255), (S, S) uint8 each.
     """
     axis = (np.arange(_PROTOTYPE_PX) + 0.5) * 2 / _PROTOTYPE_PX - 1
     across, down = np.meshgrid(axis, axis)
     distance_2 = across**2 + down**2
-    way = (view_scale(distance_2)[..., None] * np.dstack([across, down])).astype(np.float32)
+    offset = (view_scale(distance_2)[..., None] * np.dstack([across, down])).astype(np.float32)
     inwards = (1 - np.sqrt(distance_2)).astype(np.float32)
     # The bottom of the drop shows the sky, and the rim reflects.
     gain = np.clip(0.9 + 0.1 * down - 0.5 * distance_2**4, 0, 1)
     glint = 0.9 * np.exp(-((across + 0.35) ** 2) / 0.02 - (down + 0.5) ** 2 / 0.01)
     gain, glint = (np.rint(255 * part).astype(np.uint8) for part in (gain, glint))
-    return way, inwards, gain, glint
+    return offset, inwards, gain, glint
 
 
 def _times(image: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Multiply (H, W, 3) uint8 by (H, W) uint8 that is 255 for 1."""
+    """Multiply (H, W, 3) uint8 by (H, W) uint8 / 255."""
     return cv2.multiply(image, cv2.merge([factor, factor, factor]), scale=1 / 255)
 
 
 def _draw_shape(
     kind: str, area: float, size: tuple[int, int], uniforms: np.ndarray
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Return the box of a shape inside an image of a (height, width), and the shape in it, 255 and 0.
+    """Return the box of a shape inside an image of (height, width), and the shape in it, 255 and 0.
 
     A disc or strip that would not fit, or would be thinner than a pixel, becomes a rectangle.
     """
@@ -195,6 +193,6 @@ def _draw_shape(
     top, left = int(uniforms[0] * (height - rows + 1)), int(uniforms[1] * (width - columns + 1))
     shape = np.full((rows, columns), 255, np.uint8)
     if is_disc:
-        way_2 = (np.arange(rows) - (rows - 1) / 2) ** 2
-        shape[way_2[:, None] + way_2 > (diameter / 2) ** 2] = 0
+        squared = (np.arange(rows) - (rows - 1) / 2) ** 2
+        shape[squared[:, None] + squared > (diameter / 2) ** 2] = 0
     return (slice(top, top + rows), slice(left, left + columns)), shape

@@ -1,4 +1,4 @@
-"""Sensor and lens of the extended library: charge that overflows, light that falls off to the corners."""
+"""Sensor and lens of the extended library: overflowing charge, and light that falls off to the corners."""
 
 import math
 
@@ -9,10 +9,10 @@ from featdistill.distortions.operation import Operation, register
 
 OPERATIONS: dict[str, Operation] = {}
 
-# From this luminance on a pixel counts as saturated; where too few are, the brightest share of them does.
+# A pixel is saturated from this luminance on, or where fewer are, if it is among the brightest 1 %.
 _SATURATED = 250
 _BRIGHTEST_SHARE = 0.01
-# What is spilt is smooth: it is computed for blocks of rows, so many to the height, and interpolated.
+# Spilt charge is smooth: it is computed for blocks of rows, this many per height, and interpolated.
 _BLOCKS = 64
 # As shares of the image's height: the length over which the overflow falls to 1 / e, and sigma of the glow.
 _OVERFLOW_LENGTH = 0.08
@@ -24,14 +24,13 @@ _GAMMA = 2.2
 
 @register(OPERATIONS, "sensor", (0.2, 0.5, 1.25, 3, 7))
 def blooming(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Blooming: saturated photosites got so many full wells of charge more than they hold, and spill it.
+    """Blooming: saturated photosites spill charge; scale: their excess in full wells.
 
-    85 % of the excess run along the column of the sensor, half up and half down, and decay exponentially over
-    8 % of the height. The rest glows around, with a Gaussian sigma of 4 % of the height. What arrives is
-    added as light, here the square of the values, up to the full well, and is white, for a column has
-    photosites of all colours. Pixels are saturated from a luminance of 250 on. Where fewer than 1 % of them
-    are, the brightest 1 % count as such and spill light of their mean colour, which is the full well then: so
-    images without a saturated pixel bloom as well, and flat ones stay.
+    85 % of the excess runs along the column of the sensor, half up and half down, and decays exponentially
+    over 8 % of the height. The rest glows around, with a Gaussian sigma of 4 % of the height. It is added as
+    light, here the square of the values, up to the full well, and is white, because a column has photosites
+    of all colors. Where fewer than 1 % of the pixels are saturated, the brightest 1 % count as such and spill
+    light of their mean color, which is the full well then; so every image blooms except flat ones.
     """
     luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     threshold = _saturation(luminance)
@@ -40,26 +39,25 @@ def blooming(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
     spilt = blooming.scales[level - 1] * spilt_charge(saturated)
     spilt = cv2.resize(spilt, luminance.shape[::-1], interpolation=cv2.INTER_LINEAR)
     light = cv2.LUT(image, np.arange(256, dtype=np.float32) ** 2)
-    cv2.add(light, cv2.merge([np.float32(most**2) * spilt for most in full_well]), dst=light)
+    cv2.add(light, cv2.merge([np.float32(maximum**2) * spilt for maximum in full_well]), dst=light)
     bloomed = cv2.convertScaleAbs(np.sqrt(light, out=light))
-    # Samples that were above the full well stay.
+    # Samples above the full well do not change.
     return cv2.max(cv2.min(bloomed, (*full_well, 0.0)), image)
 
 
 @register(OPERATIONS, "sensor", (0.25, 0.4, 0.55, 0.7, 0.85), random=True)
 def vignetting(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Natural vignetting: light falls with cos^4 of its angle, by this share in the farthest corner.
+    """Natural vignetting, cos^4 of the light's angle; scale: share lost in the farthest corner.
 
-    The optical axis meets the image within a tenth of the sides around its middle, at random, as in a crop.
-    The values are light to the power of 1 / 2.2.
+    The optical axis meets the image at random within a tenth of the sides around its middle, as in a crop.
+    Values are light to the power of 1 / 2.2.
     """
     height, width = image.shape[:2]
     axis_y, axis_x = (np.array([height, width]) - 1) / 2 + rng.uniform(-0.1, 0.1, 2) * (height, width)
     farthest = math.hypot(max(axis_x, width - 1 - axis_x), max(axis_y, height - 1 - axis_y))
     # cos^4 of an angle whose tangent is t is (1 + t^2)^-2.
     tangent_2 = (1 - vignetting.scales[level - 1]) ** -0.5 - 1
-    # The law is smooth, so it is computed for cells of this size and interpolated. One more behind each edge
-    # lets the outermost ones be interpolated too.
+    # The law is smooth, so it is computed per cell and interpolated, with one more cell beyond each edge.
     cell_px = min(8, min(height, width) // 16)
     cells_y, cells_x = -(-height // cell_px) + 2, -(-width // cell_px) + 2
     y = (np.arange(cells_y) - 0.5) * cell_px - 0.5
@@ -77,8 +75,8 @@ def spilt_charge(saturated: np.ndarray) -> np.ndarray:
         saturated: (H, W) uint8, 255 where a pixel is saturated and 0 elsewhere.
 
     Returns:
-        (rows, W) float32 in full wells, blocks of rows from top to bottom. Within a large saturated area it
-        is 1, just above and below a large one about 1/2.
+        (rows, W) float32 in full wells, for blocks of rows from top to bottom. Within a large saturated area
+        it is 1, just above and below about 1/2.
     """
     height, width = saturated.shape
     block_px = max(1, height // _BLOCKS)
@@ -102,7 +100,7 @@ def spilt_charge(saturated: np.ndarray) -> np.ndarray:
 
 def _saturation(luminance: np.ndarray) -> int:
     """Return the luminance from which on pixels count as saturated."""
-    # Of large images, one pixel in four or more tells enough.
+    # A quarter or less of a large image's pixels is enough.
     step = max(1, min(luminance.shape) // 256)
     sample = np.ascontiguousarray(luminance[::step, ::step])
     counts = cv2.calcHist([sample], [0], None, [256], [0, 256]).ravel()

@@ -1,5 +1,5 @@
-"""A second tier of distortions beside the paper's 35: film, video, files and screens, 5 levels each.
+"""Distortions of film, video, files and screens, 5 levels each.
 
-Kinds that the authors' training policy used and the paper's 35 lack. They are registered apart, so that "the
-35" stays the paper's count; a policy draws from them where it names the library `extras`.
+The authors' training policy used them, but they are not among the paper's 35, so they have a library of their
+own; a policy draws from them if it lists the library `extras`.
 """

@@ -1,4 +1,4 @@
-"""Analogue video of the extras: what the cable, the receiver and the tube do to a picture."""
+"""Analog video of the extras: what cable, receiver and tube do to a picture."""
 
 import math
 
@@ -10,26 +10,26 @@ from featdistill.distortions.operation import Operation, register
 OPERATIONS: dict[str, Operation] = {}
 
 _GAMMA = 2.2
-# A ghost lies between these shares of the shorter side away.
+# Distance of a ghost, as a share of the shorter side.
 _GHOST_DISTANCE = (0.03, 0.09)
-# Periods of scan lines in px, for an image of up to 240 rows as a tube's field has; more for larger images.
+# Periods of scan lines in px for an image of up to 240 rows, as in a tube's field; more for larger images.
 _SCAN_PERIODS_PX = (2, 3, 4)
 _SCAN_FIELD_ROWS = 240
 
 
 @register(OPERATIONS, "video", (0.03, 0.06, 0.1, 0.16, 0.24))
 def color_bleed(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Colour smeared to the right over this share of the width, as by an analogue video recorder.
+    """Color smeared to the right, as by an analog recorder; scale: distance as a share of the width.
 
-    Such a recorder has a seventh of the bandwidth for colour that it has for luminance (VHS: about 0.4 and
-    3 MHz), and its filters act along the line and only backwards in time. So Cr and Cb (BT.601) of a pixel
-    are a mean of those at it and to its left: one half is the mean over this share of the width, the other
-    half over a third of it. Luminance stays, so the layout does.
+    Such a recorder has a seventh of the bandwidth for color that it has for luminance (VHS: about 0.4 and 3
+    MHz), and its filters act along the line and only backwards in time. Cr and Cb (BT.601) of a pixel become
+    the mean over this share of the width to its left, averaged with the mean over a third of it. Luminance
+    does not change.
     """
     reach_px = max(3, round(color_bleed.scales[level - 1] * image.shape[1]))
     luminance, *chroma = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb))
     smeared = [
-        cv2.addWeighted(_held_back(plane, reach_px), 0.5, _held_back(plane, round(reach_px / 3)), 0.5, 0)
+        cv2.addWeighted(_smeared(plane, reach_px), 0.5, _smeared(plane, round(reach_px / 3)), 0.5, 0)
         for plane in chroma
     ]
     return cv2.cvtColor(cv2.merge([luminance, *smeared]), cv2.COLOR_YCrCb2RGB)
@@ -37,11 +37,10 @@ def color_bleed(image: np.ndarray, level: int, rng: np.random.Generator) -> np.n
 
 @register(OPERATIONS, "video", (0.12, 0.2, 0.28, 0.36, 0.45), random=True)
 def ghosting(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """A second, displaced copy of the image that has this share of the light.
+    """A second, displaced copy of the image; scale: its share of the light.
 
-    A signal that arrives twice, the second time by a reflection, gives that, as does a camera that moves
-    during a long exposure and rests twice. The copy lies 3 to 9 % of the shorter side away in a random
-    direction; the sum is scaled to keep white. The first copy stays where it was and is always the brighter
+    Like a signal that arrives twice, the second time by a reflection. The copy is 3 to 9 % of the shorter
+    side away in a random direction; the sum is scaled to keep white. The first copy is always the brighter
     one, so the layout is kept.
     """
     share = ghosting.scales[level - 1]
@@ -55,11 +54,11 @@ def ghosting(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
 
 @register(OPERATIONS, "video", (0.15, 0.3, 0.48, 0.68, 0.9), random=True)
 def scan_lines(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Lines of a picture tube: between them this share of the light is missing.
+    """Lines of a picture tube; scale: share of the light missing between them.
 
-    The beam's cross-section leaves dark gaps between the lines that it writes. Along a column the light
-    follows a raised cosine with a period of 2 to 4 px (at random, as the first line is), in proportion more
-    where the image has over 240 rows. Values are light to the power of 1 / 2.2.
+    The beam's cross-section leaves dark gaps between its lines. Along a column the light follows a raised
+    cosine with a random phase and a period of 2 to 4 px, longer in proportion where the image has over 240
+    rows. Values are light to the power of 1 / 2.2.
     """
     rows = image.shape[0]
     enlarged = max(1, round(rows / _SCAN_FIELD_ROWS))
@@ -76,23 +75,14 @@ def scan_lines(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
 
 
 def displaced(image: np.ndarray, across: int, down: int) -> np.ndarray:
-    """Return the image moved by whole px to the right and down, reflected where it came from.
-
-    Args:
-        image: (H, W, 3) uint8.
-        across: px to the right, negative to the left, less than W.
-        down: px, negative for up, less than H.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-    """
+    """Return (H, W, 3) uint8 moved by whole px to the right and down (or left and up), edges reflected."""
     height, width = image.shape[:2]
-    seen = image[max(0, -down) : height - max(0, down), max(0, -across) : width - max(0, across)]
+    visible = image[max(0, -down) : height - max(0, down), max(0, -across) : width - max(0, across)]
     margins = (max(0, down), max(0, -down), max(0, across), max(0, -across))
-    return cv2.copyMakeBorder(seen, *margins, cv2.BORDER_REFLECT_101)
+    return cv2.copyMakeBorder(visible, *margins, cv2.BORDER_REFLECT_101)
 
 
-def _held_back(plane: np.ndarray, reach_px: int) -> np.ndarray:
+def _smeared(plane: np.ndarray, reach_px: int) -> np.ndarray:
     """Return the mean of each sample of (H, W) uint8 and those to its left, `reach_px` in all."""
     last = (reach_px - 1, 0)
     return cv2.boxFilter(plane, -1, (reach_px, 1), anchor=last, borderType=cv2.BORDER_REFLECT_101)

@@ -1,1 +1,1 @@
-"""What distortions are built from: filters, warps, noise tables, codecs, watermarks, scratch memory."""
+"""What the distortions are built from: codecs, filters, noise tables, warps and watermarks."""

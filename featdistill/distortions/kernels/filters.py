@@ -1,29 +1,29 @@
-"""Filters and light that several distortion libraries share."""
+"""Filters and light shared by several libraries."""
 
 import cv2
 import numpy as np
 
 _EDGE = cv2.BORDER_REPLICATE
-# Weights as multiples of 1 / 64: sums of 8-bit samples then stay within 16 signed bits, and OpenCV filters
-# directly, at a cost that grows with the number of taps that are not 0. It would take a Fourier transform for
-# wider results or more than 11 x 11 taps.
+# `filter_sparse` takes weights as multiples of 1 / 64, which keeps sums of 8-bit samples within 16 signed
+# bits, and at most 11 x 11 taps. OpenCV then filters directly, at a cost that grows with the number of
+# nonzero taps; otherwise it would use a Fourier transform.
 _UNIT = 64
 _MAX_REACH_PX = 10
-_MOST_TAPS = 121
+_MAX_TAPS = 121
 
 
 def gaussian_blur(image: np.ndarray, sigma_px: float) -> np.ndarray:
-    """Return the image blurred with a Gaussian that reaches 3 sigma, edges replicated."""
+    """Return the image blurred with a Gaussian cut off at 3 sigma, edges replicated."""
     side = 2 * int(np.ceil(3 * sigma_px)) + 1
     return cv2.GaussianBlur(image, (side, side), sigma_px, borderType=_EDGE)
 
 
 def line_kernel(length_px: float, angle: float) -> np.ndarray:
-    """Return what a point becomes when it moves along a straight line at constant speed.
+    """Return the point spread of a straight motion at constant speed.
 
     Args:
         length_px: of the line.
-        angle: in radians from the x axis, towards growing row numbers.
+        angle: in radians, from the x axis towards growing row numbers.
 
     Returns:
         (side, side) float64 with a sum of 1; a point between pixels is split among the four nearest.
@@ -39,7 +39,7 @@ def line_kernel(length_px: float, angle: float) -> np.ndarray:
     for down, row_share in ((0, 1 - lower_share), (1, lower_share)):
         for across, column_share in ((0, 1 - right_share), (1, right_share)):
             np.add.at(kernel, (top + down, left + across), row_share * column_share)
-    # What rounding has put into the outermost places is next to nothing.
+    # The outermost taps hold rounding errors only.
     kernel = kernel[1:-1, 1:-1]
     return kernel / kernel.sum()
 
@@ -49,14 +49,14 @@ def filter_sparse(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
     Args:
         image: (H, W, 3) uint8.
-        kernel: (2 r + 1, 2 r + 1), r at most 10, weights 0 or more with a sum of 1.
+        kernel: (2 r + 1, 2 r + 1) with r of at most 10 and nonnegative weights that sum to 1.
 
     Returns:
-        (H, W, 3) uint8, within 1 of what float arithmetic gives.
+        (H, W, 3) uint8, within 1 of the result in float arithmetic.
     """
     reach = len(kernel) // 2
     if reach > _MAX_REACH_PX:
-        raise ValueError(f"a kernel reaches at most {_MAX_REACH_PX} px, not {reach}")
+        raise ValueError(f"a kernel can reach at most {_MAX_REACH_PX} px, not {reach}")
     total = None
     for taps, anchor in _small_parts(_UNIT * kernel):
         part = cv2.filter2D(image, cv2.CV_16S, taps, anchor=anchor, borderType=_EDGE)
@@ -68,8 +68,7 @@ def _small_parts(kernel: np.ndarray) -> list[tuple[np.ndarray, tuple[int, int]]]
     """Split a kernel into as few parts as OpenCV filters directly: itself, two halves, or four quadrants.
 
     Returns:
-        The parts, without empty rows and columns beyond the kernel's centre, as float32, each with the place
-        of the centre as (x, y).
+        (float32 taps, position of the kernel's center as (x, y)) for each part, cropped as far as possible.
     """
     reach = len(kernel) // 2
     whole, first, second = slice(None), slice(None, reach + 1), slice(reach + 1, None)
@@ -85,20 +84,63 @@ def _small_parts(kernel: np.ndarray) -> list[tuple[np.ndarray, tuple[int, int]]]
             part = np.zeros_like(kernel)
             part[rows, columns] = kernel[rows, columns]
             if part.any():
-                y, x = (np.append(places, reach) for places in np.nonzero(part))
+                y, x = (np.append(indices, reach) for indices in np.nonzero(part))
                 box = part[y.min() : y.max() + 1, x.min() : x.max() + 1]
                 parts.append((box.astype(np.float32), (int(reach - x.min()), int(reach - y.min()))))
-        if all(taps.size <= _MOST_TAPS for taps, _ in parts):
+        if all(taps.size <= _MAX_TAPS for taps, _ in parts):
             break
     return parts
 
 
+class BoxAndRest:
+    """A kernel as a box, whose cost does not grow with its size, and a rest with few nonzero taps.
+
+    Args:
+        kernel: (2 r + 1, 2 r + 1) float64.
+        weight: of the box; its size is the one that leaves the fewest nonzero taps.
+        in_quadrants: split the rest into quadrants, because OpenCV would use a slow Fourier transform for
+            more than 11 x 11 taps.
+    """
+
+    def __init__(self, kernel: np.ndarray, weight: float, in_quadrants: bool) -> None:
+        reach = len(kernel) // 2
+
+        def without_box(across: int, down: int) -> np.ndarray:
+            rest = kernel.copy()
+            rest[reach - down : reach + down + 1, reach - across : reach + across + 1] -= weight
+            rest[np.abs(rest) < 1e-12] = 0
+            return rest
+
+        sizes = [(across, down) for across in range(reach + 1) for down in range(reach + 1)]
+        across, down = min(sizes, key=lambda size: np.count_nonzero(without_box(*size)))
+        rest = without_box(across, down).astype(np.float32)
+        self.reach_px, self.box, self.weight = reach, (2 * across + 1, 2 * down + 1), np.float32(weight)
+        self.parts: list[tuple[np.ndarray, tuple[int, int]]] = []
+        starts, side = ((0, reach), reach + 1) if in_quadrants else ((0,), 2 * reach + 1)
+        for top in starts:
+            for left in starts:
+                taps = rest[top : top + side, left : left + side]
+                self.parts.append((taps.copy(), (reach - left, reach - top)))
+                taps[:] = 0
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Filter an image, (H, W, 3) uint8 in and out, edges replicated."""
+        values = image.astype(np.float32)
+        total = cv2.boxFilter(image, cv2.CV_32F, self.box, normalize=False, borderType=_EDGE)
+        total *= self.weight
+        part = np.empty_like(total)
+        for taps, anchor in self.parts:
+            cv2.filter2D(values, -1, taps, dst=part, anchor=anchor, borderType=_EDGE)
+            cv2.add(total, part, dst=total)
+        return cv2.add(total, 0, dtype=cv2.CV_8U)
+
+
 def screen(image: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Add light that saturates: 255 - (255 - image) (255 - light) / 255, which is never below the image.
+    """Add light that saturates: 255 - (255 - image) (255 - light) / 255.
 
     Args:
         image: (H, W, 3) uint8.
-        light: (H, W, 3) or, if it is grey, (H, W) uint8.
+        light: (H, W, 3) or, for gray light, (H, W) uint8.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -109,3 +151,9 @@ def screen(image: np.ndarray, light: np.ndarray) -> np.ndarray:
     missing = cv2.bitwise_not(image)
     cv2.multiply(missing, passing, dst=missing, scale=1 / 255)
     return cv2.bitwise_not(missing, dst=missing)
+
+
+def layer_size(height: int, width: int, max_shorter_px: int) -> tuple[int, int]:
+    """Return (rows, columns) of a layer with an image's aspect ratio and a limited shorter side."""
+    ratio = min(1, max_shorter_px / min(height, width))
+    return round(height * ratio), round(width * ratio)

@@ -1,15 +1,15 @@
-"""Noise by table: uniform random bits look up what they stand for, which is faster than any sampler.
+"""Noise by table: uniform random bits index a table of outcomes, which is faster than any sampler.
 
-Noise that does not depend on the pixel is a table of quantiles that is added. Noise that does, such as that
-of counted photons, has a table of quantiles for each of the 256 values.
+Noise that does not depend on the pixel is a table of quantiles that is added. Noise that does, such as photon
+noise, has a table of quantiles for each of the 256 values.
 """
 
 from collections.abc import Callable
 from functools import cache
-from statistics import NormalDist
 
 import cv2
 import numpy as np
+from scipy.special import ndtri, pdtr
 
 from featdistill.distortions.kernels.scratch import in_strips
 
@@ -17,37 +17,57 @@ _OUTCOMES = 1 << 12
 
 
 def random_bytes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Return `count` uniform uint8, the fastest way a generator has."""
+    """Return `count` uniform uint8, drawn the fastest way a generator offers."""
     return rng.integers(0, 2**64, -(-count // 8), dtype=np.uint64).view(np.uint8)[:count]
+
+
+def smooth_noise(
+    height: int, width: int, sigma_px: float, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Draw white noise smoothed with a Gaussian.
+
+    Returns:
+        (H, W) uint8, nearly normal around 127.5, and its standard deviation.
+    """
+    reach = int(np.ceil(3 * sigma_px))
+    # Smoothed beyond the image: replicated edges would have a larger deviation.
+    shape = (height + 2 * reach, width + 2 * reach)
+    white = random_bytes(rng, shape[0] * shape[1]).reshape(shape)
+    side = 2 * reach + 1
+    smooth = cv2.GaussianBlur(white, (side, side), sigma_px)[reach:-reach, reach:-reach]
+    taps = cv2.getGaussianKernel(side, sigma_px)
+    return smooth, ((256**2 - 1) / 12) ** 0.5 * float((taps**2).sum())
+
+
+def middle_shares(count: int) -> np.ndarray:
+    """Return the middles of `count` equal shares of [0, 1], as (count,) float64."""
+    return (np.arange(count) + 0.5) / count
 
 
 @cache
 def normal_quantiles(count: int) -> np.ndarray:
-    """Return (count,) float64 quantiles of N(0, 1), at the middles of equal shares, scaled to variance 1."""
-    normal = NormalDist()
-    quantiles = np.array([normal.inv_cdf((i + 0.5) / count) for i in range(count)])
+    """Return (count,) float64 quantiles of N(0, 1), scaled to variance 1."""
+    quantiles = ndtri(middle_shares(count))
     return quantiles / quantiles.std()
+
+
+def poisson_quantiles(means: np.ndarray, count: int) -> np.ndarray:
+    """Return quantiles of Poisson distributions, (N, count) float64, for means (N, 1) of 0 or more."""
+    largest = float(means.max())
+    numbers = np.arange(int(largest + 10 * largest**0.5) + 20)
+    shares = middle_shares(count)
+    rows = [np.searchsorted(cumulative, shares) for cumulative in pdtr(numbers, means)]
+    return np.stack(rows).astype(np.float64)
 
 
 @cache
 def gaussian_table(sigma: float) -> np.ndarray:
-    """Return (65536,) int16 noise of N(0, sigma^2) in steps of 255, by 16 uniform bits.
-
-    Exact after rounding but for tails beyond 4.3 sigma.
-    """
+    """Return (65536,) int16 noise of N(0, sigma^2), exact after rounding up to tails beyond 4.3 sigma."""
     return np.rint(sigma * normal_quantiles(1 << 16)).astype(np.int16)
 
 
 def add_noise(image: np.ndarray, table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Add to every sample an independent entry of a table.
-
-    Args:
-        image: (H, W, 3) uint8.
-        table: (65536,) int16.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-    """
+    """Add a random entry of a (65536,) int16 table to every sample; returns a new (H, W, 3) uint8."""
 
     def noisy(strip: np.ndarray) -> np.ndarray:
         draws = random_bytes(rng, 2 * strip.size).view(np.uint16)
@@ -57,11 +77,11 @@ def add_noise(image: np.ndarray, table: np.ndarray, rng: np.random.Generator) ->
 
 
 def response_table(outcomes: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
-    """Tabulate what a noisy sensor gives for each of the 256 values.
+    """Tabulate what a noisy sensor returns for each of the 256 values.
 
     Args:
-        outcomes: from the values (256, 1) float64 in [0, 1] and a number n to n equally likely outcomes of
-            each, (256, n) float in [0, 1]; clipped here.
+        outcomes: takes the values, (256, 1) float64 in [0, 1], and a number n; returns n equally likely
+            outcomes of each, (256, n) float, which are clipped to [0, 1].
 
     Returns:
         (256 * 4096,) uint8 for `draw_responses`.
@@ -70,43 +90,40 @@ def response_table(outcomes: Callable[[np.ndarray, int], np.ndarray]) -> np.ndar
     return np.rint(255 * np.clip(outcomes(values, _OUTCOMES), 0, 1)).astype(np.uint8).reshape(-1)
 
 
-def draw_responses(image: np.ndarray, table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Replace every sample by one of the outcomes of its value, drawn independently.
+@cache
+def photon_table(photons: float, gamma: float = 1.0, gain: float = 1.0) -> np.ndarray:
+    """Return the responses of a photon counter.
 
     Args:
-        image: (H, W, 3) uint8.
-        table: what `response_table` returned.
+        photons: expected count for white.
+        gamma: values are light to the power of 1 / gamma.
+        gain: amplification of the counts.
+    """
+
+    def counted(value: np.ndarray, count: int) -> np.ndarray:
+        return (gain * poisson_quantiles(photons * value**gamma, count) / photons) ** (1 / gamma)
+
+    return response_table(counted)
+
+
+@cache
+def gain_table(deviation: float) -> np.ndarray:
+    """Return responses that multiply every sample by 1 + N(0, deviation^2)."""
+    return response_table(lambda value, count: value * (1 + deviation * normal_quantiles(count)))
+
+
+def draw_responses(image: np.ndarray, table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Replace every sample independently by an outcome of its value in a `response_table`.
 
     Returns:
         (H, W, 3) uint8, a new array.
     """
 
     def respond(strip: np.ndarray) -> np.ndarray:
-        places = strip.astype(np.int64)
-        places *= _OUTCOMES
+        positions = strip.astype(np.int64)
+        positions *= _OUTCOMES
         draws = random_bytes(rng, 2 * strip.size).view(np.uint16).reshape(strip.shape)
-        places += draws & (_OUTCOMES - 1)
-        return np.take(table, places)
+        positions += draws & (_OUTCOMES - 1)
+        return np.take(table, positions)
 
     return in_strips(respond, image)
-
-
-def poisson_quantiles(means: np.ndarray, count: int) -> np.ndarray:
-    """Return quantiles of Poisson distributions, at the middles of equal shares.
-
-    Args:
-        means: (N, 1) float64, 0 or more.
-        count: number of quantiles of each.
-
-    Returns:
-        (N, count) float64 whole numbers.
-    """
-    most = float(means.max())
-    numbers = np.arange(int(most + 10 * most**0.5) + 20)
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(numbers[1:]))])
-    shares = (np.arange(count) + 0.5) / count
-    rows = []
-    for mean in means[:, 0]:
-        mass = np.exp(numbers * np.log(max(mean, 1e-300)) - mean - log_factorial)
-        rows.append(np.searchsorted(np.cumsum(mass), shares))
-    return np.stack(rows).astype(np.float64)

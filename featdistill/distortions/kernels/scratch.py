@@ -1,7 +1,7 @@
-"""Memory for intermediate results: new memory for large arrays can cost more time than the work done in it.
+"""Memory for intermediate results: allocating large arrays can take longer than the work done in them.
 
-So intermediate results are made for strips of the image, which stay in the processor's cache, or, where the
-whole image is needed at once, in memory that is kept from call to call.
+Intermediate results are therefore made per strip of the image, which stays in the processor's cache, or,
+where the whole image is needed at once, in memory that is reused from call to call.
 """
 
 import math
@@ -11,19 +11,19 @@ from collections.abc import Callable
 import numpy as np
 
 _STRIP_SAMPLES = 1 << 18
-_KEPT_BYTES = 1 << 23
+_REUSED_BYTES = 1 << 23
 _memory = threading.local()
 
 
 def in_strips(
     function: Callable[[np.ndarray], np.ndarray], image: np.ndarray, reach_px: int = 0
 ) -> np.ndarray:
-    """Apply a function to strips of the image, with as many rows more on both sides as it reaches.
+    """Apply a function to strips of the image, from top to bottom.
 
     Args:
-        function: (h, W, 3) uint8 -> (h, W, 3) uint8; called for the strips from top to bottom.
+        function: (h, W, 3) uint8 -> (h, W, 3) uint8.
         image: (H, W, 3) uint8.
-        reach_px: how many rows away a pixel can be that a result depends on.
+        reach_px: how many rows away a pixel can influence a result; strips overlap by as many.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -38,15 +38,15 @@ def in_strips(
     return result
 
 
-def kept(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Return an array of any content, in the memory that the thread's last call of that name got.
+def scratch_array(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Return an uninitialized array, in the memory of this thread's previous call with the same name.
 
-    Never to be returned by an operation. Beyond 8 MiB the memory is new and is not kept.
+    An operation must never return it. Arrays above 8 MiB are allocated anew.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = _memory.__dict__.get(name)
     if memory is None or len(memory) < size:
         memory = np.empty(size, np.uint8)
-        if size <= _KEPT_BYTES:
+        if size <= _REUSED_BYTES:
             setattr(_memory, name, memory)
     return memory[:size].view(dtype).reshape(shape)

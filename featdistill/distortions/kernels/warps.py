@@ -1,4 +1,4 @@
-"""Moves of pixels that several distortion libraries share."""
+"""Displacements of pixels shared by several libraries."""
 
 import math
 
@@ -6,22 +6,22 @@ import cv2
 import numpy as np
 
 from featdistill.distortions.kernels.noise_tables import random_bytes
-from featdistill.distortions.kernels.scratch import kept
+from featdistill.distortions.kernels.scratch import scratch_array
 
 _BAND_ROWS = 128
 
 
 def exchange_pixels(image: np.ndarray, reach_px: int, passes: int, rng: np.random.Generator) -> np.ndarray:
-    """Exchange pixels with others nearby, as structured glass does; no pixel is lost or doubled.
+    """Exchange pixels with others nearby, as structured glass does; none is lost or duplicated.
 
-    In each pass about half of the pixels are exchanged with those at an offset that is drawn for every band
-    of rows; the directions of the passes are spread evenly, so that no direction prevails.
+    Each pass exchanges about half of the pixels with those at an offset drawn for every band of rows. The
+    directions of the passes are spread evenly.
 
     Args:
         image: (H, W, 3) uint8.
         reach_px: largest distance of a pair in x and in y; 1 or more.
-        passes: how often.
-        rng: what the offsets and the pairs are drawn from.
+        passes: number of passes.
+        rng: draws offsets and pairs.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -29,7 +29,7 @@ def exchange_pixels(image: np.ndarray, reach_px: int, passes: int, rng: np.rando
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA).view(np.int32)[..., 0]
     height = len(pixels)
     for turn in range(passes):
-        if turn % 8 == 0:  # A random byte holds the bits of 8 passes.
+        if turn % 8 == 0:  # a random byte holds the bits of 8 passes
             bits = random_bytes(rng, pixels.size).reshape(pixels.shape)
         for top in range(-int(rng.integers(_BAND_ROWS)), height, _BAND_ROWS):
             band = slice(max(top, 0), top + _BAND_ROWS)
@@ -45,7 +45,7 @@ def _exchange_at_offset(pixels: np.ndarray, bits: np.ndarray, down: int, across:
 
     Args:
         pixels: (h, W) int32.
-        bits: (h, W) uint8 of which the highest bit counts.
+        bits: (h, W) uint8 of which the highest bit is used.
         down: rows.
         across: columns, negative to the left.
     """
@@ -54,8 +54,8 @@ def _exchange_at_offset(pixels: np.ndarray, bits: np.ndarray, down: int, across:
         return
     first = slice(0, height - down), slice(max(0, -across), width - max(0, across))
     second = slice(down, height), slice(max(0, across), width - max(0, -across))
-    # A pixel with a 1 can only be the first of a pair, one with a 0 only the second: so never of two pairs.
-    # The shift makes the highest bit a mask of all bits or none.
+    # A pixel with a 1 can only be the first of a pair, one with a 0 only the second, so none is in two pairs.
+    # The shift turns the highest bit into a mask of all bits or none.
     chosen = ((bits[first] & ~bits[second]).view(np.int8) >> 7).astype(np.int32)
     change = (pixels[first] ^ pixels[second]) & chosen
     pixels[first] ^= change
@@ -67,30 +67,24 @@ def from_corners(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
     Args:
         image: (H, W, 3) uint8.
-        corners: (4, 2) x and y in px of what becomes the upper left, upper right, lower right and lower left
-            corner.
+        corners: (4, 2) x and y in px of the new corners, clockwise from the upper left.
 
     Returns:
         (H, W, 3) uint8, a new array.
     """
     height, width = image.shape[:2]
-    right, bottom = width - 1, height - 1
-    frame = np.float32([[0, 0], [right, 0], [right, bottom], [0, bottom]])
-    matrix = cv2.getPerspectiveTransform(frame, corners.astype(np.float32))
+    matrix = cv2.getPerspectiveTransform(frame_corners(height, width), corners.astype(np.float32))
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpPerspective(image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
+def frame_corners(height: int, width: int) -> np.ndarray:
+    """Return the corners of an image, (4, 2) float32 x and y in px, clockwise from the upper left."""
+    return np.float32([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]])
+
+
 def project(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return the image with every place x moved to that of matrix x, reflected where it does not reach.
-
-    Args:
-        image: (H, W, 3) uint8.
-        matrix: (3, 3), a homography.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-    """
+    """Apply a (3, 3) homography to (H, W, 3) uint8, reflected where the image does not reach."""
     pixels, warped = _four_channels(image)
     size = image.shape[1::-1]
     cv2.warpPerspective(
@@ -100,11 +94,11 @@ def project(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def resample(image: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Return the image as found at given places, reflected beyond its frame.
+    """Sample an image, reflected beyond its frame.
 
     Args:
         image: (H, W, 3) uint8.
-        sources: (H, W, 2) float32 x and y in px for each pixel of the result.
+        sources: (H, W, 2) float32, where each pixel of the result comes from: x and y in px.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -116,5 +110,5 @@ def resample(image: np.ndarray, sources: np.ndarray) -> np.ndarray:
 
 def _four_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the image with a fourth channel, which OpenCV samples faster than three, and memory like it."""
-    pixels, warped = (kept(name, (*image.shape[:2], 4), np.uint8) for name in ("pixels", "warped"))
+    pixels, warped = (scratch_array(name, (*image.shape[:2], 4), np.uint8) for name in ("pixels", "warped"))
     return cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=pixels), warped
