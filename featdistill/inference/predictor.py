@@ -32,7 +32,7 @@ from featdistill.inference.compute import (
 )
 from featdistill.inference.float8 import require_float8, with_float8
 from featdistill.inference.fusion import Fusion, parse_fusion, parse_weights
-from featdistill.inference.scoring import score_dataset
+from featdistill.inference.scoring import score_all
 from featdistill.models.expert import Expert, load_expert, read_card
 from featdistill.models.released import read_released, released_hashes
 from featdistill.process_setup import keep_freed_memory
@@ -126,7 +126,8 @@ class Predictor:
         precision = self.precision
         if precision == "fp8":
             shift = self.float8_shift(rows)
-            if shift > _MAX_FLOAT8_SHIFT:
+            # Also where it is NaN: 8 bits were too few.
+            if not shift <= _MAX_FLOAT8_SHIFT:
                 _log.warning(
                     "fp8 moves a score by %.4f (at most %s); scoring in bf16", shift, _MAX_FLOAT8_SHIFT
                 )
@@ -158,16 +159,11 @@ class Predictor:
 
     def float8_shift(self, rows: pd.DataFrame) -> float:
         """Return by how much fp8 changes a fused score of the first rows, at most."""
-        fused = []
+        settings = self.settings() | {"batch_size": _FLOAT8_TRIAL, "full_batches": False}
+        dataset, fused = self.dataset(rows[:_FLOAT8_TRIAL]), []
         for precision in ("bf16", "fp8"):
-            batches = score_dataset(
-                self._experts_in(precision),
-                self.dataset(rows[:_FLOAT8_TRIAL]),
-                batch_size=_FLOAT8_TRIAL,
-                **self.settings() | {"full_batches": False},
-            )
-            logits = np.concatenate([batch.logits for batch in batches], axis=1)
-            fused.append(self.fusion.apply(logits, self.names))
+            logits, broken = score_all(self._experts_in(precision), dataset, **settings)
+            fused.append(self.fusion.apply(np.delete(logits, list(broken), axis=1), self.names))
         return float(np.abs(fused[0] - fused[1]).max(initial=0))
 
     def _experts_in(self, precision: str) -> list[nn.Module]:

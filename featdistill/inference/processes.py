@@ -1,83 +1,100 @@
-"""Processes that share one task, as torchrun and `accelerate launch` start them: who am I, and waiting.
-
-They need no connection: what one process has to tell another, it writes to a file in a folder that all
-of them see.
-"""
+"""Several processes that share a task, as torchrun starts them, and how an error in one ends all."""
 
 import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 from featdistill.command_line import UserError
 
 T = TypeVar("T")
-_POLL_S = 0.2
-# Longer than loading the largest experts and scoring one batch of them on a slow CPU takes.
-SILENCE_S = 1800.0
+# Shares are equal, so no process should need this much longer than another.
+_MAX_WAIT = timedelta(hours=2)
 
 
-@dataclass(frozen=True)
-class Process:
-    """One of the processes that share a task.
+class Processes:
+    """The processes that share a task; just this one unless torchrun or `accelerate launch` started it.
+
+    They exchange small messages only, over gloo, whatever devices they compute on.
 
     Attributes:
-        rank: its number, from 0; 0 is the main process.
-        world: how many processes there are, over all machines.
-        local_rank, local_world: the same within its machine; `local_rank` picks the GPU.
+        rank: the number of this process, from 0; 0 is the main process.
+        world: the number of processes, over all machines.
     """
 
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
+    def __init__(self) -> None:
+        try:
+            self.rank, self.world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        except KeyError:
+            self.rank, self.world = 0, 1
+        except ValueError as error:
+            raise UserError(f"RANK and WORLD_SIZE must be whole numbers: {error}") from error
+        if not 0 <= self.rank < self.world:
+            raise UserError(
+                f"RANK {self.rank} of WORLD_SIZE {self.world} is not valid; unset both, or use torchrun"
+            )
+        if self.world > 1:
+            import torch
+            from accelerate import PartialState
+
+            # Else accelerate changes the number of threads, on which the last bits of the scores depend.
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+            self._state = PartialState(cpu=True, timeout=_MAX_WAIT)
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
-    @classmethod
-    def from_environment(cls) -> "Process":
-        """Read `RANK`, `WORLD_SIZE`, `LOCAL_RANK` and `LOCAL_WORLD_SIZE`; without the first two, one process.
+    def run(self, task: Callable[["Processes"], int]) -> int:
+        """Return the exit status of a task that all processes run.
+
+        Away from the main process it is 0, also after an error: the main process reports it, and a launcher
+        would take any other status for a crash.
+        """
+        try:
+            status = task(self)
+        except UserError:
+            if self.is_main:
+                raise
+            status = 0
+        finally:
+            if self.world > 1:
+                self._state.destroy_process_group()
+        return status if self.is_main else 0
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do `work` in every process and wait until all have done it.
 
         Raises:
-            UserError: they are no numbers, or the rank is not below the number of processes.
+            UserError: it failed in another process, or one is lost.
         """
-        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-            return cls()
+        if self.world == 1:
+            return work()
+        result, failure = None, None
         try:
-            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-            local_rank = int(os.environ.get("LOCAL_RANK", rank))
-            local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        except ValueError as error:
-            raise UserError(f"RANK, WORLD_SIZE and their local kin must be whole numbers: {error}") from error
-        if not (0 <= rank < world and local_rank >= 0 and local_world >= 1):
-            raise UserError(f"RANK {rank} of WORLD_SIZE {world} is no process; unset both, or use torchrun")
-        return cls(rank, world, local_rank, local_world)
+            result = work()
+        except Exception as error:
+            failure = error
+        reasons = self._gather(failure and (str(failure) or type(failure).__name__))
+        if failure:
+            raise failure
+        for rank, reason in enumerate(reasons):
+            if reason:
+                raise UserError(f"process {rank} of {self.world} failed: {reason}")
+        return result
 
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do `work` in the main process, and return its result in every process; see `together`."""
+        result = self.together(work if self.is_main else lambda: None)
+        return result if self.world == 1 else self._gather(result)[0]
 
-def wait_for(
-    poll: Callable[[], T | None], what: str, *, sign_of_life: Callable[[], object] | None = None
-) -> T:
-    """Call `poll` until it returns something other than None, and return that.
+    def _gather(self, message: T) -> list[T]:
+        from accelerate.utils import gather_object
 
-    Args:
-        what: what is waited for, for the message.
-        sign_of_life: its result changes as long as the other processes are at work.
-
-    Raises:
-        UserError: nothing came, and nothing changed, for `SILENCE_S` seconds.
-    """
-    since, last = time.monotonic(), None
-    while (found := poll()) is None:
-        now = sign_of_life() if sign_of_life else None
-        if now != last:
-            since, last = time.monotonic(), now
-        if time.monotonic() - since > SILENCE_S:
+        try:
+            return gather_object([message])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0][-200:]
             raise UserError(
-                f"no sign of another process for {SILENCE_S / 60:.0f} minutes while waiting for {what}; "
-                "run the same command again to continue"
-            )
-        time.sleep(_POLL_S)
-    return found
+                f"lost another process ({reason}); run the same command again to continue"
+            ) from error

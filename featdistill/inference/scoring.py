@@ -114,6 +114,22 @@ def score_dataset(
         yield under_way.fetch()
 
 
+def score_all(
+    experts: Sequence[Expert], dataset: Dataset, **settings: Any
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Score all items of a data set; `settings` are those of `score_dataset`.
+
+    Returns:
+        (experts, N) float32 logits, NaN for broken items; and item -> why it is broken.
+    """
+    logits = np.full((len(experts), len(dataset)), np.nan, np.float32)
+    broken: dict[int, str] = {}
+    for batch in score_dataset(experts, dataset, **settings):
+        logits[:, batch.rows] = batch.logits
+        broken |= dict(batch.broken)
+    return logits, broken
+
+
 @dataclass
 class _UnderWay:
     """A batch whose logits are still on their way from the device."""

@@ -3,20 +3,19 @@
 import json
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from featdistill.inference.compute import DEFAULT_BATCH_SIZE, full_memory_is_an_error
 from featdistill.inference.fusion import probabilities
 from featdistill.inference.predictor import Predictor
-from featdistill.inference.scoring import score_dataset
+from featdistill.inference.scoring import score_all
 
 # Worker processes take longer to start than these few images take to decode.
 _WITHOUT_WORKERS = 16
 
 
 def score_images(predictor: Predictor, rows: pd.DataFrame) -> dict[str, Any]:
-    """Score rows and return what is to be shown of them.
+    """Score rows and return what to show.
 
     Returns:
         `images`: for each row `name` and either `score` and `experts` (name -> P(AI)), or `error`; and what
@@ -27,47 +26,48 @@ def score_images(predictor: Predictor, rows: pd.DataFrame) -> dict[str, Any]:
     settings = predictor.settings()
     if len(names) <= _WITHOUT_WORKERS:
         settings["workers"] = 0
-    found: list[dict[str, Any]] = [{} for _ in names]
     with full_memory_is_an_error():
         settled = predictor.decide(rows)
-        models = predictor.models(**settled)
-        dataset, batch_size = predictor.dataset(rows), settled["batch_size"]
-        for batch in score_dataset(models, dataset, batch_size=batch_size, **settings):
-            fused, single = predictor.fusion.apply(batch.logits, predictor.names), probabilities(batch.logits)
-            for place, row in enumerate(batch.rows):
-                scores = dict(zip(predictor.names, single[:, place].tolist(), strict=True))
-                found[row] = {"name": names[row], "score": float(fused[place]), "experts": scores}
-            for row, reason in batch.broken:
-                found[row] = {"name": names[row], "error": reason}
-    return {"images": found, **predictor.sidecar(), **settled}
+        settings["batch_size"] = settled["batch_size"]
+        logits, broken = score_all(predictor.models(**settled), predictor.dataset(rows), **settings)
+    fused, single = predictor.fusion.apply(logits, predictor.names), probabilities(logits)
+    images: list[dict[str, Any]] = []
+    for row, name in enumerate(names):
+        if row in broken:
+            images.append({"name": name, "error": broken[row]})
+        else:
+            scores = dict(zip(predictor.names, single[:, row].tolist(), strict=True))
+            images.append({"name": name, "score": float(fused[row]), "experts": scores})
+    return {"images": images, **predictor.sidecar(), **settled}
 
 
-def as_json(found: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
-    """Return what `score_images` found as JSON.
+def as_json(scored: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
+    """Return the result of `score_images` as JSON.
 
     Args:
-        sources: by the expert's name, its `folder` (or file) and its `backbone`.
+        sources: see `Predictor`.
     """
-    hashes = found["experts"]
+    hashes = scored["experts"]
     experts = {name: {**source, "weights_sha256": hashes[name]} for name, source in sources.items()}
-    return json.dumps(found | {"experts": experts}, indent=2, ensure_ascii=False)
+    return json.dumps(scored | {"experts": experts}, indent=2, ensure_ascii=False)
 
 
-def as_table(found: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
-    """Return what `score_images` found as aligned lines: P(AI), fused and by each expert; see `as_json`."""
+def as_table(scored: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
+    """Return the result of `score_images` as aligned lines; the arguments are those of `as_json`."""
+    width = max(5, *(len(image["name"]) for image in scored["images"]))
     columns = ["P(AI)", *sources]
-    width = max([5, *(len(image["name"]) for image in found["images"])])
-    widths = [max(6, len(column)) for column in columns]
-    lines = ["  ".join([f"{'image':{width}}", *(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))])]
-    for image in found["images"]:
+    lines = [f"{'image':{width}}" + "".join(f"  {column:>6}" for column in columns)]
+    for image in scored["images"]:
         if "error" in image:
             lines.append(f"{image['name']:{width}}  could not be read: {image['error']}")
             continue
-        scores = [image["score"], *image["experts"].values()]
-        cells = [f"{_shown(score):>{w}}" for score, w in zip(scores, widths, strict=True)]
-        lines.append("  ".join([f"{image['name']:{width}}", *cells]))
-    fusion = found["fusion"] if isinstance(found["fusion"], str) else f"{found['fusion']['method']}, weighted"
-    views = "" if found["tta"] == "none" else f", averaged over the views of {found['tta']}"
+        cells = map(_shown, (image["score"], *image["experts"].values()))
+        aligned = (f"  {cell:>{max(6, len(column))}}" for cell, column in zip(cells, columns, strict=True))
+        lines.append(f"{image['name']:{width}}" + "".join(aligned))
+    fusion = (
+        scored["fusion"] if isinstance(scored["fusion"], str) else f"{scored['fusion']['method']}, weighted"
+    )
+    views = "" if scored["tta"] == "none" else f", averaged over the views of {scored['tta']}"
     lines.append(f"\nP(AI) is the probability of being AI-generated{views}: {fusion} of")
     longest = max(map(len, sources))
     lines += [f"  {name:{longest}}  {s['backbone']}, from {s['folder']}" for name, s in sources.items()]
@@ -75,5 +75,5 @@ def as_table(found: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
 
 
 def _shown(score: float) -> str:
-    # Rounding must not make a certainty of what is none.
-    return f"{np.clip(score, 0.0001, 0.9999):.4f}" if 0 < score < 1 else f"{score:.4f}"
+    # Rounding must not show an uncertain score as certain.
+    return f"{min(max(score, 0.0001), 0.9999):.4f}" if 0 < score < 1 else f"{score:.4f}"

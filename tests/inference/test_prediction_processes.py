@@ -4,12 +4,14 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import struct
 import sys
 import time
 import zlib
 from pathlib import Path
 
+import accelerate.utils  # noqa: F401 (before the forks, which then need not import it)
 import cv2
 import numpy as np
 import pytest
@@ -20,16 +22,14 @@ from PIL import Image
 import predict
 from featdistill.command_line import UserError
 from featdistill.data.loading import Broken
-from featdistill.inference import processes
-from featdistill.inference.jobs import manifest_beside
 from featdistill.inference.journal import PartialScores, journal_path
-from featdistill.inference.processes import Process
+from featdistill.inference.processes import Processes
 from featdistill.inference.scoring import ScoredBatch
 from featdistill.models.expert import create_expert, save_expert
 from featdistill.records.manifest import make_manifest, write_manifest
-from featdistill.records.predictions import read_errors, read_predictions
+from featdistill.records.predictions import read_errors, read_predictions, sidecar_path
 
-COUNT, BATCH = 1000, 8
+COUNT, BATCH = 500, 8
 
 
 def png(width: int, height: int) -> bytes:
@@ -84,7 +84,7 @@ def odd_images(folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """1,000 images, 20 of them broken in ten ways, and two tiny experts."""
+    """500 images, 20 of them broken in ten ways, and two tiny experts."""
     root = tmp_path_factory.mktemp("project")
     folder = root / "images"
     folder.mkdir()
@@ -95,7 +95,7 @@ def project(tmp_path_factory) -> Path:
         paths.append(path)
     order = np.random.default_rng(0).permutation(COUNT)
     paths = [paths[place] for place in order]
-    for way, path in enumerate([path for path in paths if path.stem.isdigit()][5::48][:20]):
+    for way, path in enumerate([path for path in paths if path.stem.isdigit()][5::24][:20]):
         break_image(path, way % 10)
         (root / "broken.txt").open("a").write(f"{path.name}\n")
     columns = {"image": [str(path) for path in paths], "name": [path.name for path in paths]}
@@ -107,65 +107,128 @@ def project(tmp_path_factory) -> Path:
     return root
 
 
-def start(project: Path, out: Path, rank: int = 0, world: int = 1) -> multiprocessing.Process:
-    """Start `predict.py` in a process of its own, as torchrun would; forked, since importing takes long."""
+def fork(task, world: int = 1) -> list[multiprocessing.Process]:
+    """Start `sys.exit(task())` in processes as torchrun would; forked, since importing takes long."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
-    def main() -> None:
-        # After a fork, threads of PyTorch's would wait for others that are no more.
+    def main(rank: int) -> None:
+        # After a fork, threads of PyTorch's would wait for others that are gone.
         torch.set_num_threads(1)
+        if world > 1:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), **address}
+        sys.exit(task())
+
+    context = multiprocessing.get_context("fork")
+    started = [context.Process(target=main, args=(rank,)) for rank in range(world)]
+    for process in started:
+        process.start()
+    return started
+
+
+def start(project: Path, out: Path, world: int = 1) -> list[multiprocessing.Process]:
+    """Start `predict.py` in processes of their own."""
+
+    def task() -> int:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
-        if world > 1:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
         experts = [str(project / name) for name in ("tiny_clip", "tiny_siglip")]
         arguments = ["--manifest", str(project / "manifest.csv"), "--out", str(out), "--experts", *experts]
-        arguments += ["--batch-size", str(BATCH), "--workers", "0", "--device", "cpu"]
-        sys.exit(predict.main(arguments))
+        return predict.main([*arguments, "--batch-size", str(BATCH), "--workers", "0", "--device", "cpu"])
 
-    process = multiprocessing.get_context("fork").Process(target=main)
-    process.start()
-    return process
+    return fork(task, world)
+
+
+def statuses(processes: list[multiprocessing.Process]) -> list[int | None]:
+    for process in processes:
+        process.join(300)
+    return [process.exitcode for process in processes]
 
 
 def done_batches(out: Path) -> list[int]:
     journals = [path.read_bytes() for path in out.parent.glob(f".{out.name}.partial*")]
     lines = [line for data in journals for line in data.splitlines(keepends=True)[1:] if line.endswith(b"\n")]
-    return [json.loads(line)[0] for line in lines]
+    return [json.loads(line)[0] for line in lines if line.strip()]
 
 
-def test_killed_three_times_and_shared_by_two_processes_every_image_is_accounted_for(project, tmp_path):
+def test_killed_three_times_and_shared_by_processes_every_image_is_accounted_for(project, tmp_path):
     whole, out = tmp_path / "whole.csv", tmp_path / "killed.csv"
     undisturbed = start(project, whole)
     rng = np.random.default_rng()
-    # One process, then two, then one of three: who continues need not be who began.
-    for third, ranks in enumerate([[(0, 1)], [(0, 2), (1, 2)], [(1, 3)]]):
-        until = len(done_batches(out)) + int(rng.integers(1, 25))
-        running = [start(project, out, rank, world) for rank, world in ranks]
+    # One process, then two, then three: who continues need not be who began.
+    for world in (1, 2, 3):
+        until = len(done_batches(out)) + int(rng.integers(1, 8))
+        running = start(project, out, world)
         while len(done_batches(out)) < until and all(process.is_alive() for process in running):
             time.sleep(0.001)
-        time.sleep(rng.random() * 0.02)
+        time.sleep(rng.random() * 0.01)
         for process in running:
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            assert process.exitcode == -signal.SIGKILL, third
+            process.kill()
+        assert statuses(running)[0] == -signal.SIGKILL
         assert not out.is_file()
     done = done_batches(out)
     assert len(done) == len(set(done)) < COUNT // BATCH
     # What a kill in the middle of a line leaves.
-    with journal_path(out, Process(1, 2)).open("ab") as file:
+    with journal_path(out, 1, 2).open("ab") as file:
         file.write(b'[7, "AAAA')
-    last = [start(project, out, rank, 2) for rank in (0, 1)]
-    for process, status in ((undisturbed, 1), (last[0], 1), (last[1], 0)):
-        process.join(60)
-        assert process.exitcode == status
-    assert out.read_bytes() == whole.read_bytes()
+    assert statuses([*undisturbed, *start(project, out, 2)]) == [1, 1, 0]
+    for written, expected in ((out, whole), (sidecar_path(out), sidecar_path(whole))):
+        assert written.read_bytes() == expected.read_bytes()
     assert not list(tmp_path.glob(".*.partial*"))
     broken = (project / "broken.txt").read_text().split()
     assert len(set(broken)) == 20 and sorted(name for name, _ in read_errors(out)) == sorted(broken)
     assert all(reason for _, reason in read_errors(out))
     found = read_predictions(out)
     assert len(found) == COUNT - 20 and {"strip.png", "grey16.png", "cmyk.jpg"} <= set(found["name"])
+
+
+def fail_in_process_1(failure) -> list[int | None]:
+    """Return how two processes end that share a task in which the second one fails."""
+
+    def task() -> int:
+        processes = Processes()
+
+        def work() -> None:
+            if not processes.is_main:
+                failure()
+
+        try:
+            return processes.run(lambda _: processes.together(work))
+        except UserError as error:
+            sys.stderr.write(f"{error}\n")
+            return 2
+
+    return statuses(fork(task, 2))
+
+
+def test_an_error_in_one_process_ends_all_and_the_main_one_reports_it(capfd):
+    def failure() -> None:
+        raise UserError("the GPU's memory is full")
+
+    assert fail_in_process_1(failure) == [2, 0]
+    assert capfd.readouterr().err == "process 1 of 2 failed: the GPU's memory is full\n"
+
+
+def test_a_process_that_is_killed_does_not_leave_the_others_waiting(capfd):
+    assert fail_in_process_1(lambda: os.kill(os.getpid(), signal.SIGKILL)) == [2, -signal.SIGKILL]
+    assert "lost another process" in capfd.readouterr().err
+
+
+def test_what_the_main_process_finds_out_all_know(tmp_path):
+    def task() -> int:
+        processes = Processes()
+
+        def find_out(_: Processes) -> int:
+            found = processes.on_main(lambda: {"rank": processes.rank, "pid": os.getpid()})
+            (tmp_path / str(processes.rank)).write_text(str(found))
+            return 1
+
+        return processes.run(find_out)
+
+    assert statuses(fork(task, 2)) == [1, 0]
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() != ""
 
 
 WHAT = {"experts": {"a": "1", "b": "2"}, "batch_size": 3}
@@ -185,7 +248,7 @@ def test_a_journal_gives_back_every_bit(tmp_path):
     again = PartialScores(out, WHAT, 2, 8)
     assert again.logits.tobytes() == partial.logits.tobytes()
     assert again.logits[:, 3:6].tobytes() == extreme.tobytes() and np.isnan(again.logits[:, :3]).all()
-    assert again.missing() == [0] and again.broken == {6: 'Grund: ü, "quoted"'} and again.scored == 5
+    assert again.missing() == [0] and again.broken == {6: 'Grund: ü, "quoted"'}
 
 
 def test_a_line_cut_short_or_damaged_costs_its_batch_alone(tmp_path):
@@ -209,20 +272,15 @@ def test_scores_under_way_for_another_ensemble_are_not_continued(tmp_path):
         assert not PartialScores(out, WHAT | changed, 2, 6).done.any()
 
 
-def test_processes_share_the_batches_and_see_each_others_journals(tmp_path):
+def test_journals_of_several_processes_are_read_as_one(tmp_path):
     out = tmp_path / "val.csv"
-    parts = [PartialScores(out, WHAT, 2, 21, Process(rank, 3)) for rank in range(3)]
-    assert [part.missing() for part in parts] == [[0, 3, 6], [1, 4], [2, 5]]
+    parts = [PartialScores(out, WHAT, 2, 21, rank, 3) for rank in range(3)]
     parts[1].append(batch_of(4, [12, 13, 14]))
-    assert parts[0].scored == 0
+    assert parts[0].missing() == list(range(7))
     parts[0].refresh()
-    parts[0].refresh()
-    assert parts[0].scored == 3 and parts[0].done[4] and not parts[0].is_complete
-    # Continued by two processes, with other names.
-    assert [PartialScores(out, WHAT, 2, 21, Process(rank, 2)).missing() for rank in (0, 1)] == [
-        [0, 2, 6],
-        [1, 3, 5],
-    ]
+    assert parts[0].missing() == [0, 1, 2, 3, 5, 6] and not parts[0].is_complete
+    # Continued by another number of processes.
+    assert PartialScores(out, WHAT, 2, 21, 0, 2).missing() == [0, 1, 2, 3, 5, 6]
     # Other predictions in the same folder have journals of their own.
     assert not PartialScores(tmp_path / "val.csv2", WHAT, 2, 21).done.any()
 
@@ -232,25 +290,4 @@ def test_a_rank_that_cannot_be_is_an_error(variables, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="RANK"):
-        Process.from_environment()
-
-
-def test_who_waits_for_a_process_that_is_no_more_ends_with_an_error(monkeypatch):
-    monkeypatch.setattr(processes, "SILENCE_S", 0.05)
-    monkeypatch.setattr(processes, "_POLL_S", 0.01)
-    signs = iter(range(10))
-    with pytest.raises(UserError, match="no sign of another process"):
-        processes.wait_for(lambda: None, "the end", sign_of_life=lambda: next(signs, 10))
-    assert next(signs, None) is None
-
-
-def test_the_manifest_of_a_folder_is_written_by_the_main_process_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "SILENCE_S", 0.0)
-    rows = make_manifest({"image": ["/a/x.jpg", "/a/y.jpg"], "name": ["x.jpg", "y.jpg"]})
-    out = tmp_path / "scores.csv"
-    with pytest.raises(UserError, match=r"waiting for the manifest .*scores\.manifest\.csv"):
-        manifest_beside(rows, out, Process(1, 2))
-    path = manifest_beside(rows, out, Process(0, 2))
-    assert manifest_beside(rows, out, Process(1, 2)) == path
-    with pytest.raises(UserError, match="waiting for the manifest"):
-        manifest_beside(rows[:1], out, Process(1, 2))
+        Processes()
