@@ -39,12 +39,8 @@ def build_parser() -> command_line.Parser:
     for slot in SLOTS:
         default = "by default the one in the predictions' sidecar"
         names.add_argument(f"{flag(slot)}-manifest", metavar="FILE", help=f"manifest of {slot}; {default}")
-    names.add_argument(
-        "--fill-missing",
-        type=float,
-        metavar="SCORE",
-        help="score of images without a prediction, such as 0.5",
-    )
+    score, description = command_line.within(0, 1, float), "score of images without a prediction"
+    names.add_argument("--fill-missing", type=score, metavar="SCORE", help=description)
     listing = parser.add_argument_group("the ledger, a list of all submissions")
     which = listing.add_mutually_exclusive_group()
     which.add_argument("--ledger", metavar="FILE", help="by default submissions.csv next to the zip")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,12 +12,21 @@ WIDTH = 340
 _RESOLUTION = 0.5
 
 
+class Axis(NamedTuple):
+    """An axis with its title, range and ticks, each (value, text)."""
+
+    title: str
+    low: float
+    high: float
+    ticks: list[tuple[float, str]]
+
+
 @dataclass(frozen=True)
 class Axes:
-    """The ranges of both axes, and the rectangle of the chart that they fill."""
+    """Both axes, and the rectangle of the chart that they fill."""
 
-    x: tuple[float, float]
-    y: tuple[float, float] = (0.0, 1.0)
+    x: Axis
+    y: Axis
     is_log: bool = False
     left: float = 52
     top: float = 28
@@ -25,14 +35,14 @@ class Axes:
 
     def across(self, x: np.ndarray | float) -> np.ndarray:
         """Return horizontal positions of values; those below the axis' range are at its start."""
-        values, (first, last) = np.maximum(np.asarray(x, dtype=np.float64), self.x[0]), self.x
+        values, low, high = np.maximum(np.asarray(x, dtype=np.float64), self.x.low), self.x.low, self.x.high
         if self.is_log:
-            values, first, last = np.log10(values), math.log10(first), math.log10(last)
-        return self.left + self.width * (values - first) / (last - first)
+            values, low, high = np.log10(values), math.log10(low), math.log10(high)
+        return self.left + self.width * (values - low) / (high - low)
 
     def down(self, y: np.ndarray | float) -> np.ndarray:
         """Return vertical positions of values."""
-        share = (np.asarray(y, dtype=np.float64) - self.y[0]) / (self.y[1] - self.y[0])
+        share = (np.asarray(y, dtype=np.float64) - self.y.low) / (self.y.high - self.y.low)
         return self.top + self.height * (1 - share)
 
     def line(self, x: np.ndarray, y: np.ndarray) -> str:
@@ -41,7 +51,7 @@ class Axes:
         On a logarithmic axis, points are added where a line that is straight in the data is bent.
         """
         if self.is_log:
-            grid = np.geomspace(*self.x, 100)
+            grid = np.geomspace(self.x.low, self.x.high, 100)
             x, y = np.concatenate([x, grid]), np.concatenate([y, np.interp(grid, x, y)])
             order = np.lexsort((y, x))
             x, y = x[order], y[order]
@@ -53,6 +63,12 @@ class Axes:
             is_between = (unchanged[1:] & unchanged[:-1]).any(axis=1)
             points = points[np.r_[True, ~is_between, True]]
         return "M" + "L".join(f"{left:g},{top:g}" for left, top in points)
+
+
+def round_axis(title: str, low: float = 0.0, high: float = 1.0, *, is_share: bool = False) -> Axis:
+    """Return an axis with ticks at round numbers, printed as percentages if it shows shares."""
+    texts = (f"{100 * tick:g} %" if is_share else f"{tick:g}" for tick in round_ticks(low, high))
+    return Axis(title, low, high, list(zip(round_ticks(low, high), texts, strict=True)))
 
 
 def round_ticks(low: float, high: float) -> list[float]:

@@ -9,13 +9,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from featdistill.report.axes import WIDTH, Axes, round_ticks
+from featdistill.report.axes import WIDTH, Axes, Axis, round_axis
 from featdistill.report.markup import number, render, share, shorten
 
 # Shades of a heat map, `h0` to `h8` in `report.css`.
 SHADES = 9
-_SHARES = [(tick, f"{100 * tick:.0f} %") for tick in (0, 0.2, 0.4, 0.6, 0.8, 1)]
-_UNIT = [(tick, f"{tick:g}") for tick in (0, 0.2, 0.4, 0.6, 0.8, 1)]
 _DIAGONAL = np.array([0.0, 1.0])
 
 # False and true positive rates, both rising from 0 to 1.
@@ -24,36 +22,28 @@ Curve = tuple[np.ndarray, np.ndarray]
 Rows = Sequence[tuple[str, dict]]
 
 
-def roc_chart(
-    element_id: str,
-    title: str,
-    curves: dict[str, Curve],
-    min_fpr: float | None = None,
-) -> str:
+def roc_chart(element_id: str, title: str, curves: dict[str, Curve], min_fpr: float | None = None) -> str:
     """Draw ROC curves.
 
     Args:
         curves: color class -> curve.
         min_fpr: start of a logarithmic horizontal axis; None for a linear one.
     """
-    axes, ticks, scale = Axes((0.0, 1.0)), _SHARES, ""
+    x, scale = round_axis("real images labeled AI", is_share=True), ""
     if min_fpr is not None:
-        axes, scale = Axes((min_fpr, 1.0), is_log=True), ", on a logarithmic axis"
-        powers = range(round(math.log10(min_fpr)), 1)
-        ticks = [(10.0**power, f"{100 * 10.0**power:g} %") for power in powers]
+        powers = [10.0**power for power in range(round(math.log10(min_fpr)), 1)]
+        x = x._replace(low=min_fpr, ticks=[(power, f"{100 * power:g} %") for power in powers])
+        scale = ", on a logarithmic axis"
+    y = round_axis("AI-generated images detected", is_share=True)
+    axes = Axes(x, y, is_log=min_fpr is not None)
     lines = [("chance", axes.line(_DIAGONAL, _DIAGONAL))]
     lines += [(f"line {color}", axes.line(*curve)) for color, curve in curves.items()]
     return render(
         "plot.html",
         id=element_id,
         title=title,
-        description=f"True positive rate against false positive rate{scale}: "
-        f"{', '.join(curves)}, and chance.",
+        description=f"True positive rate over false positive rate{scale}: {', '.join(curves)}, chance.",
         axes=axes,
-        x_ticks=ticks,
-        y_ticks=_SHARES,
-        x_title="real images labeled AI",
-        y_title="AI-generated images detected",
         lines=lines,
     )
 
@@ -66,7 +56,8 @@ def histogram_chart(element_id: str, title: str, edges: np.ndarray, shares: dict
         shares: color class -> (B,) share of the class's images.
     """
     highest = max(float(values.max()) for values in shares.values())
-    axes = Axes((float(edges[0]), float(edges[-1])), (0.0, 1.05 * highest))
+    x = round_axis("score", float(edges[0]), float(edges[-1]))
+    axes = Axes(x, round_axis("share of the class's images", high=1.05 * highest, is_share=True))
     outlines = {color: np.concatenate([[0.0], np.repeat(y, 2), [0.0]]) for color, y in shares.items()}
     return render(
         "plot.html",
@@ -74,17 +65,13 @@ def histogram_chart(element_id: str, title: str, edges: np.ndarray, shares: dict
         title=title,
         description=f"Share of each class's images in {len(edges) - 1} score ranges: {', '.join(shares)}.",
         axes=axes,
-        x_ticks=[(tick, f"{tick:g}") for tick in round_ticks(*axes.x)],
-        y_ticks=[(tick, f"{100 * tick:g} %") for tick in round_ticks(*axes.y)],
-        x_title="score",
-        y_title="share of the class's images",
         lines=[(f"area line {color}", axes.line(np.repeat(edges, 2), y)) for color, y in outlines.items()],
     )
 
 
 def reliability_chart(element_id: str, title: str, bins: Sequence[dict]) -> str:
     """Draw the bins of `metrics.reliability` that hold images; the larger the dot, the more images."""
-    axes = Axes((0.0, 1.0))
+    axes = Axes(round_axis("mean score"), round_axis("share that is AI-generated"))
     largest = max(one["n"] for one in bins)
     x, y = (np.array([one[key] for one in bins]) for key in ("mean_score", "ai_share"))
     sizes = [2.5 + 4.5 * math.sqrt(one["n"] / largest) for one in bins]
@@ -95,10 +82,6 @@ def reliability_chart(element_id: str, title: str, bins: Sequence[dict]) -> str:
         description=f"Share of AI-generated images against the mean score, in {len(bins)} score ranges; "
         "perfectly calibrated scores are on the diagonal.",
         axes=axes,
-        x_ticks=_UNIT,
-        y_ticks=_UNIT,
-        x_title="mean score",
-        y_title="share that is AI-generated",
         lines=[("chance", axes.line(_DIAGONAL, _DIAGONAL)), ("line robust", axes.line(x, y))],
         dots=list(zip(x, y, sizes, strict=True)),
     )
@@ -106,7 +89,8 @@ def reliability_chart(element_id: str, title: str, bins: Sequence[dict]) -> str:
 
 def curve_chart(element_id: str, title: str, rows: Rows, x_title: str) -> str:
     """Draw the AUCs of groups as a curve with intervals."""
-    axes = Axes((-0.5, len(rows) - 0.5), (_lowest(rows), 1.0))
+    ticks = [(count, shorten(name, 8)) for count, (name, _) in enumerate(rows)]
+    axes = Axes(Axis(x_title, -0.5, len(rows) - 0.5, ticks), round_axis("AUC", _lowest(rows)))
     aucs = np.array([row["auc"] for _, row in rows])
     return render(
         "plot.html",
@@ -114,10 +98,6 @@ def curve_chart(element_id: str, title: str, rows: Rows, x_title: str) -> str:
         title=title,
         description=_list_aucs(rows),
         axes=axes,
-        x_ticks=[(count, shorten(name, 8)) for count, (name, _) in enumerate(rows)],
-        y_ticks=[(tick, f"{tick:g}") for tick in round_ticks(*axes.y)],
-        x_title=x_title,
-        y_title="AUC",
         lines=[("line robust", axes.line(np.arange(len(rows)), aucs))],
         groups=[row for _, row in rows],
     )
@@ -125,12 +105,8 @@ def curve_chart(element_id: str, title: str, rows: Rows, x_title: str) -> str:
 
 def bar_chart(element_id: str, title: str, rows: Rows) -> str:
     """Draw the AUCs of groups as bars that start at 0.5, which is chance, with their intervals."""
-    axes = Axes((min(0.5, _lowest(rows)), 1.0), left=8, width=WIDTH - 20)
-    ticks = round_ticks(*axes.x)
-    description = _list_aucs(rows)
-    return render(
-        "bars.html", id=element_id, title=title, description=description, axes=axes, ticks=ticks, rows=rows
-    )
+    axes = Axes(round_axis("AUC", min(0.5, _lowest(rows))), round_axis(""), left=8, width=WIDTH - 20)
+    return render("bars.html", id=element_id, title=title, description=_list_aucs(rows), axes=axes, rows=rows)
 
 
 def heat_map(

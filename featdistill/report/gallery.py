@@ -72,11 +72,9 @@ def gallery(frame: pd.DataFrame, count: int, explainer: Explainer | None = None)
                 maps += [picture["map"]] if picture["map"] else []
                 lost += [f"{names[row]}: {reason}"] if reason else []
                 bar.update()
-        note = f"{len(rows)} of {int(is_wrong.sum()):,} errors at {THRESHOLD} are shown."
-        note = note if pictures else f"No errors at {THRESHOLD}."
-        sides.append({"title": title, "note": note, "pictures": pictures})
+        sides.append({"title": title, "pictures": pictures, "errors": int(is_wrong.sum())})
     # All maps are of one expert and of one kind.
-    return {"map": maps[0] if maps else None, "sides": sides}, lost
+    return {"map": maps[0] if maps else None, "sides": sides, "threshold": THRESHOLD}, lost
 
 
 def _locations(frame: pd.DataFrame) -> list[str]:

@@ -6,11 +6,9 @@ The same input always produces the same page: it contains no date, time or name 
 import json
 import platform
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import sklearn
 from markupsafe import Markup
 
 from featdistill import __version__, atomic
@@ -19,7 +17,7 @@ from featdistill.evaluation.splits import Split
 from featdistill.records.predictions import read_sidecar
 from featdistill.report.charts import axis_start, heat_map
 from featdistill.report.gallery import Explainer
-from featdistill.report.markup import integer, interval, number, render, share, with_interval
+from featdistill.report.markup import integer, interval, number, render
 from featdistill.report.split import Chart, split_section
 
 # Pictures of errors per class and split.
@@ -72,30 +70,21 @@ def write_report(
         section, reasons = split_section(f"split-{position}", by_name[name], metrics, gallery, explainer)
         sections.append(section)
         lost += [f"{name}: {reason}" for reason in reasons]
+    versions = {"featdistill": __version__, "python": platform.python_version()}
+    versions |= {name: version(name) for name in ("numpy", "pandas", "scikit-learn")}
     page = render(
         "page.html",
         splits=sections,
-        images=sum(metrics["images"] for metrics in result["splits"].values()),
-        summary=_summary_rows(result),
         pixel_free=result.get("pixel_free"),
         leaderboard=_leaderboard(result),
         sweep=sweep if sweep and sweep["cells"] else None,
         sweep_charts=_sweep_charts(sweep["cells"]) if sweep else [],
         **_what_was_run([by_name[name] for name in result["splits"]], sweep),
         settings=[[f"interval {key}", str(value)] for key, value in result.get("intervals", {}).items()]
-        + [[f"version of {name}", version] for name, version in _versions().items()],
+        + [[f"version of {name}", text] for name, text in versions.items()],
     )
     atomic.write_text(path, page)
     return lost
-
-
-def _summary_rows(result: dict) -> list[list[str]]:
-    rows = []
-    for name, metrics in result["splits"].items():
-        intervals = metrics["intervals"]
-        aucs = (with_interval(metrics[key], *intervals[key]) for key in ("robust_auc", "clean_auc", "auc"))
-        rows.append([name, *aucs, integer(metrics["images"]), share(metrics["ai_share"])])
-    return rows
 
 
 def _leaderboard(result: dict) -> dict | None:
@@ -118,16 +107,10 @@ def _sweep_charts(cells: list[dict]) -> list[Chart]:
         aucs = {(cell["operation"], int(cell["level"])): cell["auc"] for cell in of_library}
         values = [[aucs.get((name, level)) for level in levels] for name in names]
         title = f"AUC for each operation and level of the library {library}"
-        rows = [
-            [
-                cell["operation"],
-                str(cell["level"]),
-                number(cell["auc"]),
-                interval(cell.get("low"), cell.get("high")),
-                integer(cell.get("n", 0)),
-            ]
-            for cell in of_library
-        ]
+        rows = []
+        for cell in of_library:
+            auc, bounds = number(cell["auc"]), interval(cell.get("low"), cell.get("high"))
+            rows.append([cell["operation"], str(cell["level"]), auc, bounds, integer(cell.get("n", 0))])
         svg = heat_map(f"sweep-{len(charts) + 1}", title, names, list(map(str, levels)), values, scale)
         header = ["operation", "level", "AUC", "95 % interval", "images"]
         charts.append(Chart(Markup("Library <bdi>{}</bdi>").format(library), svg, (title, header, rows)))
@@ -182,11 +165,6 @@ def _run(sidecar: dict, splits: str) -> dict:
             if key not in ("experts", *per_expert)
         ],
     }
-
-
-def _versions() -> dict[str, str]:
-    libraries = {"numpy": np.__version__, "pandas": pd.__version__, "scikit-learn": sklearn.__version__}
-    return {"featdistill": __version__, "python": platform.python_version(), **libraries}
 
 
 def _shown(value: object) -> str:

@@ -40,11 +40,9 @@ _METRICS = {
 }
 # The number of images of a metric, if it is not over all.
 _COUNTS = {"clean_auc": "clean", "robust_auc": "distorted", "real_accuracy": "real", "ai_accuracy": "ai"}
-_CURVES = {
-    "robust_auc": ("robust", "distorted"),
-    "clean_auc": ("clean", "clean"),
-    "auc": ("all", "all images"),
-}
+# AUC -> color class and title of its ROC curve.
+_CURVES = {"robust_auc": ("robust", "distorted"), "clean_auc": ("clean", "clean")}
+_CURVES |= {"auc": ("all", "all images")}
 # False positive rates for which the table of the ROC curves lists the true positive rates.
 _RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _BINS = 20
@@ -90,13 +88,16 @@ def split_section(
     errors, lost = {}, []
     if pictures and metrics["brier"] is not None:
         errors, lost = gallery(split.frame, pictures, explainer)
+    intervals = metrics["intervals"]
+    aucs = (with_interval(metrics[key], *intervals[key]) for key in _CURVES)
     values = {
         "id": element_id,
         "name": split.name,
         "metrics": metrics,
-        "has_intervals": any(low is not None for low, _ in metrics["intervals"].values()),
+        "has_intervals": any(low is not None for low, _ in intervals.values()),
+        "summary": [split.name, *aucs, integer(metrics["images"]), share(metrics["ai_share"])],
         "tiles": [
-            (_METRICS[key][0], number(metrics[key]), interval(*metrics["intervals"][key]))
+            (_METRICS[key][0], number(metrics[key]), interval(*intervals[key]))
             for key in _CURVES
             if metrics[key] is not None
         ],
@@ -182,15 +183,10 @@ def _reliability(element_id: str, metrics: dict) -> Chart | None:
     bins = [one for one in metrics["reliability"] if one["n"]]
     if not bins:
         return None
-    rows = [
-        [
-            f"{one['low']:.3f} to {one['high']:.3f}",
-            number(one["mean_score"]),
-            share(one["ai_share"]),
-            integer(one["n"]),
-        ]
-        for one in bins
-    ]
+    rows = []
+    for one in bins:
+        scores = f"{one['low']:.3f} to {one['high']:.3f}"
+        rows.append([scores, number(one["mean_score"]), share(one["ai_share"]), integer(one["n"])])
     return Chart(
         "Reliability",
         reliability_chart(f"{element_id}-reliability", "Reliability diagram", bins),
@@ -245,14 +241,8 @@ def _hardest_first(row: tuple[str, dict]) -> tuple[float, str]:
 
 
 def _auc_table(caption: str, what: str, rows: Rows) -> tuple[str, list[str], list[list[str]]]:
-    cells = [
-        [
-            name,
-            number(row["auc"]),
-            interval(row["low"], row["high"]),
-            integer(row["real"]),
-            integer(row["ai"]),
-        ]
-        for name, row in rows
-    ]
+    cells = []
+    for name, row in rows:
+        counts = integer(row["real"]), integer(row["ai"])
+        cells.append([name, number(row["auc"]), interval(row["low"], row["high"]), *counts])
     return caption, [what, "AUC", "95 % interval", "real", "AI"], cells

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pandas as pd
 
 from featdistill.atomic import sha256_of
 from featdistill.command_line import UserError
-from featdistill.submission import ledger
+from featdistill.submission import ledger, profiles
 from featdistill.submission.check import CheckedFile, check_submission, closest_profile
 from featdistill.submission.difference import differences
-from featdistill.submission.profiles import DAILY_LIMIT, OFFICIAL_ROWS, PARTS, PROFILES, SLOTS, adapted, label
+from featdistill.submission.profiles import PROFILES, SLOTS, Profile
 from featdistill.submission.writing import expected_names, prepare, replace_submission
 
 _log = logging.getLogger(__name__)
@@ -27,11 +28,9 @@ def make(args: argparse.Namespace) -> None:
     """
     if not args.profile:
         raise UserError(f"--profile is missing; known: {', '.join(PROFILES)}")
-    profile = adapted(args.profile, args.file_name, **{part: getattr(args, part) for part in PARTS})
-    if not args.out:
-        raise UserError("--out is missing: the zip to write")
-    if not args.out.endswith(".zip"):
-        raise UserError(f"--out {args.out} must be the name of a .zip file")
+    profile = _profile(args, args.profile)
+    if not args.out or not args.out.endswith(".zip"):
+        raise UserError(f"--out must be the name of a .zip file{f', not {args.out}' if args.out else ''}")
     ledger_path = None if args.no_ledger else Path(args.ledger or Path(args.out).with_name("submissions.csv"))
     if ledger_path and ledger_path.resolve() == Path(args.out).resolve():
         raise UserError(f"--ledger {ledger_path} and --out are the same file")
@@ -51,23 +50,23 @@ def make(args: argparse.Namespace) -> None:
     if not ledger_path:
         return
     try:
-        entry = ledger.describe(
-            ledger_path,
-            args.out,
-            files,
-            when=when,
-            profile=label(args.profile, profile),
-            predictions=[getattr(args, slot) for slot in slots],
-            local_aucs=local_aucs,
-            note=args.note or "",
-        )
+        entry = {
+            "date": when.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "file": _path_in_ledger(args.out, ledger_path),
+            "sha256": sha256_of(args.out),
+            "profile": profiles.label(args.profile, profile),
+            "slots": "; ".join(f"{file.slot}={file.file}:{file.rows}" for file in files),
+            "experts": ledger.experts_of(getattr(args, slot) for slot in slots),
+            "local_aucs": local_aucs,
+            "note": args.note or "",
+        }
         count = ledger.add(ledger_path, entry)
     except (UserError, OSError) as error:
         # The zip is what matters: it is kept, and the same command lists it once the ledger is fixed.
         raise UserError(f"{args.out} is written and valid, but not listed: {error}") from error
     text = "\n%s: %d listed for %s (UTC); the challenge accepts %d per day"
-    _log.info(text, ledger_path, count, entry["date"][:10], DAILY_LIMIT)
-    if count > DAILY_LIMIT:
+    _log.info(text, ledger_path, count, entry["date"][:10], profiles.DAILY_LIMIT)
+    if count > profiles.DAILY_LIMIT:
         _log.warning("more submissions are listed for that day than the challenge accepts")
 
 
@@ -78,7 +77,7 @@ def check(args: argparse.Namespace) -> None:
         UserError: the file is not a valid submission, or something is wrong with the flags.
     """
     name = args.profile or closest_profile(args.check)
-    profile = adapted(name, args.file_name, **{part: getattr(args, part) for part in PARTS})
+    profile = _profile(args, name)
     manifests = {slot: getattr(args, f"{slot}_manifest") for slot in SLOTS}
     expected = {slot: expected_names(manifest) for slot, manifest in manifests.items() if manifest}
     for slot in expected:
@@ -91,7 +90,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"{error}{guess}") from error
     _show_files(args.check, files, f"checked, profile {name}")
     for file in files:
-        official = OFFICIAL_ROWS.get(file.slot)
+        official = profiles.OFFICIAL_ROWS.get(file.slot)
         if official and not expected and file.rows != official:
             counts = file.file, f"{file.rows:,}", file.slot, f"{official:,}"
             _log.warning("%s has %s rows; the challenge's %s has %s", *counts)
@@ -102,6 +101,16 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--ledger {path} does not exist")
     if not args.no_ledger and path.is_file():
         _show_comparison(_compare(path, files, sha256_of(args.check)))
+
+
+def _profile(args: argparse.Namespace, name: str) -> Profile:
+    return profiles.adapted(name, args.file_name, **{part: getattr(args, part) for part in profiles.PARTS})
+
+
+def _path_in_ledger(archive: str, ledger_path: Path) -> str:
+    """Return the path of a zip, relative if it is in the ledger's folder or below."""
+    folder, path = Path(os.path.realpath(ledger_path)).parent, Path(os.path.realpath(archive))
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
 def _compare(ledger_path: Path, files: list[CheckedFile], sha256: str) -> pd.DataFrame | None:

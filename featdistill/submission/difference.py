@@ -42,18 +42,11 @@ def differences(ledger: str | Path, files: Sequence[CheckedFile], sha256: str) -
         for entry, archive in previous:
             scores = _shared_scores(file, archive, slots_of(entry).get(file.slot))
             if not scores.empty:
-                above = scores > 0.5
-                rows.append(
-                    {
-                        "slot": file.slot,
-                        "images": len(scores),
-                        "rank_correlation": scores.corr(method="spearman").loc["new", "old"],
-                        "mean_absolute": (scores["new"] - scores["old"]).abs().mean(),
-                        "changed_sides": (above["new"] != above["old"]).mean(),
-                        "date": entry["date"],
-                        "file": entry["file"],
-                    }
-                )
+                row = {"slot": file.slot, "images": len(scores)}
+                row["rank_correlation"] = scores.corr(method="spearman").loc["new", "old"]
+                row["mean_absolute"] = (scores["new"] - scores["old"]).abs().mean()
+                row["changed_sides"] = ((scores["new"] > 0.5) != (scores["old"] > 0.5)).mean()
+                rows.append(row | {"date": entry["date"], "file": entry["file"]})
                 break
     return pd.DataFrame(rows)
 

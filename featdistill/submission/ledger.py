@@ -28,7 +28,6 @@ from filelock import FileLock
 from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.records.predictions import parse_csv, read_sidecar, sidecar_path
-from featdistill.submission.check import CheckedFile
 
 COLUMNS = ("date", "file", "sha256", "profile", "slots", "experts", "local_aucs", "note")
 # Without these, a CSV is something else, which must not be overwritten.
@@ -86,39 +85,19 @@ def add(path: str | Path, entry: dict[str, str]) -> int:
     return int(is_today.sum()) + (not is_same.any())
 
 
-def describe(
-    path: str | Path,
-    archive: str | Path,
-    files: Iterable[CheckedFile],
-    *,
-    when: datetime,
-    profile: str,
-    predictions: Iterable[str | Path] = (),
-    local_aucs: str = "",
-    note: str = "",
-) -> dict[str, str]:
-    """Return the entry of a submission.
+def experts_of(predictions: Iterable[str | Path]) -> str:
+    """Return the experts of predictions, each once, in one line; predictions without a sidecar add none.
 
-    Args:
-        path: the ledger.
-        archive: the zip.
-        when: with its time zone.
-        profile: as returned by `profiles.label`.
-        predictions: what the zip was made from.
-        local_aucs: as returned by `read_aucs`.
+    Raises:
+        UserError: a sidecar is damaged.
     """
-    folder, absolute = Path(os.path.realpath(path)).parent, Path(os.path.realpath(archive))
-    shown = absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute
-    return {
-        "date": when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "file": shown.as_posix(),
-        "sha256": atomic.sha256_of(archive),
-        "profile": profile,
-        "slots": "; ".join(f"{file.slot}={file.file}:{file.rows}" for file in files),
-        "experts": _experts(predictions),
-        "local_aucs": local_aucs,
-        "note": note,
-    }
+    experts = []
+    for path in predictions:
+        hashes = (read_sidecar(path) or {}).get("experts", {})
+        if not isinstance(hashes, dict):
+            raise UserError(f"{sidecar_path(path)}: experts must be an object of names and hashes")
+        experts += [f"{name}:{str(digest)[:_SHORT_HASH]}" for name, digest in hashes.items()]
+    return "; ".join(dict.fromkeys(experts))
 
 
 def slots_of(entry: dict[str, str]) -> dict[str, str]:
@@ -157,17 +136,6 @@ def read_aucs(path: str | Path) -> str:
 
 def _auc(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.4f}"
-
-
-def _experts(predictions: Iterable[str | Path]) -> str:
-    """Return the experts of predictions, each once; predictions without a sidecar add none."""
-    experts = []
-    for path in predictions:
-        hashes = (read_sidecar(path) or {}).get("experts", {})
-        if not isinstance(hashes, dict):
-            raise UserError(f"{sidecar_path(path)}: experts must be an object of names and hashes")
-        experts += [f"{name}:{str(digest)[:_SHORT_HASH]}" for name, digest in hashes.items()]
-    return "; ".join(dict.fromkeys(experts))
 
 
 def _day(text: str) -> date | None:

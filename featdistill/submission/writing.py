@@ -68,8 +68,6 @@ def prepare(
         UserError: no manifest is known; rows are missing, duplicate or unknown; scores are not numbers, out
             of range or constant.
     """
-    if fill_missing is not None and not 0 <= fill_missing <= 1:
-        raise UserError(f"--fill-missing must be between 0 and 1, not {fill_missing}")
     manifest = manifest or manifest_of(predictions)
     if manifest is None:
         raise UserError(

@@ -216,7 +216,7 @@ def test_the_manifest_must_be_known_and_unchanged(folder):
     [
         ([], ("val",), "--val-hard is missing"),
         ([], ("val", "val_hard", "test"), "has no file for --test"),
-        (["--fill-missing", "2"], ("val", "val_hard"), "between 0 and 1"),
+        (["--fill-missing", "2"], ("val", "val_hard"), "from 0 to 1"),
         (["--extension", "drop"], ("val", "val_hard"), "unknown --extension"),
         (["--file-name", "val=submission_hard.csv"], ("val", "val_hard"), "cannot have the same name"),
         (["--file-name", "val=../x.csv"], ("val", "val_hard"), "such as a.csv"),
