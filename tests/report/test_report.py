@@ -1,4 +1,4 @@
-"""The report as a file: its numbers are those of `metrics.json`, and names stay names."""
+"""The report as a file: it shows the numbers of `metrics.json`, and names are never markup."""
 
 import base64
 import json
@@ -48,7 +48,7 @@ def titles(page, identity="split-1"):
     return [one.all("h3")[0].text() for one in section.all("section", class_="card")]
 
 
-def test_the_summary_and_the_headline_print_what_metrics_json_holds(made):
+def test_the_summary_and_the_metrics_print_the_values_of_metrics_json(made):
     _, page, metrics = made
     rows = table_rows(page, "AUCs of each split")[1:]
     for row, (name, split) in zip(rows, metrics["splits"].items(), strict=True):
@@ -65,7 +65,7 @@ def test_the_summary_and_the_headline_print_what_metrics_json_holds(made):
     assert values["Real accuracy at 0.5"] == f"{split['real_accuracy']:.4f}"
 
 
-def test_each_breakdown_prints_what_metrics_json_holds(made):
+def test_each_breakdown_prints_the_values_of_metrics_json(made):
     _, page, metrics = made
     split = metrics["splits"]["val"]
     assert set(split["generators"]) == set(GENERATORS)
@@ -113,7 +113,7 @@ def test_the_histogram_table_counts_every_image_once(made):
         ].tolist()
 
 
-def test_experts_are_set_beside_one_another(made):
+def test_experts_are_compared_with_each_other(made):
     folder, page, metrics = made
     found = metrics["splits"]["val"]["experts"]["experts"]
     rows = {row[0]: row for row in table_rows(page, "AUC by expert")[1:]}
@@ -144,7 +144,7 @@ def pictures(page, identity="split-1"):
     ]
 
 
-def test_the_surest_mistakes_come_first_with_their_pictures(made):
+def test_the_most_confident_errors_come_first_with_their_pictures(made):
     folder, page, _ = made
     frame = evaluation.load_splits([str(folder / "data" / "val.csv")])[0].frame
     wrong_real = frame[(frame["label"] == 0) & (frame["score"] > 0.5)].sort_values("score", ascending=False)
@@ -161,7 +161,7 @@ def test_the_surest_mistakes_come_first_with_their_pictures(made):
             assert max(height, width) == 160
 
 
-def test_a_picture_that_cannot_be_read_gets_a_line_instead(tmp_path, capsys):
+def test_an_unreadable_picture_is_replaced_by_a_line(tmp_path, capsys):
     images = [str(tmp_path / "nowhere.jpg")] * 30 + [""] * 30
     path, _ = run(tmp_path / "out", make_split(tmp_path, "val", rows=60, changes={"image": images}))
     shown = [own for side in pictures(read_page(path)) for own in side]
@@ -171,7 +171,7 @@ def test_a_picture_that_cannot_be_read_gets_a_line_instead(tmp_path, capsys):
     )
 
 
-def test_with_official_labels_the_pictures_come_from_the_manifest_that_was_predicted(tmp_path):
+def test_with_official_labels_pictures_come_from_the_predicted_manifest(tmp_path):
     predictions = make_split(tmp_path, "val", rows=60)
     frame = evaluation.load_splits([str(predictions)])[0].frame
     labels = tmp_path / "val_labels.csv"
@@ -196,7 +196,7 @@ def test_the_gallery_can_be_smaller_or_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("backbone", ["tiny_clip", "timm:test_resnet"])
-def test_below_each_mistake_stands_where_an_expert_looks(tmp_path, backbone):
+def test_the_map_of_an_expert_is_below_each_error(tmp_path, backbone):
     expert = create_expert(backbone, "random", input_size=96 if backbone == "tiny_clip" else None).eval()
     save_expert(expert, tmp_path / "expert", {"recipe": {"name": HOSTILE}})
     images = [str(tmp_path / "data" / f"picture_{row % 6}.jpg") for row in range(160)]
@@ -226,7 +226,7 @@ def test_below_each_mistake_stands_where_an_expert_looks(tmp_path, backbone):
     assert 4 < explained < len(own.all("figure"))
 
 
-def test_an_expert_that_is_none_or_has_no_page_to_be_shown_on_is_a_users_error(tmp_path):
+def test_explain_needs_an_expert_and_a_page_with_pictures(tmp_path):
     predictions = make_split(tmp_path, "val", rows=20)
     flags = ["--explain", str(tmp_path / "none")]
     for more, message in (
@@ -240,18 +240,18 @@ def test_an_expert_that_is_none_or_has_no_page_to_be_shown_on_is_a_users_error(t
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_said_of_intervals_where_there_are_none(made, tmp_path):
+def test_intervals_are_mentioned_only_if_there_are_any(made, tmp_path):
     _, page, _ = made
     path, _ = run(tmp_path / "out", make_split(tmp_path, "val", rows=60, changes={"label": [1] * 60}))
     assert "95 % interval." in page.text() and "95 % interval." not in read_page(path).text()
 
 
-def test_no_report_is_written_where_none_is_wanted(tmp_path):
+def test_no_report_skips_the_page(tmp_path):
     path, _ = run(tmp_path / "out", make_split(tmp_path, "val", rows=20), more=["--no-report"])
     assert not path.exists()
 
 
-def test_names_that_are_markup_stay_text(tmp_path):
+def test_names_that_contain_markup_stay_text(tmp_path):
     rows = 60
     names = [f"{HOSTILE}{row}" for row in range(rows)]
     experts = [f"{HOSTILE} a", "b]]><svg onload=alert(3)>"]
@@ -293,7 +293,7 @@ def test_values_are_escaped_and_the_result_of_another_template_is_not(tmp_path):
         render("outer.html", tmp_path, inner=inner, text="")
 
 
-def test_the_page_says_that_nothing_may_be_loaded_or_run(made):
+def test_the_page_forbids_loading_and_running_anything(made):
     _, page, _ = made
     policy = next(
         one["content"] for one in page.all("meta") if one["http-equiv"] == "Content-Security-Policy"
@@ -303,7 +303,7 @@ def test_the_page_says_that_nothing_may_be_loaded_or_run(made):
     assert "url(" not in style and "@import" not in style
 
 
-def test_repetition_gives_the_same_bytes(made):
+def test_the_same_input_produces_the_same_bytes(made):
     folder, _, _ = made
     make_sweep(folder / "again" / "sweep.json")
     names = ("val.csv", "val_hard.csv")
@@ -311,7 +311,7 @@ def test_repetition_gives_the_same_bytes(made):
     assert path.read_bytes() == (folder / "out" / "report.html").read_bytes()
 
 
-def test_what_was_run_names_experts_hashes_and_files(made):
+def test_the_page_lists_experts_hashes_and_files(made):
     folder, page, _ = made
     rows = table_rows(page, "Experts of val, val_hard")
     assert rows[0] == ["expert", "preprocessing", "SHA-256 of the weights"]
@@ -323,7 +323,7 @@ def test_what_was_run_names_experts_hashes_and_files(made):
     assert ["interval method", "DeLong"] in table_rows(page, "Settings and versions of the evaluation")
 
 
-def test_a_threshold_the_published_results_and_what_files_tell_are_there_where_asked_for(tmp_path):
+def test_threshold_leaderboard_and_audit_are_shown_on_request(tmp_path):
     predictions = make_split(tmp_path, "val", rows=60)
     other = make_split(tmp_path, "other", rows=60, seed=1)
     baseline = {"auc": 0.75, "low": 0.7, "high": 0.8, "verdict": "shortcut", "images": 60, "telling": []}
@@ -358,7 +358,7 @@ def test_a_sweep_is_shown_as_a_heat_map(made):
     assert "a drop of 0.2900" in section.text()
 
 
-def test_a_sweep_alone_makes_a_page_of_its_own(tmp_path):
+def test_a_sweep_alone_has_its_own_page(tmp_path):
     make_sweep(tmp_path / "sweep.json")
     sweep = report.read_sweep(tmp_path / "sweep.json")
     report.write_report(tmp_path / "sweep.html", {"splits": {}}, (), sweep=sweep)
@@ -369,14 +369,14 @@ def test_a_sweep_alone_makes_a_page_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cells": [{"library": "a"}]}', '{"cells": [{"library": "a", '
                                   '"operation": "b", "level": 1, "auc": "c"}]}'])  # fmt: skip
-def test_a_sweep_that_is_none_is_named(tmp_path, text):
+def test_a_file_that_is_not_a_sweep_is_refused(tmp_path, text):
     assert report.read_sweep(tmp_path / "sweep.json") is None
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(UserError, match=r"sweep\.json is not the result of a sweep"):
         report.read_sweep(tmp_path / "sweep.json")
 
 
-def test_parts_without_data_are_not_there(tmp_path):
+def test_parts_without_data_are_left_out(tmp_path):
     rows = 40
     changes = {"generator": [""] * rows, "is_distorted": [None] * rows, "distortions": ["[]"] * rows}
     predictions = make_split(tmp_path, "val", rows=rows, experts=["only"], changes=changes)
@@ -388,7 +388,7 @@ def test_parts_without_data_are_not_there(tmp_path):
     }
 
 
-def test_one_class_and_scores_outside_of_0_to_1_leave_what_is_defined(tmp_path):
+def test_with_one_class_or_logits_the_page_shows_what_is_defined(tmp_path):
     predictions = make_split(tmp_path, "val", rows=40, experts=["a", "b"], changes={"label": [1] * 40})
     page = read_page(run(tmp_path / "out", predictions)[0])
     assert titles(page) == ["Metrics", "Scores", "Reliability", "Experts", "Most confident errors"]
@@ -402,7 +402,7 @@ def test_one_class_and_scores_outside_of_0_to_1_leave_what_is_defined(tmp_path):
     assert "Most confident errors" not in titles(page) and "Generators" in titles(page)
 
 
-def test_no_card_is_empty_and_headings_follow_one_another(made):
+def test_no_card_is_empty_and_no_heading_level_is_skipped(made):
     _, page, _ = made
     for one in page.all(class_="card"):
         assert one.all("table") or one.all("svg") or one.all("img")
@@ -411,7 +411,7 @@ def test_no_card_is_empty_and_headings_follow_one_another(made):
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_a_reader_that_does_not_see_is_told_everything(made):
+def test_the_page_is_accessible_to_screen_readers(made):
     _, page, _ = made
     identities = [node["id"] for node in page.all() if node["id"]]
     assert len(identities) == len(set(identities))

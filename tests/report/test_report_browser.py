@@ -145,7 +145,7 @@ def test_the_keyboard_reaches_the_results_the_choices_and_wide_tables(open_page)
     page.wait_for_function("node => node.scrollLeft > 0", arg=region.element_handle())
 
 
-def test_paper_is_white_and_has_both_roc_curves(open_page):
+def test_print_is_white_and_has_both_roc_curves(open_page):
     page = open_page("desktop", "dark")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.locator("#split-1-roc").is_visible() and page.locator("#split-1-roc-log").is_visible()

@@ -1,4 +1,4 @@
-"""The report's drawings: what is drawn lies where the data say."""
+"""The charts of the report: lines are where the data are."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_shades_go_from_dark_to_light_with_the_value(tmp_path):
     assert len(found) == 5
 
 
-def test_the_path_of_a_known_roc_curve_passes_its_points(tmp_path):
+def test_a_known_roc_curve_passes_through_its_points(tmp_path):
     fpr, tpr, _ = roc_curve(np.array([1, 0, 1, 0]), np.array([0.9, 0.7, 0.4, 0.2]))
     page = parsed(roc_chart("r", "t", {"robust": (fpr, tpr)}), tmp_path)
     expected = [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
@@ -43,7 +43,7 @@ def test_the_path_of_a_known_roc_curve_passes_its_points(tmp_path):
     np.testing.assert_allclose(points(page, "chance"), [[0, 0], [1, 1]], atol=0.002)
 
 
-def test_a_logarithmic_axis_bends_what_is_straight_and_starts_at_its_least_rate(tmp_path):
+def test_a_logarithmic_axis_bends_straight_lines_and_starts_at_its_lowest_rate(tmp_path):
     fpr, tpr, _ = roc_curve(np.array([1, 0, 1, 0]), np.array([0.9, 0.7, 0.4, 0.2]))
     page = parsed(roc_chart("r", "t", {"robust": (fpr, tpr)}, 0.01), tmp_path)
     half = np.log10(0.5 / 0.01) / 2
@@ -54,7 +54,7 @@ def test_a_logarithmic_axis_bends_what_is_straight_and_starts_at_its_least_rate(
     np.testing.assert_allclose(np.interp([0.5, 1], *bent.T), [0.1, 1], atol=0.005)
 
 
-def test_a_curve_of_many_images_is_drawn_short_and_true(tmp_path):
+def test_a_curve_of_many_images_is_short_but_accurate(tmp_path):
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, 12_500)
     fpr, tpr, _ = roc_curve(label, rng.normal(label * 1.5, 1))

@@ -1,4 +1,4 @@
-"""The ledger of submissions: what is listed, once, by whoever comes, and never at the zip's expense."""
+"""The ledger of submissions: each is listed once, even by concurrent processes, and no zip is ever lost."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ def change_scores(folder, slot, seed, **sidecar):
     rewrite(folder, slot, names_of(slot), np.random.default_rng(seed).random(ROWS[slot]), **sidecar)
 
 
-def test_a_submission_is_listed_with_what_it_is_and_what_made_it(folder):
+def test_every_column_of_an_entry(folder):
     hashes = {"clip_a": "01" * 32, "siglip, b": "ab" * 32}
     rewrite(folder, "val", names_of("val"), scores_of("val"), experts=hashes)
     rewrite(folder, "val_hard", names_of("val_hard"), scores_of("val_hard"), experts={"clip_a": "01" * 32})
@@ -57,7 +57,7 @@ def test_a_submission_is_listed_with_what_it_is_and_what_made_it(folder):
     ]
 
 
-def test_submissions_are_listed_in_their_order_and_the_former_lines_stay(folder):
+def test_submissions_are_listed_in_order_and_earlier_lines_stay(folder):
     for number, profile in enumerate(("val", "test", "test-card")):
         slots = BOTH if profile == "val" else ("test",)
         make(folder, profile, "--date", f"2026-03-0{number + 1}", slots=slots, out=f"{profile}.zip")
@@ -67,7 +67,7 @@ def test_submissions_are_listed_in_their_order_and_the_former_lines_stay(folder)
     assert [row["date"][:10] for row in found] == ["2026-03-01", "2026-03-02", "2026-03-03"]
 
 
-def test_a_command_that_is_repeated_gives_the_same_bytes_and_one_line(folder):
+def test_repeating_a_command_changes_nothing(folder):
     for _ in range(2):
         make(folder, "val", "--note", "first", "--date", DAY, slots=BOTH)
         data = (folder / "submission.zip").read_bytes(), (folder / "submissions.csv").read_bytes()
@@ -76,7 +76,7 @@ def test_a_command_that_is_repeated_gives_the_same_bytes_and_one_line(folder):
         assert data == ((folder / "submission.zip").read_bytes(), (folder / "submissions.csv").read_bytes())
 
 
-def test_the_same_zip_on_the_same_day_brings_its_line_up_to_date(tmp_path):
+def test_the_same_zip_on_the_same_day_updates_its_line(tmp_path):
     path = tmp_path / "submissions.csv"
     assert ledger.add(path, line(1, f"{DAY}T01:00:00Z", note="old", local_aucs="x")) == 1
     assert ledger.add(path, line(2, f"{DAY}T02:00:00Z")) == 2
@@ -97,7 +97,7 @@ def test_another_zip_profile_or_day_is_another_line(tmp_path, other):
     assert len(lines(path)) == 2
 
 
-def test_the_sixth_of_a_day_is_warned_of(folder, capsys):
+def test_the_sixth_of_a_day_causes_a_warning(folder, capsys):
     for number in range(6):
         change_scores(folder, "test", number)
         make(folder, "test", "--date", f"{DAY}T1{number}:00", slots=("test",))
@@ -116,14 +116,14 @@ def test_a_day_ends_at_midnight_in_utc(tmp_path):
     assert ledger.add(path, line(3, "2026-03-02T00:00:00Z")) == 1
 
 
-def test_without_a_date_the_clock_is_asked(folder):
+def test_the_default_date_is_now(folder):
     before = datetime.now(UTC).replace(microsecond=0)
     make(folder, "test", slots=("test",))
     (found,) = lines(folder / "submissions.csv")
     assert found["date"].endswith("Z") and before <= ledger.parse_date(found["date"]) <= datetime.now(UTC)
 
 
-def test_columns_of_others_and_their_cells_survive(tmp_path):
+def test_other_columns_are_preserved(tmp_path):
     path = tmp_path / "submissions.csv"
     # As a spreadsheet saves it: a byte order mark, its own line ends, and a column of the team's.
     text = "\ufeffpublic score,date,file,sha256,profile\r\n0.8558,last Monday,0.zip,00,val\r\n"
@@ -138,7 +138,7 @@ def test_columns_of_others_and_their_cells_survive(tmp_path):
 
 
 @pytest.mark.parametrize("note", ["a,b", "one\ntwo", 'say "yes"', "=1+1", "näh 图", " blank "])
-def test_any_note_comes_back_as_it_was(tmp_path, note):
+def test_any_note_is_read_back_unchanged(tmp_path, note):
     path = tmp_path / "submissions.csv"
     for number in range(2):
         ledger.add(path, line(number, note=note))
@@ -146,7 +146,7 @@ def test_any_note_comes_back_as_it_was(tmp_path, note):
 
 
 @pytest.mark.parametrize(("note", "kept"), [("a\rb\r\nc", "a\nb\nc"), ("a\udcffb", "a\\udcffb")])
-def test_a_note_that_would_damage_the_ledger_is_mended(tmp_path, note, kept):
+def test_a_note_that_would_damage_the_ledger_is_cleaned(tmp_path, note, kept):
     path = tmp_path / "submissions.csv"
     for number in range(2):
         ledger.add(path, line(number, note=note))
@@ -162,7 +162,7 @@ def test_lines_added_at_the_same_time_are_all_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "submissions.csv"]
 
 
-def test_a_write_that_fails_leaves_the_ledger_as_it_was_and_the_zip_in_its_place(folder, monkeypatch):
+def test_a_failed_write_leaves_the_old_ledger_and_the_new_zip(folder, monkeypatch):
     make(folder, "test", "--date", DAY, slots=("test",))
     before = (folder / "submissions.csv").read_bytes()
     change_scores(folder, "test", 1)
@@ -188,7 +188,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("message", DAMAGED)
-def test_a_damaged_ledger_stays_as_it_is_and_the_zip_is_written(folder, capsys, message):
+def test_a_damaged_ledger_is_left_alone_and_the_zip_is_written(folder, capsys, message):
     (folder / "submissions.csv").write_bytes(DAMAGED[message])
     with pytest.raises(UserError, match=f"is written and valid, but not listed: .*{message}"):
         make(folder, "test", slots=("test",))
@@ -205,7 +205,7 @@ def test_the_lock_of_a_killed_process_does_not_last(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "submissions.csv"]
 
 
-def test_a_ledger_elsewhere_names_the_zip_so_that_it_is_found(folder, tmp_path):
+def test_a_ledger_elsewhere_lists_a_path_that_can_be_resolved(folder, tmp_path):
     flags = ["--ledger", folder / "deep" / "book.csv"]
     make(folder, "test", *flags, "--date", DAY, slots=("test",))
     make(folder, "test", *flags, "--date", "2026-03-02", slots=("test",), out="deep/b.zip")
@@ -252,7 +252,7 @@ def test_wrong_flags_are_refused_before_the_zip_is_written(folder, flags, messag
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"splits": {"val": {}}}', '{"splits": {"val": 1}}'])
-def test_other_files_are_no_scores(tmp_path, text):
+def test_other_files_are_refused_as_scores(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
     with pytest.raises(UserError, match=r"is not a metrics\.json"):
         ledger.read_aucs(tmp_path / "metrics.json")

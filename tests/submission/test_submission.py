@@ -1,4 +1,4 @@
-"""The zip for Codabench: what is written, what is refused before, and the script."""
+"""The zip for Codabench: what is written, what is refused, and the script."""
 
 import base64
 import io
@@ -69,7 +69,7 @@ def test_the_zip_of_each_profile_is_the_stored_one_byte_for_byte(tmp_path, name)
     assert [path.name for path in tmp_path.iterdir()] == ["submission.zip"]
 
 
-def test_a_body_that_fails_leaves_the_former_zip(tmp_path):
+def test_a_failing_body_leaves_the_previous_zip(tmp_path):
     path = tmp_path / "submission.zip"
     path.write_bytes(b"former")
     with pytest.raises(ValueError), replace_submission(path, {"test": SMALL["test"]}, PROFILES["test"]):
@@ -106,7 +106,7 @@ def test_every_part_of_a_profile_can_be_set(folder):
     assert content(folder / "submission.zip")["submission.csv"].splitlines()[1].startswith("test0000.jpg,")
 
 
-def test_repetition_gives_the_same_bytes_and_nothing_else_is_left(folder):
+def test_the_same_input_produces_the_same_bytes_and_no_other_files(folder):
     before = {path.name for path in folder.iterdir()}
     for out in ("a.zip", "b.zip"):
         make(folder, "val", slots=("val", "val_hard"), out=out)
@@ -118,7 +118,7 @@ def test_repetition_gives_the_same_bytes_and_nothing_else_is_left(folder):
             assert member.date_time == (1980, 1, 1, 0, 0, 0) and member.compress_type == zipfile.ZIP_STORED
 
 
-def test_rows_follow_the_manifest_and_scores_that_nearly_tie_stay_apart(folder):
+def test_rows_follow_the_manifest_and_near_ties_stay_distinct(folder):
     names = names_of("val")
     score = 1 - np.arange(ROWS["val"]) * 2.0**-53
     rewrite(folder, "val", names[::-1], score[::-1])
@@ -128,7 +128,7 @@ def test_rows_follow_the_manifest_and_scores_that_nearly_tie_stay_apart(folder):
     assert [float(text) for _, text in rows] == score.tolist()
 
 
-def test_a_manifest_without_extensions_takes_those_of_its_files(folder):
+def test_names_without_extension_get_that_of_their_file(folder):
     bare = [name.removesuffix(".jpg") for name in names_of("test")]
     images = [f"test_images.zip::test_images/{name}" for name in names_of("test")]
     write_manifest(make_manifest({"image": images, "name": bare}), folder / "bare.csv")
@@ -155,7 +155,7 @@ def refused(folder, message, *flags, profile="val", slots=("val", "val_hard")):
     return str(caught.value)
 
 
-def test_missing_rows_are_refused_by_up_to_five_names_or_filled(folder, capsys):
+def test_missing_rows_are_refused_with_up_to_five_names_or_filled(folder, capsys):
     names = names_of("val")
     rewrite(folder, "val", names[7:], scores_of("val")[7:], errors=[(names[2], "OSError: truncated")])
     message = refused(folder, r"missing rows \(7\)")
@@ -230,7 +230,7 @@ def test_wrong_flags_are_users_errors(folder, flags, slots, message):
     refused(folder, message, *flags, slots=slots)
 
 
-def test_an_unknown_profile_names_the_nearest(folder):
+def test_an_unknown_profile_suggests_the_nearest(folder):
     refused(folder, "did you mean test-card", profile="test-crad", slots=("test",))
 
 
@@ -244,7 +244,7 @@ def test_swapped_slots_are_pointed_out(folder, capsys):
     assert "are the two swapped?" in capsys.readouterr().err
 
 
-def test_names_that_become_one_without_extension_are_refused(folder):
+def test_names_that_are_the_same_without_extension_are_refused(folder):
     names = ["a.jpg", "a.png", "b.jpg"]
     write_manifest(make_manifest({"image": names, "name": names}), folder / "test_manifest.csv")
     rewrite(folder, "test", names, [0.1, 0.2, 0.3])
@@ -271,7 +271,7 @@ def test_scores_that_tie_are_counted(folder, capsys):
     assert "share their score" not in capsys.readouterr().err
 
 
-def test_names_that_only_a_folder_tells_apart_are_refused(folder):
+def test_names_that_differ_only_by_folder_are_refused(folder):
     names = ["a/x.jpg", "b/x.jpg"]
     write_manifest(make_manifest({"image": names, "name": names}), folder / "test_manifest.csv")
     rewrite(folder, "test", names, [0.1, 0.2])
@@ -292,7 +292,7 @@ def test_names_that_only_a_folder_tells_apart_are_refused(folder):
         ("test", ["test=submission.csv"], {}, "test test=submission.csv"),
     ],
 )
-def test_a_profile_is_called_by_its_name_and_what_was_changed(name, files, parts, expected):
+def test_the_label_of_a_profile_is_its_name_and_its_changes(name, files, parts, expected):
     assert label(name, adapted(name, files, **parts)) == expected
 
 
@@ -319,7 +319,7 @@ def test_the_check_prints_rows_mean_share_and_hash(folder, capsys):
     assert f"submission.csv    3     0.6000    66.7 % {digest}" in shown
 
 
-def test_the_check_knows_the_size_of_the_splits_where_no_manifest_is_given(folder, capsys):
+def test_without_a_manifest_the_check_knows_the_size_of_the_splits(folder, capsys):
     flags = ["--check", str(folder / "submission.csv"), "--profile", "val"]
     (folder / "submission.csv").write_text(GOOD)
     assert make_submission.main(flags) == 0
@@ -328,7 +328,7 @@ def test_the_check_knows_the_size_of_the_splits_where_no_manifest_is_given(folde
     assert "10,000" not in capsys.readouterr().err
 
 
-def test_the_check_compares_names_where_a_manifest_is_given(folder):
+def test_with_a_manifest_the_check_compares_names(folder):
     path = folder / "submission.csv"
     flags = ["--check", str(path), "--profile", "val", "--val-manifest", str(folder / "val_manifest.csv")]
     path.write_text(GOOD)

@@ -127,7 +127,7 @@ def test_a_broken_table_is_refused_in_a_zip_and_alone(tmp_path, what):
     assert re.search(message, refusal(alone))
 
 
-def test_the_tables_that_are_broken_are_sound_before(tmp_path):
+def test_the_tables_are_valid_before_they_are_broken(tmp_path):
     members = [("submission.csv", GOOD), ("submission_hard.csv", GOOD_HARD)]
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         files = check_submission(zipped(tmp_path / "made.zip", members, method), PROFILES["val"], EXPECTED)

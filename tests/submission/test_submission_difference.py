@@ -1,4 +1,4 @@
-"""How a submission differs from the last one: figures worked out by hand, and which one is the last."""
+"""How a submission differs from the previous one: figures calculated by hand, and which one that is."""
 
 import shutil
 
@@ -34,7 +34,7 @@ def last_of(folder, slot="test", score=None):
     return compare(folder, checked(slot, names_of(slot), scores_of(slot) if score is None else score))
 
 
-def test_the_figures_are_those_worked_out_by_hand(folder):
+def test_the_figures_equal_those_calculated_by_hand(folder):
     submit(folder, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     # Ranks 1 .. 9 with the first two exchanged: 1 - 6 * 2 / (9 * 80). At 0.5 an image is not above it.
     (found,) = last_of(folder, score=[0.2, 0.1, 0.3, 0.4, 0.55, 0.6, 0.7, 0.8, 0.9])
@@ -60,14 +60,14 @@ def test_ties_share_their_mean_rank(folder):
     assert found.rank_correlation == pytest.approx(expected, abs=1e-12)
 
 
-def test_scores_go_by_the_name_whatever_the_order_and_the_extension(folder):
+def test_scores_are_matched_by_name_whatever_the_order_and_extension(folder):
     submit(folder, scores_of("test"), profile="test-card")
     names, score = names_of("test")[::-1], scores_of("test")[::-1]
     (found,) = compare(folder, checked("test", names, score))
     assert found.mean_absolute == 0 and found.rank_correlation == pytest.approx(1)
 
 
-def test_only_images_of_both_are_compared_and_others_are_another_split(folder):
+def test_only_shared_images_are_compared(folder):
     submit(folder, scores_of("test"))
     names, score = names_of("test"), scores_of("test")
     some = checked("test", ["new.jpg", *names[:4]], [0.5, *score[:4]])
@@ -84,7 +84,7 @@ def test_a_constant_has_no_rank_correlation(folder):
     assert np.isnan(found.rank_correlation)
 
 
-def test_the_last_is_the_latest_of_the_slot_whose_zip_is_there_unchanged(folder):
+def test_the_previous_submission_is_the_latest_of_the_slot_with_an_unchanged_zip(folder):
     submit(folder, scores_of("test"), "a.zip")
     submit(folder, scores_of("test") ** 2, "b.zip")
     submit(folder, scores_of("test") ** 3, "c.zip")
@@ -97,7 +97,7 @@ def test_the_last_is_the_latest_of_the_slot_whose_zip_is_there_unchanged(folder)
     assert [found.file for found in last_of(folder)] == ["a.zip"]
 
 
-def test_each_slot_is_set_beside_its_own_last(folder):
+def test_each_slot_is_compared_with_its_own_previous_submission(folder):
     make(folder, "val", slots=("val", "val_hard"), out="a.zip")
     submit(folder, scores_of("test"), "b.zip")
     files = [checked(slot, names_of(slot), scores_of(slot)) for slot in ("test", "val_hard", "val")]
@@ -109,7 +109,7 @@ def test_each_slot_is_set_beside_its_own_last(folder):
     ]
 
 
-def test_a_submission_is_not_set_beside_itself(folder):
+def test_a_submission_is_not_compared_with_itself(folder):
     submit(folder, scores_of("test"), "a.zip")
     submit(folder, scores_of("test") ** 2, "b.zip")
     files = check_submission(folder / "b.zip", PROFILES["test"])
@@ -117,7 +117,7 @@ def test_a_submission_is_not_set_beside_itself(folder):
     assert [one.file for one in found] == ["a.zip"]
 
 
-def test_the_zip_that_is_overwritten_is_still_compared_with(folder, capsys):
+def test_the_comparison_includes_the_zip_that_is_overwritten(folder, capsys):
     submit(folder, scores_of("test"))
     assert "No other submission" in capsys.readouterr().out
     submit(folder, scores_of("test")[::-1])
@@ -126,7 +126,7 @@ def test_the_zip_that_is_overwritten_is_still_compared_with(folder, capsys):
     assert row in " ".join(shown.split())
 
 
-def test_a_file_that_is_checked_is_set_beside_the_last_and_nothing_is_listed(folder, capsys):
+def test_a_check_compares_with_the_previous_submission_and_lists_nothing(folder, capsys):
     submit(folder, scores_of("test"))
     before = (folder / "submissions.csv").read_bytes()
     rows = "".join(
