@@ -1,4 +1,4 @@
-"""Settings of a whole process: memory that is kept for the next image, and one thread per loader worker."""
+"""Settings of a whole process: reuse of freed memory, and one thread per loader worker."""
 
 import ctypes
 
@@ -11,11 +11,11 @@ _NEVER = 1 << 30
 def keep_freed_memory() -> bool:
     """Let this process keep the memory of freed arrays for later ones.
 
-    Memory that was returned comes back page by page, each cleared by the system. For images of a megapixel
-    that can take longer than the work on them, so processes that handle one image after another call this.
+    Returned memory comes back page by page, each cleared by the system. For images of a megapixel that can
+    take longer than the work on them, so processes that handle one image after another call this.
 
     Returns:
-        Whether it took effect; it does with glibc and changes nothing with other C libraries.
+        Whether it took effect, which needs glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -25,9 +25,9 @@ def keep_freed_memory() -> bool:
 
 
 def one_thread(worker: int = 0) -> None:
-    """Set up a loader worker: workers are the parallelism, and threads of their own would compete for cores.
+    """Set up a loader worker: the workers run in parallel, and threads would compete for their cores.
 
-    OpenCL is switched off too: OpenCV would use it on any device it finds.
+    This also switches off OpenCL, because OpenCV would use it on any device it finds.
     """
     import cv2
     import torch

@@ -18,7 +18,7 @@ def training_generator(seed: int, epoch: int, index: int) -> np.random.Generator
 
 
 def evaluation_generator(seed: int, name: str) -> np.random.Generator:
-    """Return the generator of one image of an evaluation split, wherever the image is listed in it.
+    """Return the generator of one image of an evaluation split, regardless of its position there.
 
     Args:
         seed: of the split, 0 or more.
@@ -28,12 +28,12 @@ def evaluation_generator(seed: int, name: str) -> np.random.Generator:
 
 
 def text_number(text: str) -> int:
-    """Return 64 bits that stand for a text, the same in every process."""
+    """Return a 64-bit hash of a text, the same in every process."""
     return int.from_bytes(digest(text)[:8], "little")
 
 
 def hash_ranks(names: Iterable[str], seed: int) -> list[str]:
-    """Return one sort key per name: sorted by it, names are in a random order that only `seed` changes."""
+    """Return one sort key per name, which puts names in a random order that depends only on `seed`."""
     return [digest(f"{seed}:{name}").hex() for name in names]
 
 

@@ -15,7 +15,7 @@ from data_prep.writing.parallel import map_images
 from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
-from featdistill.images.archive_index import NO_TEXT
+from featdistill.images.archive_index import INVALID_IN_NAMES
 from featdistill.images.archives import ARCHIVE_SEPARATOR, ARCHIVE_SUFFIXES, Archive, ArchiveError
 from featdistill.records import manifest
 
@@ -114,7 +114,7 @@ def open_folder(path: str | Path) -> Container:
         raise UserError(f"cannot list {error.filename or path}: {error.strerror or error}") from error
     for file in files:
         # On Linux a backslash or a colon in a file's name is nothing but a character.
-        if ARCHIVE_SEPARATOR in file or NO_TEXT.search(file):
+        if ARCHIVE_SEPARATOR in file or INVALID_IN_NAMES.search(file):
             raise UserError(f"{path}: the name {file!r} cannot stand in a manifest; rename it")
     return Container(path, False, files)
 

@@ -1,6 +1,6 @@
-"""The members of an archive in a few arrays, which are small in memory and can be kept in a file.
+"""The members of an archive in a few arrays, compact enough for memory and saved in a file.
 
-An index takes the names and 80 bytes a member: every loader worker may hold one of a million members.
+An index needs the names and 80 bytes per member, so every loader worker can hold one of a million members.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ import numpy as np
 
 VERSION = 1
 NO_FAULT = ""
-# What an index holds of a member's fault is its place here: append only, or raise `VERSION`.
+# An index stores a fault as its position here: append only, or raise `VERSION`.
 FAULTS = (
     NO_FAULT,
     "leads out of the archive",
-    "has a name that is no text",
+    "has control characters or invalid UTF-8 in its name",
     "is a symbolic link",
     "is a hard link",
     "is a device or a pipe",
@@ -28,12 +28,12 @@ FAULTS = (
     "is encrypted",
     "is compressed by a method other than deflate",
 )
-# Control characters, and what stands for bytes that are no UTF-8.
-NO_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+# Control characters, and the surrogates that Python uses for bytes that are not UTF-8.
+INVALID_IN_NAMES = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class Entry(NamedTuple):
-    """A member: its fault (one of `FAULTS`), and where its bytes are, as its archive's reader takes it."""
+    """A member: its name, its fault (one of `FAULTS`), and where its bytes are in the archive."""
 
     name: str
     fault: str
@@ -45,41 +45,37 @@ class Entry(NamedTuple):
 
 
 def name_fault(name: str) -> str:
-    """Return why a member's name is refused (`leads out of the archive`), or nothing."""
+    """Return the fault of a member's name, or `NO_FAULT`."""
     name = name.replace("\\", "/")
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
-        return "leads out of the archive"
-    return "has a name that is no text" if NO_TEXT.search(name) else NO_FAULT
+        return FAULTS[1]
+    return FAULTS[2] if INVALID_IN_NAMES.search(name) else NO_FAULT
 
 
-# A member's row. Types and byte order are fixed, since rows are kept in files.
+# A member's row. Types and byte order are fixed, because rows are saved in files.
 _NUMBERS = ("name_start", "name_size", "fault", "offset", "size", "stored_size", "crc32", "method")
 _ROW = np.dtype([(number, "<i8") for number in _NUMBERS])
 
 
 class Index:
-    """The members of an archive in arrays; of several of one name, the last counts, as when unpacking.
+    """The members of an archive in arrays; of several with one name, the last counts, as when unpacking.
 
-    Attributes:
-        damage: why the list may end too early; empty for a whole archive.
+    Args:
+        names: all names, one after the other.
+        rows: (N,) of type `_ROW`, in the order of the archive.
+        keys: (N,) uint64, the sorted hashes of the names.
+        order: (N,) int64, the row of each key.
+        damage: why the list may be incomplete; empty for an intact archive.
     """
 
     def __init__(
         self, names: bytes, rows: np.ndarray, keys: np.ndarray, order: np.ndarray, damage: str = ""
     ) -> None:
-        """Take what `build` makes and `load` checks.
-
-        Args:
-            names: all names, one after the other.
-            rows: (N,) of type `_ROW`, in the order of the archive.
-            keys: (N,) uint64, the names' hashes, sorted.
-            order: (N,) int64, the row that each of `keys` belongs to.
-        """
         self._names, self._rows, self._keys, self._order, self.damage = names, rows, keys, order, damage
 
     @classmethod
     def build(cls, entries: Iterable[Entry], damage: str = "") -> "Index":
-        """List members in their order."""
+        """Index members in their order."""
         last: dict[str, Entry] = {}
         for entry in entries:
             last.pop(entry.name, None)
@@ -96,10 +92,11 @@ class Index:
 
     @classmethod
     def load(cls, path: str, stamp: list[int]) -> "Index | None":
-        """Read an index that `save` wrote with this stamp; None where there is none, or it is another's.
+        """Read an index that `save` wrote with this stamp; None if there is none or it has another stamp.
 
         Args:
-            stamp: version of the format, size and time of change of the archive.
+            path: of the index.
+            stamp: version of the format, size and modification time of the archive.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -118,23 +115,23 @@ class Index:
         return cls(names.tobytes(), rows, keys, order)
 
     def save(self, path: str, stamp: list[int]) -> None:
-        """Write the index of an undamaged archive, atomically; several processes may do so at once.
+        """Write the index of an intact archive atomically; several processes may do so at once.
 
         Raises:
             OSError: the folder cannot be written to.
         """
-        # A name of its own, since all workers of a loader may find the index missing at one time.
-        handle, beside = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
+        # A unique name, because all workers of a loader may find the index missing at the same time.
+        handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
         try:
             with os.fdopen(handle, "wb") as file:
                 names, stamped = np.frombuffer(self._names, np.uint8), np.array(stamp)
                 np.savez(
                     file, stamp=stamped, names=names, rows=self._rows, keys=self._keys, order=self._order
                 )
-            os.chmod(beside, 0o644)  # the index is no more secret than the archive
-            os.replace(beside, path)
+            os.chmod(temporary, 0o644)  # the index is no more secret than the archive
+            os.replace(temporary, path)
         except BaseException:
-            os.unlink(beside)
+            os.unlink(temporary)
             raise
 
     def __len__(self) -> int:
@@ -144,13 +141,13 @@ class Index:
         return map(self._entry, range(len(self)))
 
     def find(self, name: str) -> Entry | None:
-        """Return the member of a name."""
+        """Return the member with a name."""
         encoded = _encoded(name)
         key = np.uint64(_key(encoded))
-        for place in range(self._keys.searchsorted(key), len(self._keys)):
-            if self._keys[place] != key:
+        for position in range(self._keys.searchsorted(key), len(self._keys)):
+            if self._keys[position] != key:
                 return None
-            entry = self._entry(self._order[place])
+            entry = self._entry(self._order[position])
             if entry.name == name:
                 return entry
         return None

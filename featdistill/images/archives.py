@@ -1,12 +1,12 @@
-"""Members of zip and tar archives, read where they lie: never unpacked, found by an index, one read each.
+"""Members of zip and tar archives, read in place: never unpacked, found by an index, one read each.
 
-A process lists an archive once. A zip has its own list; that of a tar is made by walking over all headers
-and kept beside the archive as `<archive>.index.npz`, which is valid as long as the archive's size and time of
-change stay. Where the folder cannot be written to, the list is kept in memory alone.
+A process lists an archive once. A zip has its own list; that of a tar is made by walking over all headers and
+saved next to the archive as `<archive>.index.npz`, which is valid until the archive's size or modification
+time changes. Where the folder cannot be written to, the list is kept in memory only.
 
 Archives are untrusted. A member that is a link, a device or encrypted, or whose name leads out of the archive
-or is no text, is listed with its fault and never read; the others are. What a member may unpack to is bounded
-by `MAX_BYTES` and, above `MAX_FREE_BYTES`, by `MAX_RATIO`.
+or is not valid text, is listed with its fault and never read; the others are. The size that a member may
+unpack to is limited to `MAX_BYTES` and, above `MAX_FREE_BYTES`, by `MAX_RATIO`.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ ARCHIVE_SEPARATOR = "::"
 # Four bytes for each of the 89,478,485 pixels that an image may have (Pillow's limit): a member that claims
 # more is a decompression bomb.
 MAX_BYTES = 4 * 89_478_485
-# Deflate reaches 1032:1, and no image of this size that is not flat comes near a tenth of that; what is
-# smaller may be flat, and harms nobody.
+# Deflate reaches 1032:1, and only a flat image of more than 16 MiB comes near a tenth of that. Smaller ones
+# may be flat, and do no harm.
 MAX_RATIO = 100
 MAX_FREE_BYTES = 1 << 24
 ARCHIVE_SUFFIXES = (".zip", ".tar")
@@ -35,26 +35,26 @@ COMPRESSED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _ARCHIVES = 32  # archives whose list of members a process keeps
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_ENCRYPTED = 0x1  # bit 0 of a member's general purpose flags, as the zip format defines them
-# What a damaged header makes tarfile raise; a long chain of headers that continue each other, the last one.
+_ENCRYPTED = 0x1  # bit 0 of a member's general purpose flags in the zip format
+# Raised by tarfile for damaged headers; the last one for a long chain of headers that continue each other.
 _TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
 
 
 class ArchiveError(Exception):
-    """An archive, or a member of it, cannot be read; the message says why, in one line."""
+    """An archive or parquet file, or a part of it, cannot be read; the message says why in one line."""
 
 
 class Archive:
-    """A zip or tar archive that is open; any number of threads may read from it.
+    """An open zip or tar archive; any number of threads may read from it.
 
-    Processes must not share one: a fork copies the handle, but not the place in the file that it stands for.
+    Processes must not share one: a fork copies the handle, but not the file position behind it.
 
     Args:
         path: of the archive.
 
     Raises:
-        ArchiveError: it is no archive, or one that is compressed as a whole.
+        ArchiveError: it is not an archive, or is compressed as a whole.
         OSError: it cannot be opened.
     """
 
@@ -67,8 +67,8 @@ class Archive:
         self._lock = threading.Lock()
         try:
             status = os.fstat(self.file.fileno())
-            listed = _tar_index if name.endswith(".tar") else _zip_index
-            self.index = listed(path, status.st_size, status.st_mtime_ns)
+            list_members = _tar_index if name.endswith(".tar") else _zip_index
+            self.index = list_members(path, status.st_size, status.st_mtime_ns)
         except BaseException:
             self.file.close()
             raise
@@ -87,8 +87,7 @@ class Archive:
             raise ArchiveError(f"no member {name} in {self.path}{damage}")
         if entry.fault:
             raise ArchiveError(f"{self.path}: member {name!r} {entry.fault}")
-        if entry.size > MAX_BYTES:
-            raise ArchiveError(f"{entry.size} bytes are more than the limit of {MAX_BYTES}")
+        check_size(entry.size)
         return self._read(entry)
 
     def _read_tar(self, entry: Entry) -> bytes:
@@ -100,20 +99,21 @@ class Archive:
                 f"{entry.size} bytes out of {entry.stored_size} are a decompression bomb: more than "
                 f"{MAX_RATIO} to 1"
             )
-        if entry.stored_size > MAX_BYTES + MAX_FREE_BYTES:
-            raise ArchiveError(f"{entry.stored_size} bytes are more than the limit of {MAX_BYTES}")
+        check_size(entry.stored_size, MAX_BYTES + MAX_FREE_BYTES)
         signature, name, extra = _LOCAL_HEADER.unpack(self._at(entry.offset, _LOCAL_HEADER.size))
+        member = f"member {entry.name} of {self.path}"
         if signature != b"PK\x03\x04":
-            raise ArchiveError(f"member {entry.name} of {self.path} is not where its directory says")
+            raise ArchiveError(f"{member} is not where the zip's directory says")
         data = self._at(entry.offset + _LOCAL_HEADER.size + name + extra, entry.stored_size)
         if entry.method == zipfile.ZIP_DEFLATED:
-            # One byte more than it claims shows that it claims too little, and is all that is unpacked.
+            # Nothing is unpacked beyond one byte more than the claimed size, which shows that the claim is
+            # wrong.
             try:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.size + 1)
             except zlib.error as error:
-                raise ArchiveError(f"member {entry.name} of {self.path} is damaged: {error}") from error
+                raise ArchiveError(f"{member} is damaged: {error}") from error
         if len(data) != entry.size or zlib.crc32(data) != entry.crc32:
-            raise ArchiveError(f"member {entry.name} of {self.path} is damaged: its checksum does not match")
+            raise ArchiveError(f"{member} is damaged: its checksum does not match")
         return data
 
     def _at(self, offset: int, size: int) -> bytes:
@@ -127,23 +127,30 @@ class Archive:
     def _some_at(self, offset: int, size: int) -> bytes:
         if hasattr(os, "pread"):
             return os.pread(self.file.fileno(), size, offset)
-        # Windows has no read at a place: another thread must not move the file's place in between.
+        # Windows lacks pread: no other thread may move the file position in between.
         with self._lock:
             self.file.seek(offset)
             return self.file.read(size)
 
 
-# By the archive, not by the process: a forked worker uses what its parent has listed already.
+def check_size(size: int, limit: int | None = None) -> None:
+    """Raise an `ArchiveError` for a size above a limit, `MAX_BYTES` by default."""
+    limit = MAX_BYTES if limit is None else limit
+    if size > limit:
+        raise ArchiveError(f"{size} bytes are more than the limit of {limit}")
+
+
+# Keyed by the archive, not by the process: a forked worker uses the list of its parent.
 @lru_cache(maxsize=_ARCHIVES)
 def _tar_index(path: str, size: int, mtime_ns: int) -> Index:
-    stamp, beside = [VERSION, size, mtime_ns], f"{path}.index.npz"
-    index = Index.load(beside, stamp)
+    stamp, index_path = [VERSION, size, mtime_ns], f"{path}.index.npz"
+    index = Index.load(index_path, stamp)
     if index is None:
         index = _list_tar(path)
-        if index.damage:  # perhaps the disk's, and gone the next time
+        if index.damage:  # maybe a disk error that is gone the next time
             return index
-        with contextlib.suppress(OSError):  # a folder that cannot be written to: the index stays in memory
-            index.save(beside, stamp)
+        with contextlib.suppress(OSError):  # a read-only folder: the index stays in memory
+            index.save(index_path, stamp)
     return index
 
 
@@ -155,7 +162,7 @@ def _list_tar(path: str) -> Index:
     try:
         archive = tarfile.open(path, "r:")  # noqa: SIM115 (closed below)
     except _TAR_ERRORS as error:
-        raise ArchiveError(f"{path} is no plain tar archive ({error})") from error
+        raise ArchiveError(f"{path} is not a plain tar archive ({error})") from error
     with archive:
         try:
             while (member := archive.next()) is not None:
@@ -165,7 +172,8 @@ def _list_tar(path: str) -> Index:
                     fault = _tar_fault(member, name)
                     size = member.size
                     entries.append(Entry(name, fault, member.offset_data, size, size, 0, 0))
-            # tarfile takes a damaged header for the end, which is a block of zeros, or that of the file.
+            # tarfile treats a damaged header as the end. The real end is a block of zeros or the end of the
+            # file.
             archive.fileobj.seek(archive.offset)
             block = archive.fileobj.read(tarfile.BLOCKSIZE)
             if block.strip(b"\0") or 0 < len(block) < tarfile.BLOCKSIZE:
@@ -173,7 +181,7 @@ def _list_tar(path: str) -> Index:
         except (*_TAR_ERRORS, OSError) as error:
             damage = " ".join(str(error).split()) or type(error).__name__
         if damage:
-            damage = f"the archive is damaged or cut off after {len(entries)} members ({damage})"
+            damage = f"the archive is damaged or truncated after {len(entries)} members ({damage})"
     return Index.build(entries, damage)
 
 
@@ -193,7 +201,7 @@ def _zip_index(path: str, size: int, mtime_ns: int) -> Index:
         with zipfile.ZipFile(path) as archive:
             return Index.build(_zip_entry(member) for member in archive.infolist() if not member.is_dir())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as error:
-        raise ArchiveError(f"{path} is no whole zip archive ({error})") from error
+        raise ArchiveError(f"{path} is not a complete zip archive ({error})") from error
 
 
 def _zip_entry(member: zipfile.ZipInfo) -> Entry:
@@ -211,5 +219,5 @@ def _zip_entry(member: zipfile.ZipInfo) -> Entry:
 
 def _compressed(path: str) -> str:
     return (
-        f"{path} is compressed as a whole, so no member can be read alone; decompress it once to a plain .tar"
+        f"{path} is compressed as a whole, so its members cannot be read; decompress it once to a plain .tar"
     )

@@ -1,8 +1,8 @@
-"""One shape of file for every image, so that size, quality and container no longer tell the classes apart.
+"""Equal sizes, JPEG quality and file format for all images, so that these no longer tell the classes apart.
 
 In many benchmarks real images are JPEGs of all sizes and AI-generated ones PNGs of a few fixed sizes, and a
-detector that has learned no more than that scores well on them. Here every image gets a size and a JPEG
-quality that are drawn for its name from what is common to all classes, so that neither depends on the class.
+detector that has learned only this scores well on them. Here every image gets a size and a JPEG quality that
+are drawn for its name from a distribution common to all classes.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from featdistill.images.reading import decode, encode_jpeg
 from featdistill.seeds import evaluation_generator
 
 FITS = ("resize", "crop")
-# What every operation of the distortion libraries can work on.
+# The smallest side that every distortion accepts.
 MIN_SIDE_PX = 16
 # Side of a JPEG's blocks.
 _GRID_PX = 8
@@ -29,16 +29,16 @@ _GRID_PX = 8
 
 @dataclass(frozen=True)
 class Equalization:
-    """What sizes and qualities are drawn from.
+    """The distribution of sizes and qualities.
 
     Attributes:
-        sizes: (height, width) in px, in ascending order; each is as likely as another, and one may be there
-            several times. See `common_sizes`.
-        quality_range_0_100: lowest and highest quality of the JPEG that is made; each whole number between
-            them is as likely as another. 75 is the default of many programs, 95 what careful ones use.
-        fit: `resize` cuts the largest part that has the size's aspect ratio and reduces it; `crop` cuts a
-            part of just that size. Either enlarges an image that is too small.
-        seed: another seed draws other sizes and qualities.
+        sizes: (height, width) in px, in ascending order, all equally likely; a size may be listed several
+            times. See `common_sizes`.
+        quality_range_0_100: lowest and highest JPEG quality; each integer between them is equally likely. 75
+            is the default of many programs, 95 the choice of careful ones.
+        fit: `resize` cuts the largest part with the size's aspect ratio and reduces it; `crop` cuts a part of
+            exactly that size. Both enlarge an image that is too small.
+        seed: random seed of the sizes and qualities.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -47,14 +47,14 @@ class Equalization:
     seed: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values; `from_json` gives them back."""
-        # A thousand sizes are often a few different ones.
+        """Return the settings as JSON values, for `from_json`."""
+        # A thousand sizes are often only a few different ones.
         counts = Counter(f"{height}x{width}" for height, width in self.sizes)
         return dataclasses.asdict(self) | {"sizes": dict(counts)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Equalization":
-        """Return the settings that `as_json` made these values of."""
+        """Return the settings that `as_json` saved."""
         sizes = []
         for size, count in values["sizes"].items():
             height, _, width = size.partition("x")
@@ -64,33 +64,33 @@ class Equalization:
 
 
 def common_sizes(sizes_of_classes: Sequence[np.ndarray], spare: float = 0.05) -> tuple[tuple[int, int], ...]:
-    """Return the sizes from which images of all classes can be drawn alike.
+    """Return sizes from which images of all classes can be drawn alike.
 
-    They are the sizes of all classes, as many of each, and each is reduced, with its aspect ratio kept, until
-    it can be cut without enlargement from all but a share `spare` of the images of every class, and has the
-    7 px of room that put the blocks of an earlier JPEG anywhere: images that are JPEGs twice over with the
-    same blocks are easy to tell from those that are for the first time.
+    They are the sizes of all classes, equally many of each. Each is reduced, keeping its aspect ratio, until
+    it can be cut without enlargement from all but a share `spare` of the images of every class, with 7 px of
+    room to put the blocks of an earlier JPEG anywhere: images compressed twice with the same blocks are easy
+    to tell from those compressed for the first time.
 
     Args:
-        sizes_of_classes: (N, 2) heights and widths in px, one array a class.
+        sizes_of_classes: (N, 2) heights and widths in px, one array per class.
         spare: share of the images of a class that may have to be enlarged.
 
     Returns:
         (height, width) of each size, in ascending order; sizes may repeat.
     """
     count = max(len(sizes) for sizes in sizes_of_classes)
-    alike = [sizes[np.arange(count) * len(sizes) // count] for sizes in sizes_of_classes]
-    found = []
-    for height, width in np.concatenate(alike).tolist():
+    balanced = [sizes[np.arange(count) * len(sizes) // count] for sizes in sizes_of_classes]
+    result = []
+    for height, width in np.concatenate(balanced).tolist():
         # How much each image of a class could be reduced before this size no longer fits into it.
         room = [((sizes - _GRID_PX + 1) / (height, width)).min(axis=1) for sizes in sizes_of_classes]
         factor = min(1.0, *(float(np.quantile(values, spare, method="lower")) for values in room))
-        found.append(tuple(max(MIN_SIDE_PX, int(side * factor + 1e-9)) for side in (height, width)))
-    return tuple(sorted(found))
+        result.append(tuple(max(MIN_SIDE_PX, int(side * factor + 1e-9)) for side in (height, width)))
+    return tuple(sorted(result))
 
 
 def read_settings(path: str | Path) -> Equalization:
-    """Read the settings of a copy that `python -m data_prep.equalise` made, from its `equalise.json`.
+    """Read the settings of an equalized copy from the `equalise.json` of `python -m data_prep.equalise`.
 
     Raises:
         UserError: the file is missing or something else.
@@ -100,25 +100,25 @@ def read_settings(path: str | Path) -> Equalization:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no equalise.json of python -m data_prep.equalise") from error
+        raise UserError(f"{path} was not written by python -m data_prep.equalise") from error
 
 
 def equalize(image: np.ndarray, name: str, settings: Equalization) -> np.ndarray:
-    """Return the image as it looks once `equalized_jpeg` has stored it: (h, w, 3) uint8 RGB."""
+    """Return the image as decoded from `equalized_jpeg`: (h, w, 3) uint8 RGB."""
     return decode(equalized_jpeg(image, name, settings))
 
 
 def equalized_jpeg(image: np.ndarray, name: str, settings: Equalization) -> bytes:
-    """Bring an image to the size and store it in the quality that are drawn for it.
+    """Bring an image to the size and JPEG quality that are drawn for its name.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        name: of the image; what is drawn is a function of it and of the settings alone.
+        name: of the image; the draw depends only on it and on the settings.
 
     Returns:
         A JPEG with 4:2:0 chroma, the encoder's own tables and no metadata.
     """
-    # The prefix: distortions of an image are drawn by its name too.
+    # The prefix keeps this draw apart from that of the image's distortions, which also depends on its name.
     rng = evaluation_generator(settings.seed, f"equalise:{name}")
     size = settings.sizes[rng.integers(len(settings.sizes))]
     top, left = rng.random(2)
@@ -133,22 +133,26 @@ def cut(image: np.ndarray, size: tuple[int, int], fit: str, top: float, left: fl
         image: (H, W, 3) uint8 RGB.
         size: (h, w) of the result in px.
         fit: see `Equalization`.
-        top, left: where the part is taken, as fractions in [0, 1) of the room that there is.
+        top: position of the part, as a fraction in [0, 1) of the available room.
+        left: likewise.
 
     Returns:
         (h, w, 3) uint8.
     """
     sides = image.shape[:2]
-    # How many pixels of the image make one of the result; below 1 the image is enlarged.
+    # Pixels of the image per pixel of the result; below 1 the image is enlarged.
     step = min(sides[0] / size[0], sides[1] / size[1])
     step = min(step, 1.0) if fit == "crop" else step
-    part = [min(side, max(1, round(wanted * step))) for side, wanted in zip(sides, size, strict=True)]
-    # One place more than there is room for: a fraction below 1 never reaches the last one.
-    first = [int(place * (side - own + 1)) for place, side, own in zip((top, left), sides, part, strict=True)]
+    part = [min(side, max(1, round(target * step))) for side, target in zip(sides, size, strict=True)]
+    # A fraction below 1 never reaches the `+ 1`.
+    first = [
+        int(fraction * (side - length + 1))
+        for fraction, side, length in zip((top, left), sides, part, strict=True)
+    ]
     image = image[first[0] : first[0] + part[0], first[1] : first[1] + part[1]]
     if image.shape[:2] == tuple(size):
         return np.ascontiguousarray(image)
-    # With a filter as wide as the reduction asks for. OpenCV's area averaging blurs by 1.1 more than by 2, so
-    # that it would tell what was reduced by how much.
+    # Pillow's filter is as wide as the reduction needs. OpenCV's area averaging blurs more at a factor of 1.1
+    # than at 2, which would reveal how much an image was reduced.
     whole = Image.fromarray(np.ascontiguousarray(image))
     return np.array(whole.resize(size[::-1], Image.Resampling.BICUBIC))

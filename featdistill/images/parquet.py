@@ -1,8 +1,8 @@
-"""Images in the rows of a parquet file, read where they lie: `part.parquet::17` is the image of row 17.
+"""Images in the rows of a parquet file, read in place: `part.parquet::17` is the image of row 17.
 
-The column is found by the schema (`image_column`). A row cannot be read alone: the rows around it are
-decoded with it. So each process keeps the rows that it decoded last, about `WINDOW_BYTES` of one file. Rows
-read in their order are fast, rows read at random are slow; `python -m data_prep.pack` makes a zip of them.
+The column is found by the schema (`image_column`). A row cannot be read alone: the rows around it are decoded
+with it. Each process therefore keeps the rows that it decoded last, about `WINDOW_BYTES` of one file.
+Sequential reads are fast, random ones slow; `python -m data_prep.pack` turns the rows into a zip.
 """
 
 import os
@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from featdistill.images.archives import MAX_BYTES, ArchiveError
+from featdistill.images.archives import ArchiveError, check_size
 
 if TYPE_CHECKING:
     import pyarrow
 
-# A row group of this many bytes is kept whole; of a larger one, a run of rows of about this size. While it
-# decodes them, pyarrow takes up to eight times as much, and up to three times a page of the file; a page has
-# up to 1,024 rows where pyarrow wrote it.
+# A row group of this size is kept whole; of a larger one, a run of rows of about this size. While decoding,
+# pyarrow uses up to eight times as much, and up to three times a page of the file; a page written by pyarrow
+# has up to 1,024 rows.
 WINDOW_BYTES = 32 << 20
-# How much of the file is read ahead, so that a large row group is not read into memory whole.
+# Read-ahead, which keeps a large row group from being read into memory whole.
 _STREAM_BYTES = 1 << 20
-# Names of columns that hold the bytes of image files, in lower case, the preferred ones first: what sets with
-# the `datasets` library's image type call it, Community Forensics' `image_data`, and their like.
+# Lower-case names of columns with the bytes of image files, the preferred ones first: those of data sets with
+# the `datasets` library's image type, Community Forensics' `image_data`, and similar ones.
 IMAGE_COLUMNS = (
     "image",
     "img",
@@ -41,31 +41,31 @@ IMAGE_COLUMNS = (
 def image_column(schema: "pyarrow.Schema") -> str:
     """Return the path of the column that holds the bytes of images: `Image.bytes`, or `image_data`.
 
-    It is a struct with a binary field `bytes`, whatever its name, or a binary column of one of the names
-    `IMAGE_COLUMNS`. Of several, the name that comes first in that list is taken.
+    It is a struct with a binary field `bytes`, whatever its name, or a binary column named in
+    `IMAGE_COLUMNS`. Of several, the one whose name comes first in that list is used.
 
     Raises:
         ArchiveError: there is none, or there are several and none has such a name.
     """
     from pyarrow import types
 
-    found = {}
+    candidates = {}
     for field in schema:
         if types.is_struct(field.type):
-            place = field.type.get_field_index("bytes")
-            if place >= 0 and _is_binary(field.type.field(place).type):
-                found[field.name] = f"{field.name}.bytes"
+            index = field.type.get_field_index("bytes")
+            if index >= 0 and _is_binary(field.type.field(index).type):
+                candidates[field.name] = f"{field.name}.bytes"
         elif _is_binary(field.type) and field.name.lower() in IMAGE_COLUMNS:
-            found[field.name] = field.name
-    if len(found) == 1:
-        return next(iter(found.values()))
+            candidates[field.name] = field.name
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
     for known in IMAGE_COLUMNS:
-        for name, path in found.items():
+        for name, path in candidates.items():
             if name.lower() == known:
                 return path
-    columns = ", ".join(found or schema.names)
-    if found:
-        raise ArchiveError(f"several columns may hold the images ({columns}); name the right one image")
+    columns = ", ".join(candidates or schema.names)
+    if candidates:
+        raise ArchiveError(f"several columns may hold the images ({columns}); rename the right one to image")
     raise ArchiveError(
         f"no column holds images: of {columns}, none is a struct with bytes, or binary and "
         f"called {' or '.join(IMAGE_COLUMNS)}"
@@ -76,7 +76,7 @@ def open_parquet(path: str) -> "pyarrow.parquet.ParquetFile":
     """Open a parquet file.
 
     Raises:
-        ArchiveError: pyarrow is missing, or this is no whole parquet file.
+        ArchiveError: pyarrow is missing, or this is not a complete parquet file.
         OSError: it cannot be opened.
     """
     try:
@@ -84,24 +84,24 @@ def open_parquet(path: str) -> "pyarrow.parquet.ParquetFile":
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ArchiveError(f"{path}: parquet files need the package pyarrow; pip install pyarrow") from error
-    with open(path, "rb"):  # pyarrow's own message for a file that is missing is several lines long
+    with open(path, "rb"):  # pyarrow's own message for a missing file is several lines long
         pass
     try:
         return ParquetFile(path, buffer_size=_STREAM_BYTES, pre_buffer=False)
     except (ArrowException, OSError) as error:
-        raise ArchiveError(f"{path} is no whole parquet file ({_line(error)})") from error
+        raise ArchiveError(f"{path} is not a complete parquet file ({_line(error)})") from error
 
 
 class ParquetImages:
     """The images of a parquet file; any number of threads may read them.
 
-    Processes must not share one: a fork copies the handle, but not the place in the file that it stands for.
+    Processes must not share one: a fork copies the handle, but not the file position behind it.
 
     Args:
         path: of the file.
 
     Raises:
-        ArchiveError: it is no parquet file, or no column holds images.
+        ArchiveError: it is not a parquet file, or no column holds images.
         OSError: it cannot be opened.
     """
 
@@ -128,7 +128,7 @@ class ParquetImages:
         from pyarrow import ArrowException
 
         if not (row.isascii() and row.isdigit()):
-            raise ArchiveError(f"{self.path}: '{row}' is no number of a row")
+            raise ArchiveError(f"{self.path}: '{row}' is not a row number")
         number = int(row)
         if number >= self.rows:
             raise ArchiveError(f"no row {row} in {self.path}, which has {self.rows}")
@@ -137,10 +137,9 @@ class ParquetImages:
         except (ArrowException, OSError) as error:
             raise ArchiveError(f"{self.path} is damaged around row {row}: {_line(error)}") from error
         if not cell.is_valid:
-            raise ArchiveError(f"row {row} of {self.path} holds no bytes of an image")
+            raise ArchiveError(f"row {row} of {self.path} is empty")
         buffer = cell.as_buffer()
-        if buffer.size > MAX_BYTES:
-            raise ArchiveError(f"{buffer.size} bytes are more than the limit of {MAX_BYTES}")
+        check_size(buffer.size)
         return buffer.to_pybytes()
 
     def group_of(self, row: int) -> tuple[int, int]:
@@ -157,18 +156,18 @@ class ParquetImages:
         metadata = self._groups[group]
         size = max(1, self._column_bytes(metadata))
         rows = max(1, min(metadata.num_rows, metadata.num_rows * WINDOW_BYTES // size))
-        # One thread: a loader has a process for each core already.
+        # One thread: a loader has a process per core already.
         return self.file.iter_batches(rows, row_groups=[group], columns=[self.column], use_threads=False)
 
     def _column_bytes(self, metadata: Any) -> int:
-        columns = (metadata.column(place) for place in range(metadata.num_columns))
+        columns = (metadata.column(index) for index in range(metadata.num_columns))
         return sum(
             column.total_uncompressed_size for column in columns if column.path_in_schema == self.column
         )
 
 
 class _Window:
-    """The rows that were decoded last: one run of rows a process, however many files are open."""
+    """The rows decoded last: one run of rows per process, however many files are open."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -187,9 +186,9 @@ class _Window:
     def _move(self, images: ParquetImages, row: int) -> None:
         group, first = images.group_of(row)
         start = self._first + len(self._cells)
-        goes_on = images is self._images and group == self._group and row >= start
-        if not goes_on:
-            # Before the others are decoded, so that there are never two windows.
+        continues = images is self._images and group == self._group and row >= start
+        if not continues:
+            # Before the others are decoded, so there are never two windows in memory.
             self._forget()
             self._images, self._group, self._batches, start = images, group, images.batches(group), first
         while row >= start:
@@ -208,7 +207,7 @@ class _Window:
 
 @lru_cache(maxsize=1)
 def _window(process: int) -> _Window:
-    """Return the window of a process: a fork must not go on reading what its parent began."""
+    """Return the window of a process: a fork must not continue what its parent began to read."""
     return _Window()
 
 

@@ -1,27 +1,26 @@
-"""Bytes to pixels: files, members of archives and rows of parquet files, read where they lie; broken images
-told apart from good ones.
+"""Bytes to pixels: files, members of archives and rows of parquet files, read in place and checked.
 
-| location | what is read |
+| location | read from |
 |---|---|
 | `folder/name.jpg` | a file |
 | `archive.zip::member`, `archive.tar::member` | a member, by `featdistill.images.archives` |
 | `part.parquet::17` | the image of row 17, by `featdistill.images.parquet` |
 
-Decoded images are (H, W, 3) uint8 RGB. What the bytes are decides, not the file's name:
+Decoded images are (H, W, 3) uint8 RGB. The format is recognized by the bytes, not by the file's name:
 
 | image | becomes |
 |---|---|
 | EXIF orientation | applied, so that it cannot tell a camera's picture from a generated one |
-| grey, palette, black and white | RGB |
-| alpha, or a transparent colour | dropped, not blended: the colours below it count |
-| CMYK | RGB without a colour profile; a CMYK or YCCK JPEG is taken as inverted, as Adobe writes it |
-| 16-bit grey | divided by 257, whatever range it uses; 16-bit colour: the upper 8 bits |
-| 32-bit grey | as 8-bit up to 255, else as 16-bit; decimal numbers up to 1 as shares of white |
-| several frames or pages | the first; of an animated PNG, the picture for viewers that show one |
-| a colour profile | ignored |
+| gray, palette, black and white | RGB |
+| alpha, or a transparent color | dropped, not blended: the colors below it count |
+| CMYK | RGB without a color profile; a CMYK or YCCK JPEG is assumed to be inverted, as Adobe writes it |
+| 16-bit gray | divided by 257, whatever range it uses; 16-bit color: the upper 8 bits |
+| 32-bit gray | like 8-bit up to 255, else like 16-bit; floats up to 1 as shares of white |
+| several frames or pages | the first; of an animated PNG, the fallback picture |
+| a color profile | ignored |
 
 An image of more than `MAX_PIXELS` pixels, a file or member of more than `MAX_BYTES`, a truncated image, and a
-format that is not in `FORMATS` are a `BrokenImage`. Decoding takes up to about 12 bytes a pixel.
+format that is not in `FORMATS` raise `BrokenImage`. Decoding needs up to about 12 bytes per pixel.
 """
 
 import contextlib
@@ -37,17 +36,17 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from featdistill.images.archives import ARCHIVE_SEPARATOR, MAX_BYTES, Archive, ArchiveError
+from featdistill.images.archives import ARCHIVE_SEPARATOR, Archive, ArchiveError, check_size
 from featdistill.images.parquet import ParquetImages
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
-# What Pillow may take bytes for. It knows more, some of which run other programs (EPS).
+# The formats that Pillow may recognize. It knows more, some of which run other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 PARQUET_SUFFIX = ".parquet"
 # Pillow's own limit for a decompression bomb: a quarter of a GiB of RGB samples.
 MAX_PIXELS = 89_478_485
 _EXIF_ORIENTATION = 0x0112
-# What turns an image upright, by its EXIF orientation (EXIF 2.32, tag 0x0112); 1 is upright already.
+# Operations that turn an image upright, by EXIF orientation (EXIF 2.32, tag 0x0112); 1 is upright already.
 _UPRIGHT = {
     2: lambda image: cv2.flip(image, 1),
     3: lambda image: cv2.rotate(image, cv2.ROTATE_180),
@@ -60,14 +59,14 @@ _UPRIGHT = {
 
 
 class BrokenImage(Exception):
-    """The image could not be read; the message says why, in one line."""
+    """The image could not be read; the message says why in one line."""
 
 
 def read_bytes(location: str) -> bytes:
     """Return the bytes of a file, a member of an archive or a row of a parquet file, by its location.
 
     Raises:
-        BrokenImage: the file, archive or member is missing, refused, damaged, or larger than `MAX_BYTES`.
+        BrokenImage: it is missing, refused, damaged, or larger than `MAX_BYTES`.
     """
     archive, separator, member = location.partition(ARCHIVE_SEPARATOR)
     try:
@@ -81,11 +80,11 @@ def read_bytes(location: str) -> bytes:
 def decode(data: bytes) -> np.ndarray:
     """Decode an image file's bytes to (H, W, 3) uint8 RGB, upright; see the top of this module.
 
-    Colour and grey JPEGs go through simplejpeg (libjpeg-turbo, the same pixels as Pillow's, faster);
-    everything else goes through Pillow.
+    Color and gray JPEGs are decoded by simplejpeg (libjpeg-turbo, the same pixels as Pillow's, faster),
+    everything else by Pillow.
 
     Raises:
-        BrokenImage: the bytes are no image, are truncated, or hold more than `MAX_PIXELS` pixels.
+        BrokenImage: the bytes are not an image, are truncated, or hold more than `MAX_PIXELS` pixels.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -98,7 +97,7 @@ def decode(data: bytes) -> np.ndarray:
             pixels = _pixels(image) if pixels is None else pixels
     except BrokenImage:
         raise
-    except Exception as error:  # damaged bytes make Pillow raise nearly anything (struct.error, TypeError)
+    except Exception as error:  # Pillow raises nearly anything for damaged bytes (struct.error, TypeError)
         raise BrokenImage(_reason(error)) from error
     return upright(pixels) if upright else pixels
 
@@ -113,11 +112,11 @@ def limit_side(image: np.ndarray, max_side_px: int | None) -> np.ndarray:
 
     Args:
         image: (H, W, 3) uint8.
-        max_side_px: the limit, or None for none.
+        max_side_px: the limit; None for no limit.
 
     Returns:
-        (h, w, 3) uint8; `image` itself where it is within the limit. A side may stay at up to 16 px to keep
-        what is left of a narrow strip.
+        (h, w, 3) uint8; `image` itself if it is within the limit. A side is never reduced below 16 px, which
+        keeps narrow strips usable.
     """
     height, width = image.shape[:2]
     if max_side_px is None or max(height, width) <= max_side_px:
@@ -143,20 +142,20 @@ def without_extension(name: str) -> str:
 def list_images(folder: str | Path) -> list[Path]:
     """Return the image files below a folder, sorted by their relative path; hidden files are left out."""
     folder = Path(folder)
-    found = [
+    images = [
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in IMAGE_SUFFIXES
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; a damaged EXIF block says nothing of the pixels and counts as upright.
+    """Return the EXIF orientation; a damaged EXIF block counts as upright.
 
-    So does that of a TIFF: Pillow turns it while it reads the pixels.
+    So does a TIFF, which Pillow rotates while it reads the pixels.
     """
     if "exif" not in image.info:
         return 1
@@ -167,54 +166,53 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _jpeg_pixels(data: bytes) -> np.ndarray | None:
-    # A warning of the decoder stops simplejpeg; whether the file is broken, Pillow decides.
+    # simplejpeg stops at any warning of the decoder; Pillow then decides whether the file is broken.
     with contextlib.suppress(ValueError):
         return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
     return None
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """Return (H, W, 3) uint8 of an image of any mode."""
+    """Return an image of any mode as (H, W, 3) uint8."""
     if not image.mode.startswith(("I", "F")):
-        image.info.pop("transparency", None)  # Pillow would warn that it is lost
+        image.info.pop("transparency", None)  # Pillow would warn that it is dropped
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    # Pillow opens a 16-bit grey PNG as "I" or "I;16", depending on its version.
+    # Pillow opens a 16-bit gray PNG as "I" or "I;16", depending on its version.
     is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-    grey = np.asarray(image)
-    if grey.dtype.kind == "f":
-        grey = np.nan_to_num(grey)
-        if grey.max() <= 1:
-            grey = grey * np.float32(255)
-        grey = np.rint(grey)
-    top = 65535 if is_16_bit or grey.max() > 255 else 255
-    grey = np.clip(grey, 0, top).astype(np.uint16)
+    gray = np.asarray(image)
+    if gray.dtype.kind == "f":
+        gray = np.nan_to_num(gray)
+        if gray.max() <= 1:
+            gray = gray * np.float32(255)
+        gray = np.rint(gray)
+    top = 65535 if is_16_bit or gray.max() > 255 else 255
+    gray = np.clip(gray, 0, top).astype(np.uint16)
     if top == 65535:
-        # By a table: the division of all pixels would take eight times the memory.
-        grey = ((np.arange(65536) + 128) // 257).astype(np.uint8)[grey]
-    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+        # By a table: dividing all pixels would need eight times the memory.
+        gray = ((np.arange(65536) + 128) // 257).astype(np.uint8)[gray]
+    return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _read_file(path: str) -> bytes:
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         raise BrokenImage(f"{path} is a folder")
-    # A pipe would be waited for without end, and some devices never end.
+    # Reading a pipe could block forever, and some devices never end.
     if not stat.S_ISREG(status.st_mode):
         raise BrokenImage(f"{path} is a device or a pipe")
-    if status.st_size > MAX_BYTES:
-        raise BrokenImage(f"{status.st_size} bytes are more than the limit of {MAX_BYTES}")
+    check_size(status.st_size)
     with open(path, "rb") as file:
         return file.read()
 
 
 @lru_cache(maxsize=32)
 def _open_archive(archive: str, process: int) -> Archive | ParquetImages:
-    """Open an archive once a process: handles shared over a fork would move each other's file position."""
+    """Open an archive once per process: forks that share a handle would move each other's position."""
     is_parquet = archive.lower().endswith(PARQUET_SUFFIX)
     return ParquetImages(archive) if is_parquet else Archive(archive)
 
 
 def _reason(error: Exception) -> str:
-    # Some errors name the object they read from by its address, which is another one in every run.
+    # Some errors name the object they read from by its address, which differs from run to run.
     text = re.sub(r" ?<[^<>]* at 0x[0-9a-fA-F]+>", "", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

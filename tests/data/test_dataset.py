@@ -277,5 +277,5 @@ def test_equalised_images_are_those_of_the_equalised_copy(make_set, tmp_path):
         one, other = (data[index]["images"][PREPROCESSING.key] for data in (scored, copied))
         assert torch.equal(one, other)
         assert not torch.equal(one, ScoreDataset(rows, keys)[index]["images"][PREPROCESSING.key])
-    with pytest.raises(UserError, match=r"no equalise\.json"):
+    with pytest.raises(UserError, match=r"was not written by"):
         read_settings(manifest)

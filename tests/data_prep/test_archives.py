@@ -61,9 +61,9 @@ HOSTILE_NAMES = {
     "/etc/evil.png": "leads out of the archive",
     "\\\\host\\evil.png": "leads out of the archive",
     "C:/evil.png": "leads out of the archive",
-    "a\nb.png": "has a name that is no text",
-    "a\x1b[2Jb.png": "has a name that is no text",
-    "a\x7fb.png": "has a name that is no text",
+    "a\nb.png": "has control characters or invalid UTF-8 in its name",
+    "a\x1b[2Jb.png": "has control characters or invalid UTF-8 in its name",
+    "a\x7fb.png": "has control characters or invalid UTF-8 in its name",
 }
 
 

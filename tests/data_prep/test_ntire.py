@@ -435,14 +435,17 @@ def no_images(root: Path) -> None:
 
 VAL = stems("val")
 FAILURES = {
-    "a damaged archive": (broken_zip, "val_images.zip is no whole zip archive"),
+    "a damaged archive": (broken_zip, "val_images.zip is not a complete zip archive"),
     "a member above the archive": (hostile("../evil.jpg"), "'../evil.jpg' leads out of the archive"),
     "a member above it, the Windows way": (hostile("a\\..\\..\\evil.jpg"), "leads out of the archive"),
     "an absolute member": (hostile("/etc/evil.jpg"), "'/etc/evil.jpg' leads out of the archive"),
     "a member on a drive": (hostile("C:/evil.jpg"), "'C:/evil.jpg' leads out of the archive"),
     "a link": (hostile("val_images/link.jpg", 0o120777), "'val_images/link.jpg' is a symbolic link"),
     "an encrypted member": (encrypted, "is encrypted"),
-    "a name that is no text": (hostile("val_images/a\nb.jpg"), "has a name that is no text"),
+    "a name that is no text": (
+        hostile("val_images/a\nb.jpg"),
+        "has control characters or invalid UTF-8 in its name",
+    ),
     "no images": (no_images, "val_images.zip holds no images"),
     "an image missing": (
         without_image,

@@ -321,7 +321,7 @@ def test_damaged_files_are_one_line(tmp_path):
     for data in (whole[: len(whole) // 2], b"", b"PAR1 nothing PAR1"):
         part.write_bytes(data)
         with pytest.raises(
-            UserError, match=r"train-00001-of-00003\.parquet is no whole parquet file"
+            UserError, match=r"train-00001-of-00003\.parquet is not a complete parquet file"
         ) as caught:
             run("openfake", root, tmp_path / "all.csv")
         assert "\n" not in str(caught.value)

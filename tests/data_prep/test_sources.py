@@ -76,7 +76,7 @@ def test_what_cannot_be_read_in_place_is_named(tmp_path, capsys):
     ("files", "message"),
     [
         ({"a.txt": b"x"}, "holds no images"),
-        ({"a.zip": b"no zip"}, r"a\.zip is no whole zip archive"),
+        ({"a.zip": b"no zip"}, r"a\.zip is not a complete zip archive"),
     ],
 )
 def test_a_root_without_images_or_with_a_damaged_archive_is_an_error(tmp_path, files, message):

@@ -18,7 +18,6 @@ from test_image_io import UPRIGHT, encode, oriented, pixels, png_that_claims
 
 from data_prep import folders, pack
 from featdistill.images import archives as containers
-from featdistill.images import reading as image_io
 from featdistill.images.reading import BrokenImage, decode, read_image
 from featdistill.records.manifest import read_manifest
 
@@ -201,7 +200,7 @@ def test_a_member_that_claims_less_than_it_unpacks_to_is_cut_off_and_broken(tmp_
 
 def test_files_that_are_too_large_or_no_files_are_not_opened(tmp_path, monkeypatch):
     with (tmp_path / "huge.jpg").open("wb") as file:
-        file.truncate(image_io.MAX_BYTES + 1)
+        file.truncate(containers.MAX_BYTES + 1)
     with pytest.raises(BrokenImage, match="357913941 bytes are more than the limit"):
         read_image(str(tmp_path / "huge.jpg"))
     if hasattr(os, "mkfifo"):

@@ -70,11 +70,11 @@ def test_rows_that_are_not_there_are_named(tmp_path):
     assert image_io.read_bytes(f"{path}::2") == CELLS[2]
     for row, message in (
         ("4", "no row 4 in .*a.parquet, which has 4"),
-        ("1", "row 1 of .* holds no bytes of an image"),
-        ("3", "row 3 of .* holds no bytes of an image"),
-        ("-1", "'-1' is no number of a row"),
-        ("²", "'²' is no number of a row"),
-        ("", "'' is no number of a row"),
+        ("1", "row 1 of .* is empty"),
+        ("3", "row 3 of .* is empty"),
+        ("-1", "'-1' is not a row number"),
+        ("²", "'²' is not a row number"),
+        ("", "'' is not a row number"),
     ):
         with pytest.raises(BrokenImage, match=message):
             image_io.read_bytes(f"{path}::{row}")
@@ -110,8 +110,8 @@ def test_damage_and_what_is_no_parquet_file_end_in_one_line(tmp_path):
     write(tmp_path / "text.parquet", pyarrow.table({"caption": ["a"]}))
     for name, message in (
         ("damaged", "is damaged around row 0"),
-        ("cut", "is no whole parquet file"),
-        ("page", "is no whole parquet file"),
+        ("cut", "is not a complete parquet file"),
+        ("page", "is not a complete parquet file"),
         ("text", "text.parquet: no column holds images"),
         ("none", "No such file"),
     ):

@@ -199,7 +199,7 @@ def test_what_is_before_the_damage_of_a_tar_can_be_read(tmp_path):
         path.write_bytes(data)
         archive = Archive(str(path))
         assert [archive.read(name) for name in names[:20]] == [MEMBERS[name] for name in names[:20]]
-        with pytest.raises(ArchiveError, match=r"no member .*; the archive is damaged or cut off after 2"):
+        with pytest.raises(ArchiveError, match=r"no member .*; the archive is damaged or truncated after 2"):
             archive.read(names[30])
         assert not index_path(path).exists()
     # Without the zeros at its end it is whole all the same.
@@ -209,7 +209,10 @@ def test_what_is_before_the_damage_of_a_tar_can_be_read(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\0" * 10240, b"x" * 5000])
 def test_what_is_no_archive_is_said(tmp_path, content):
-    for name, message in (("a.tar", "is no plain tar archive"), ("a.zip", "is no whole zip archive")):
+    for name, message in (
+        ("a.tar", "is not a plain tar archive"),
+        ("a.zip", "is not a complete zip archive"),
+    ):
         (tmp_path / name).write_bytes(content)
         if content == b"\0" * 10240 and name == "a.tar":
             assert listing(tmp_path / name) == []
@@ -226,5 +229,5 @@ def test_a_member_that_a_zip_misplaces_is_refused(tmp_path):
     path.write_bytes(data)
     archive = Archive(str(path))
     assert archive.read("a.png") == b"x" * 50
-    with pytest.raises(ArchiveError, match="is not where its directory says"):
+    with pytest.raises(ArchiveError, match="is not where the zip's directory says"):
         archive.read("b.png")
