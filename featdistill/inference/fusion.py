@@ -117,7 +117,7 @@ def parse_fusion(text: str) -> Fusion:
         return read_fusion(text)
     raise UserError(
         f"unknown fusion '{text}'{nearest(text, METHODS)}; known: {', '.join(METHODS)}, or the path of a "
-        "JSON file that python -m featdistill.inference.fusion wrote"
+        "JSON file that python -m featdistill fuse wrote"
     )
 
 
@@ -146,7 +146,7 @@ def parse_weights(text: str, names: Sequence[str]) -> dict[str, float]:
 
 
 def read_fusion(path: str | Path) -> Fusion:
-    """Read a fusion that `python -m featdistill.inference.fusion` wrote.
+    """Read a fusion that `python -m featdistill fuse` wrote.
 
     Raises:
         UserError: the file is none of ours, or a value in it is out of range.
@@ -160,7 +160,7 @@ def read_fusion(path: str | Path) -> Fusion:
         return Fusion(str(content["method"]), *numbers)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is no fusion that python -m featdistill.inference.fusion wrote: {error!r}"
+            f"{path} is no fusion that python -m featdistill fuse wrote: {error!r}"
         ) from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
