@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from featdistill.evaluation.intervals import auc_bounds, auc_covariance, auc_interval, difference_bounds
 from featdistill.evaluation.metrics import roc_auc
@@ -20,15 +19,13 @@ def test_the_covariance_is_delong_s_counted_pair_by_pair(levels):
     np.testing.assert_allclose(auc_covariance(label, scores), expected, atol=1e-15)
 
 
-def bootstrap(label, scores, draws=2000):
-    """AUCs of each model, (models, draws), over images of each class drawn with replacement."""
+def bootstrap(label, scores, draws=4000):
+    """AUCs of each model, (models, draws), over images of each class drawn with replacement; without ties."""
     rng = np.random.default_rng(0)
-    rows = [np.flatnonzero(label == own) for own in (0, 1)]
-    drawn = np.empty((len(scores), draws))
-    for draw in range(draws):
-        chosen = np.concatenate([rng.choice(own, len(own)) for own in rows])
-        drawn[:, draw] = [roc_auc_score(label[chosen], score[chosen]) for score in scores]
-    return drawn
+    times = [1.0 * rng.multinomial(count, np.full(count, 1 / count), draws) for count in np.bincount(label)]
+    real, ai = scores[:, label == 0], scores[:, label == 1]
+    won = (ai[:, :, None] > real[:, None]).astype(float)
+    return np.einsum("da,mar,dr->md", times[1], won, times[0], optimize=True) / won[0].size
 
 
 def test_intervals_agree_with_a_bootstrap():
@@ -36,7 +33,7 @@ def test_intervals_agree_with_a_bootstrap():
     label = np.arange(400) % 2
     first = rng.normal(1.2 * label, 1)
     scores = np.stack([first, first + rng.normal(0, 0.5, 400)])
-    drawn = bootstrap(label, scores, 1000)
+    drawn = bootstrap(label, scores)
     _, low, high = auc_interval(label, first)
     assert (low, high) == pytest.approx(np.quantile(drawn[0], [0.025, 0.975]), abs=(high - low) / 10)
     covariance = auc_covariance(label, scores)
@@ -54,8 +51,8 @@ def test_intervals_agree_with_a_bootstrap():
 def test_the_interval_contains_the_true_value_about_as_often_as_it_claims(shift, truth):
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1], 60)
-    intervals = [auc_interval(label, rng.normal(shift * label, 1)) for _ in range(400)]
-    assert 0.92 <= np.mean([low <= truth <= high for _, low, high in intervals]) <= 0.98
+    intervals = [auc_interval(label, rng.normal(shift * label, 1)) for _ in range(200)]
+    assert 0.91 <= np.mean([low <= truth <= high for _, low, high in intervals]) <= 0.98
 
 
 def test_the_order_of_the_images_changes_nothing():
