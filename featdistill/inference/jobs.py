@@ -1,6 +1,7 @@
 """From a request to predictions files: which manifest goes to which file, and its scores."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,15 @@ def predict(predictor: Predictor, job: Job, processes: Processes) -> int:
         UserError: the manifest has no rows, or the file was produced with different settings.
     """
     rows = processes.together(lambda: _read_rows(job.manifest))
-    state, sidecar = processes.on_main(lambda: _claim(predictor, job, rows))
+    state, sidecar = processes.on_main(
+        lambda: claim_scores(
+            predictor,
+            job.out,
+            predictor.sidecar() | {"manifest": manifest_entry(job.manifest, job.out)},
+            read_sidecar(job.out),
+            rows,
+        )
+    )
     if state is Claim.FINISHED:
         return processes.on_main(lambda: _report(job.out, "finished; nothing to do"))
     partial = processes.together(
@@ -70,17 +79,31 @@ def _read_rows(manifest: Path) -> pd.DataFrame:
     return rows
 
 
-def _claim(predictor: Predictor, job: Job, rows: pd.DataFrame) -> tuple[Claim, dict[str, Any]]:
-    """Return what is at the output, and what it is made from, with nothing left open."""
-    requested = predictor.sidecar() | {"manifest": manifest_entry(job.manifest, job.out)}
-    recorded, exists, journals = read_sidecar(job.out), job.out.is_file(), journal_headers(job.out).values()
+def claim_scores(
+    predictor: Predictor,
+    out: Path,
+    requested: dict[str, Any],
+    recorded: dict[str, Any] | None,
+    rows: pd.DataFrame,
+    ignore: Sequence[str] = (),
+) -> tuple[Claim, dict[str, Any]]:
+    """Return what is at an output, and what it is made from, with nothing left open.
+
+    Args:
+        requested: what it would be made from now.
+        recorded: what it was made from; None where it does not say.
+        rows: what will be scored.
+        ignore: as in `claim`.
+    """
+    exists, journals = out.is_file(), journal_headers(out).values()
     finished = recorded is not None and exists
     if recorded is None:
         recorded = next(
             (header for header in journals if predictor.settle(requested, header) == header), None
         )
     settled = predictor.settle(requested, recorded)
-    state = claim(job.out, recorded, settled, finished=finished, occupied=exists and not journals)
+    occupied = exists and not journals
+    state = claim(out, recorded, settled, finished=finished, occupied=occupied, ignore=ignore)
     if state is Claim.NEW:
         with full_memory_is_an_error():
             settled |= predictor.decide(rows)

@@ -28,11 +28,12 @@ from featdistill.evaluation.intervals import METHOD, auc_bounds, auc_covariance,
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.images.reading import BrokenImage
 from featdistill.inference.compute import full_memory_is_an_error
-from featdistill.inference.journal import PartialScores, journal_headers, score_resumably
+from featdistill.inference.jobs import claim_scores
+from featdistill.inference.journal import PartialScores, score_resumably
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.records.manifest import read_manifest
 from featdistill.records.predictions import manifest_entry
-from featdistill.records.provenance import Claim, claim, read_record
+from featdistill.records.provenance import Claim, read_record
 from featdistill.sweep import plan as sweep_plan
 from featdistill.sweep import tables as sweep_tables
 from featdistill.sweep.plan import Cell, Sample
@@ -141,14 +142,14 @@ def run(args: Namespace) -> int:
     }
     made_by = predictor.sidecar() | {"manifest": manifest_entry(args.manifest, out), "sweep": settings}
     result = read_record(out) or {}
-    recorded = result.get("made_by")
-    requested = predictor.settle(made_by, recorded)
     # Earlier versions also recorded the draws of a bootstrap.
-    state = claim(out, recorded, requested, occupied=out.is_file(), ignore=["sweep.draws"])
+    state, made_by = claim_scores(
+        predictor, out, made_by, result.get("made_by"), sample.rows, ignore=["sweep.draws"]
+    )
     if state is Claim.FINISHED:
-        _log.info("%s is finished", out)
+        _log.info("%s: finished; nothing to do", out)
     else:
-        where = f"{predictor.device} in {predictor.precision}"
+        where = f"{predictor.device} in {made_by['precision']}"
         count = f"{len(sample.rows):,} images in {len(cells)} cells"
         _log.info("%s on %s: %s", count, where, ", ".join(predictor.sources))
         result = _sweep(predictor, sample, cells, out, made_by, left_out)
@@ -242,7 +243,7 @@ def _sweep(
     """Score a sample in all cells, continuing from the journal of `out`, and write the result to `out`.
 
     Args:
-        made_by: what decides the result; the journal of another sweep is not read.
+        made_by: what decides the result.
         left_out: operations that cannot be applied, for the record.
 
     Returns:
@@ -252,19 +253,16 @@ def _sweep(
     Raises:
         UserError: no images of both classes could be read, or an expert's scores are not finite.
     """
-    with full_memory_is_an_error():
-        headers = journal_headers(out).values()
-        recorded = next((header for header in headers if predictor.settle(made_by, header) == header), None)
-        made_by = recorded or made_by | predictor.decide(sample.rows)
-        # In the key order of a journal, so a continued sweep writes the same file.
-        made_by = json.loads(json.dumps(made_by, sort_keys=True))
-        keys = [expert.preprocessing.key for expert in predictor.experts.values()]
-        settings = made_by["sweep"]
-        dataset = SweepDataset(sample.rows, keys, cells, settings["seed"], settings["distort_at"])
-        partial = PartialScores(out, made_by, len(keys), len(dataset))
-        precision = made_by["precision"], made_by["batch_size"]
-        models = [] if partial.is_complete else predictor.models(*precision)
-        score_resumably(models, dataset, partial, "sweep", **predictor.settings())
+    # In the key order of a journal, so a continued sweep writes the same file.
+    made_by = json.loads(json.dumps(made_by, sort_keys=True))
+    keys = [expert.preprocessing.key for expert in predictor.experts.values()]
+    settings = made_by["sweep"]
+    dataset = SweepDataset(sample.rows, keys, cells, settings["seed"], settings["distort_at"])
+    partial = PartialScores(out, made_by, len(keys), len(dataset))
+    if not partial.is_complete:
+        with full_memory_is_an_error():
+            models = predictor.models(made_by["precision"], made_by["batch_size"])
+            score_resumably(models, dataset, partial, "sweep", **predictor.settings())
     # An image that is broken in one cell is left out of all: the cells are compared on the same images.
     reasons: dict[int, str] = {}
     for item in sorted(partial.broken):
