@@ -3,22 +3,23 @@
     python train.py --recipe clip_l14_a --train data/train.csv --val data/holdout.csv --out runs/s1/clip_l14_a
     accelerate launch --num_processes 2 train.py ...          the same on two GPUs
 
-It writes `RUN/expert/` (best by hold-out robust AUC), `RUN/expert-last/`, `RUN/metrics.jsonl` and what a
-killed run needs: the same command continues it.
+It writes `RUN/expert/` (best by hold-out robust AUC), `RUN/expert-last/`, `RUN/metrics.jsonl`, and
+checkpoints, from which the same command continues a killed run.
 """
 
 from featdistill import command_line
 from featdistill.command_line import Parser
-from featdistill.models.expert import create_expert
+from featdistill.recipe_groups import Architecture, values_of
 from featdistill.training import recipe as recipes
-from featdistill.training import stages as training
 from featdistill.training.recipe import Recipe
-from featdistill.training.tasks import ClassifyTask
 
 
 def build_parser() -> Parser:
-    parser = Parser(description="Stage 1: train one expert with binary cross-entropy on distorted images.")
-    training.add_arguments(parser)
+    parser = Parser(
+        usage="%(prog)s --recipe NAME --train MANIFEST --val MANIFEST --out RUN [settings]",
+        description="Stage 1: train one expert with binary cross-entropy on distorted images.",
+    )
+    recipes.add_run_arguments(parser)
     recipes.add_arguments(parser, Recipe)
     return parser
 
@@ -26,19 +27,17 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     recipe = recipes.resolve(Recipe, arguments)
+    # Loading PyTorch takes seconds; --help and mistakes in the arguments do not need it.
+    from featdistill.models.expert import create_expert
+    from featdistill.models.masking import make_masking
+    from featdistill.training import stages
+    from featdistill.training.tasks import ClassifyTask
 
     def make_task() -> ClassifyTask:
-        expert = create_expert(
-            recipe.backbone,
-            recipe.weights,
-            input_size=recipe.input_size,
-            resize=recipe.resize,
-            head_hidden=recipe.head_hidden,
-            head_dropout=recipe.head_dropout,
-        )
-        return ClassifyTask(expert, **training.task_settings(expert, recipe))
+        expert = create_expert(**values_of(Architecture, recipe))
+        return ClassifyTask(expert, recipe, make_masking(expert, recipe, recipe.seed))
 
-    training.run(arguments, recipe, make_task, stage=1)
+    stages.run(arguments, recipe, make_task, stage=1)
     return 0
 
 

@@ -49,6 +49,7 @@ from featdistill.distortions.official import OFFICIAL
 from featdistill.distortions.operation import LEVELS
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.distortions.presets import parse_policy
+from featdistill.recipe_groups import Augmentation
 
 # By the name in the tables; anything else that `parse_policy` accepts can be measured as well.
 POLICIES = {
@@ -126,7 +127,7 @@ def measure(policies: dict[str, DistortionPolicy], paths: list[str], options: ar
     for _, result in tqdm(work, desc="loaders", unit="configuration", disable=None):
         policy = replace(policies[result["policy"]], distort_at=result["at"])
         preprocessing = Preprocessing(result["size"], "shorter", MEAN, STD)
-        ours = TrainDataset(rows, preprocessing, policy, seed=0)
+        ours = TrainDataset(rows, preprocessing, policy, 0, Augmentation())
         for workers in sorted(options.workers):
             if workers:
                 key, rate = f"{workers} workers, images/s", images_per_s(ours, workers, options)

@@ -22,6 +22,7 @@ from featdistill.command_line import Parser, UserError
 from featdistill.inference.compute import PRECISIONS
 from featdistill.models.expert import create_expert
 from featdistill.models.masking import make_masking
+from featdistill.recipe_groups import Masking, Objective
 from featdistill.training.tasks import ClassifyTask
 
 KINDS = (("none", "pixel"), ("texture", "pixel"), ("texture", "token"))
@@ -47,8 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     for kind, level in KINDS:
         torch.manual_seed(0)
         expert = create_expert(arguments.backbone, "random").to(device)
-        masking = make_masking(expert, kind, ratio=arguments.ratio, level=level)
-        task = ClassifyTask(expert, masking=masking).to(device).train()
+        options = Masking(mask=kind, mask_ratio=arguments.ratio, mask_level=level)
+        masking = make_masking(expert, options, seed=0)
+        task = ClassifyTask(expert, Objective(), masking).to(device).train()
         batch = synthetic_batch(expert.preprocessing.size, arguments.batch_size, device)
         steps.append(training_step(task, batch, device, arguments.precision))
         steps[-1]()

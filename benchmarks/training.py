@@ -13,7 +13,6 @@ The share is of the matrix rate measured on the same device: the floating-point 
 count three times for a trained network and once for a teacher; what checkpointing recomputes is not counted.
 """
 
-import copy
 import gc
 import itertools
 import json
@@ -38,10 +37,9 @@ from featdistill.command_line import Parser, UserError, one_of
 from featdistill.inference.compute import PRECISIONS, autocast
 from featdistill.models.backbones import resolve_spec
 from featdistill.models.expert import Expert, create_expert
+from featdistill.recipe_groups import Distillation, Objective, Optimization
 from featdistill.training.optimizer import make_optimizer, set_learning_rates
-from featdistill.training.recipe import DistillRecipe
 from featdistill.training.tasks import ClassifyTask, DistillTask
-from featdistill.training.teachers import FrozenTeacher, MomentumTeacher
 
 STAGES = ("stage 1", "reading A", "reading B")
 OPTIONS = ("eager", "compiled", "checkpointing")
@@ -111,8 +109,8 @@ def training_step(
     task: nn.Module, batch: dict[str, Tensor], device: torch.device, precision: str
 ) -> Callable[[], None]:
     """Return a function that does one optimizer step, as the trainer does."""
-    recipe = DistillRecipe(precision=precision)
-    optimizer = make_optimizer(task, recipe, device)
+    options = Optimization()
+    optimizer = make_optimizer(task, options, device)
     set_learning_rates(optimizer, 1.0)
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -123,7 +121,7 @@ def training_step(
             loss = task(batch)["loss"]
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
         if math.isfinite(float(norm)):
             scaler.step(optimizer)
         scaler.update()
@@ -156,11 +154,10 @@ def _measure(
 
 def _task(expert: Expert, stage: str) -> nn.Module:
     if stage == "stage 1":
-        return ClassifyTask(expert)
-    teacher = copy.deepcopy(expert)
+        return ClassifyTask(expert, Objective())
     if stage == "reading A":
-        return DistillTask(expert, FrozenTeacher(teacher), objective="dense", teacher_view="clean")
-    return DistillTask(expert, MomentumTeacher(teacher), objective="crd", teacher_view="other")
+        return DistillTask(expert, Distillation())
+    return DistillTask(expert, Distillation(objective="crd", teacher_kind="momentum", teacher_view="other"))
 
 
 def _plain_step(expert: Expert, batch: dict[str, Tensor], device: torch.device) -> Callable[[], None]:

@@ -10,7 +10,6 @@ because its weights are not available) is listed with the reason, the others con
 1. Every setting of the recipe is a flag, and applies to all backbones.
 """
 
-import dataclasses
 import gc
 import json
 import re
@@ -29,9 +28,10 @@ from featdistill import atomic, command_line, text_tables
 from featdistill.command_line import Parser, UserError
 from featdistill.models.backbones import facts, resolve_spec
 from featdistill.models.expert import read_card
-from featdistill.records.provenance import Claim, claim
+from featdistill.records.provenance import Claim
 from featdistill.training import recipe as recipes
-from featdistill.training.recipe import RUNTIME_KEYS, Recipe
+from featdistill.training import stages
+from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder
 
 # Paper, Table 2: parameters in millions, and ROC AUC on the challenge's distorted images: online validation
@@ -114,7 +114,9 @@ def _result(name: str, argv: list[str]) -> dict[str, Any]:
         recipe = recipes.resolve(Recipe, arguments)
         result["parameters_m"] = round(facts(resolve_spec(name, recipe.input_size)).parameters, 1)
         run = RunFolder(arguments.out)
-        if _claim(run, recipe, arguments) is not Claim.FINISHED:
+        is_finished = _epochs_done(run) == recipe.epochs
+        description = stages.describe(arguments, recipe, stage=1)
+        if run.claim(description, arguments.resume, finished=is_finished) is not Claim.FINISHED:
             train.main(argv)
         if _epochs_done(run) != recipe.epochs:
             raise UserError(f"stopped after {_epochs_done(run)} of {recipe.epochs} epochs")
@@ -132,22 +134,6 @@ def _result(name: str, argv: list[str]) -> dict[str, Any]:
         gc.collect()
         torch.cuda.empty_cache()
         torch.compiler.reset()
-
-
-def _claim(run: RunFolder, recipe: Recipe, arguments) -> Claim:
-    """Return whether the run is new, unfinished or finished; refuse one with other settings."""
-    recorded = run.describe()
-    data = {
-        part: [{"path": str(path), "sha256": atomic.sha256_of(path)} for path in getattr(arguments, part)]
-        for part in ("train", "val")
-    }
-    return claim(
-        run.path,
-        recorded and {key: recorded[key] for key in ("recipe", "data")},
-        {"recipe": dataclasses.asdict(recipe), "data": data},
-        finished=_epochs_done(run) == recipe.epochs,
-        ignore=[f"recipe.{key}" for key in RUNTIME_KEYS],
-    )
 
 
 def _epochs_done(run: RunFolder) -> int:

@@ -1,4 +1,4 @@
-"""Rows of a manifest to uint8 batches: read one image, fit it to every input that is needed, stack."""
+"""Rows of a manifest to uint8 batches: read each image once, fit it to every input size needed, stack."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,11 +28,11 @@ class Broken(NamedTuple):
 def load_image(
     location: str, name: str, equalization: Equalization | None = None, max_side_px: int | None = None
 ) -> np.ndarray:
-    """Read an image as it is before it is distorted.
+    """Read an image and prepare it for distortion.
 
     Args:
         location, name: `image` and `name` of its row.
-        equalization: gives every image a size and a JPEG quality that do not depend on its class.
+        equalization: assigns a size and a JPEG quality that do not depend on the image's class.
         max_side_px: see `limit_side`.
 
     Returns:
@@ -48,15 +48,15 @@ def load_image(
 
 
 class ScoreDataset(Dataset):
-    """Rows to be scored: each image decoded once and fitted to every input that the experts need.
+    """Rows to score: each image is decoded once and fitted to every input that the experts need.
 
     An item is a dict with `index` and `images`, a dict from `Preprocessing.key` to (3, S, S) uint8; or
     `Broken`.
 
     Args:
-        keys: the inputs wanted.
-        policy: with one given, each image is distorted as (seed, name) says before it is prepared.
-        equalization: as for `TrainDataset`.
+        keys: the inputs of the experts.
+        policy: distorts each image first, as a function of (seed, name).
+        equalization: see `load_image`.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ScoreDataset(Dataset):
 
 
 def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
-    """Stack items to a batch; broken rows are listed under `broken` and left out of all else."""
+    """Stack items into a batch; broken rows are listed under `broken` and are not in the other entries."""
     good = [item for item in items if not isinstance(item, Broken)]
     batch: dict[str, Any] = {"broken": [item for item in items if isinstance(item, Broken)]}
     for key in good[0] if good else ():
@@ -100,7 +100,7 @@ def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
 
 
 def make_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
-    """Return a loader over lists of items. Its own generator keeps it from drawing from the global one."""
+    """Return a loader over lists of items that does not use torch's global random generator."""
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -1,4 +1,4 @@
-"""How an image becomes the square input of a backbone: resized, cropped and mirrored, in uint8 throughout."""
+"""From an image to the square input of a backbone: resized, cropped and mirrored, in uint8 throughout."""
 
 import math
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ InputKey = tuple[int, str]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the square input of a backbone.
+    """What a backbone expects as its input.
 
     Attributes:
         size: side S of the input in px.
         resize: `shorter` (antialiased bicubic of the shorter side to S, then crop), `squash` (both sides to
             S), or `crop` (no resizing; an image smaller than S is tiled).
-        mean, std: normalisation of pixels in [0, 1], done on the device.
+        mean, std: normalization of pixels in [0, 1], done on the device.
     """
 
     size: int
@@ -36,13 +36,13 @@ class Preprocessing:
 
 
 class Place(NamedTuple):
-    """What part of an image is seen.
+    """A crop of an image.
 
     Attributes:
-        top, left: where it is taken, as fractions of the room there is.
+        top, left: its position, as fractions of the space that the crop leaves.
         flip: whether it is mirrored.
-        area: share of the image's area that is cut out before the resizing, or None: as `resize` says.
-        aspect: width by height of what is cut out.
+        area: share of the image's area that is cropped before resizing; None: `resize` decides.
+        aspect: width by height of that crop.
     """
 
     top: float = 0.5
@@ -52,11 +52,11 @@ class Place(NamedTuple):
     aspect: float = 1.0
 
 
-CENTRE = Place()
-_MOST_ASPECT = 16
+CENTER = Place()
+_MAX_ASPECT = 16
 
 
-def prepare(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) -> Tensor:
+def prepare(image: np.ndarray, size: int, resize: str, place: Place = CENTER) -> Tensor:
     """Fit an image to a backbone's input.
 
     Args:
@@ -70,13 +70,13 @@ def prepare(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) ->
     return to_planes(fit(image, size, resize, place))
 
 
-def fit(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) -> np.ndarray:
-    """Return the (S, S, 3) uint8 that `prepare` makes planes of; see there. It is always a new array."""
+def fit(image: np.ndarray, size: int, resize: str, place: Place = CENTER) -> np.ndarray:
+    """Return the result of `prepare` as (S, S, 3) uint8, always a new array."""
     if place.area is not None:
         image, resize = _part(image, *_box(image, place.area, place.aspect), place).copy(), "squash"
     elif _is_strip(image, resize):
-        # Of a strip only a part is ever seen, and all of it, enlarged, could fill the memory.
-        longest = _MOST_ASPECT * min(image.shape[:2])
+        # Only a part of a strip is ever seen, and an enlarged strip could fill the memory.
+        longest = _MAX_ASPECT * min(image.shape[:2])
         image = _part(image, longest, longest, place).copy()
     image = _resized(image, size, resize)
     if min(image.shape[:2]) < size:
@@ -86,11 +86,11 @@ def fit(image: np.ndarray, size: int, resize: str, place: Place = CENTRE) -> np.
 
 
 def before_crop(image: np.ndarray, size: int, resize: str) -> np.ndarray:
-    """Return the image that `fit` crops: given this in place of the image, it gives the same, only faster.
+    """Return the image that `fit` crops; `fit` of it equals `fit` of the image, but is faster.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        size, resize: as for `fit`, for which `place` must have no `area`.
+        size, resize: as for `fit`, where `place.area` must be None.
 
     Returns:
         (h, w, 3) uint8; `image` itself where nothing is resized before the crop.
@@ -106,7 +106,7 @@ def to_planes(image: np.ndarray) -> Tensor:
 
 
 def _is_strip(image: np.ndarray, resize: str) -> bool:
-    return resize == "shorter" and max(image.shape[:2]) > _MOST_ASPECT * min(image.shape[:2])
+    return resize == "shorter" and max(image.shape[:2]) > _MAX_ASPECT * min(image.shape[:2])
 
 
 def _resized(image: np.ndarray, size: int, resize: str) -> np.ndarray:
@@ -117,18 +117,18 @@ def _resized(image: np.ndarray, size: int, resize: str) -> np.ndarray:
     target = (size, size) if resize == "squash" else (size * height // shorter, size * width // shorter)
     if target == (height, width):
         return image
-    # In this order, PyTorch sees that the channels come last, and resizes them together.
+    # Permuted like this, PyTorch recognizes the channels-last format and resizes the channels together.
     pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     pixels = interpolate(pixels, target, mode="bicubic", antialias=True)
     return pixels[0].permute(1, 2, 0).numpy()
 
 
 def _box(image: np.ndarray, area: float, aspect: float) -> tuple[int, int]:
-    """Return height and width of a part with a share of the area; less of it where that does not fit."""
+    """Return height and width of a part with a share of the area, reduced if that does not fit."""
     height, width = image.shape[:2]
-    own_height = math.sqrt(area * height * width / aspect)
-    factor = min(1.0, height / own_height, width / (own_height * aspect))
-    return max(1, round(own_height * factor)), max(1, round(own_height * aspect * factor))
+    box_height = math.sqrt(area * height * width / aspect)
+    factor = min(1.0, height / box_height, width / (box_height * aspect))
+    return max(1, round(box_height * factor)), max(1, round(box_height * aspect * factor))
 
 
 def _part(image: np.ndarray, height: int, width: int, place: Place) -> np.ndarray:
@@ -137,9 +137,9 @@ def _part(image: np.ndarray, height: int, width: int, place: Place) -> np.ndarra
     return image[top : top + height, left : left + width]
 
 
-def offset(share: float, room: int) -> int:
-    """Return where a crop begins that has so much room, in px.
+def offset(share: float, space: int) -> int:
+    """Return the position of a crop in px, given the space that it leaves.
 
-    In the centre it is rounded, as the authors' release (torchvision) does.
+    In the center it is rounded, like in the authors' release (torchvision).
     """
-    return round(share * max(0, room)) if share == 0.5 else int(share * max(0, room))
+    return round(share * max(0, space)) if share == 0.5 else int(share * max(0, space))

@@ -1,14 +1,14 @@
-"""Test-time augmentation: several views of an image, whose logits are averaged expert by expert.
+"""Test-time augmentation: several views of an image, whose logits are averaged for each expert.
 
 | name | views of an image |
 |---|---|
-| `none` | the one that the expert's preprocessing gives |
-| `hflip` | every other view, and its mirror image |
-| `five_crop` | the four corners and the centre of the image, resized to 8 / 7 of the input's size |
+| `none` | that of the expert's preprocessing |
+| `hflip` | all other views, and their mirror images |
+| `five_crop` | the four corners and the center of the image, resized to 8 / 7 of the input's size |
 | `scales` | the image at 0.85, 1 and 1.15 times the input's size |
 
-Names are joined by `+`: `hflip+five_crop` are ten views. All views are cut from one decoded image by the
-loader's workers; mirroring is done on the device. The paper uses none of them (section 4.4).
+Names can be combined with `+`: `hflip+five_crop` are ten views. The loader's workers cut all views from one
+decoded image; mirroring is done on the device. The paper uses none of them (section 4.4).
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ from featdistill.data.preprocessing import InputKey, fit, to_planes
 from featdistill.images.reading import BrokenImage, read_image
 
 TTA = ("none", "hflip", "five_crop", "scales")
-# Krizhevsky et al. 2012, section 4.1: corners and centre of 224 px of an image of 256 px.
-_FIVE_CROP_ROOM = 256 / 224
-# Ours: far enough apart to move every patch, near enough for the traces of a generator to stay.
+# Krizhevsky et al. 2012, section 4.1: corners and center of 224 px of an image of 256 px.
+_FIVE_CROP_SCALE = 256 / 224
+# Ours: far enough apart to move every patch, close enough to preserve the traces of a generator.
 _SCALES = (0.85, 1.15)
 _CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
 
@@ -38,7 +38,7 @@ class View(NamedTuple):
 
     Attributes:
         scale: size of the resized image relative to the input's.
-        top, left: where the input is cut from it, as fractions of the room there is.
+        top, left: position of the crop, as fractions of the space that it leaves.
         mirrored: whether it is flipped from left to right.
     """
 
@@ -48,7 +48,7 @@ class View(NamedTuple):
     mirrored: bool = False
 
     def key(self, key: InputKey) -> tuple:
-        """Return under which key a batch holds the pixels of this view for experts with the input `key`."""
+        """Return the key under which a batch holds this view for experts with the input `key`."""
         return key if self.is_plain else (*key, self.scale, self.top, self.left)
 
     @property
@@ -61,7 +61,7 @@ PLAIN = (View(),)
 
 
 def parse_tta(text: str) -> tuple[str, tuple[View, ...]]:
-    """Return the canonical spelling of `none`, or of names joined by `+`, and the views that they ask for.
+    """Return the canonical spelling of a combination of names, and its views.
 
     Raises:
         UserError: a name is unknown.
@@ -73,21 +73,21 @@ def parse_tta(text: str) -> tuple[str, tuple[View, ...]]:
     if "scales" in names:
         views += [View(scale) for scale in _SCALES]
     if "five_crop" in names:
-        views += [View(_FIVE_CROP_ROOM, top, left) for top, left in _CORNERS]
+        views += [View(_FIVE_CROP_SCALE, top, left) for top, left in _CORNERS]
     if "hflip" in names:
         views = [view._replace(mirrored=mirrored) for view in views for mirrored in (False, True)]
     return "+".join(name for name in TTA if name in names) or "none", tuple(views)
 
 
 def make_dataset(rows: pd.DataFrame, keys: Sequence[InputKey], views: Sequence[View] = PLAIN) -> Dataset:
-    """Return the data set whose items hold all that the views of experts with the inputs `keys` need."""
-    return (
-        ScoreDataset(rows, keys) if all(view.is_plain for view in views) else ViewDataset(rows, keys, views)
-    )
+    """Return a data set whose items hold all views for experts with the inputs `keys`."""
+    if all(view.is_plain for view in views):
+        return ScoreDataset(rows, keys)
+    return ViewDataset(rows, keys, views)
 
 
 class ViewDataset(Dataset):
-    """As `ScoreDataset`, with `images` keyed by `View.key`."""
+    """Like `ScoreDataset`, with `images` keyed by `View.key`."""
 
     def __init__(self, rows: pd.DataFrame, keys: Sequence[InputKey], views: Sequence[View]) -> None:
         self.images, self.keys = rows["image"].tolist(), list(dict.fromkeys(keys))
@@ -106,11 +106,11 @@ class ViewDataset(Dataset):
 
 
 def cut_view(image: np.ndarray, size: int, resize: str, view: View) -> Tensor:
-    """Fit an image to a backbone's input as a view asks; mirroring is left to the device.
+    """Cut a view from an image and fit it to a backbone's input, without mirroring.
 
-    A window of the image, larger or smaller by the view's scale than the part that is seen without test-time
-    augmentation, is resized to the input; where it reaches beyond the image, it is continued by reflection.
-    With `crop`, which does not resize, `five_crop` cuts windows of the input's size.
+    A window of the image, smaller by the view's scale than the part that is seen without test-time
+    augmentation, is resized to the input; pixels beyond the image are filled by reflection. With `crop`,
+    which does not resize, `five_crop` cuts windows of the input's size.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -122,7 +122,7 @@ def cut_view(image: np.ndarray, size: int, resize: str, view: View) -> Tensor:
     if view.is_plain:
         return to_planes(fit(image, size, resize))
     height, width = image.shape[:2]
-    scale = 1.0 if resize == "crop" and view.scale == _FIVE_CROP_ROOM else view.scale
+    scale = 1.0 if resize == "crop" and view.scale == _FIVE_CROP_SCALE else view.scale
     shorter = min(height, width)
     seen = {"squash": (height, width), "shorter": (shorter, shorter), "crop": (size, size)}[resize]
     rows, columns = (max(1, round(side / scale)) for side in seen)

@@ -9,14 +9,13 @@ Only the student's own pass in training is masked. A teacher, and the clean view
 whole images; an expert that is scored is not masked.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from featdistill.command_line import UserError, one_of
 from featdistill.models.expert import Expert
+from featdistill.recipe_groups import Masking
 
 KINDS = ("none", "texture", "smooth", "random")
 LEVELS = ("pixel", "token")
@@ -205,9 +204,20 @@ class PatchMasking(nn.Module):
         return mask & (draws[:, :1] < self.probability) if is_chance else mask
 
 
-def make_masking(expert: Expert, kind: str, **options: Any) -> PatchMasking | None:
-    """Return the masking that a recipe asks for; None for `none`. See `PatchMasking`."""
-    return None if one_of("mask", kind, KINDS) == "none" else PatchMasking(expert, kind, **options)
+def make_masking(expert: Expert, options: Masking, seed: int) -> PatchMasking | None:
+    """Return the masking of a recipe; None for `none`."""
+    if options.mask == "none":
+        return None
+    return PatchMasking(
+        expert,
+        options.mask,
+        ratio=options.mask_ratio,
+        level=options.mask_level,
+        select=options.mask_select,
+        score=options.mask_score,
+        probability=options.mask_prob,
+        seed=seed,
+    )
 
 
 def _differences(patches: Tensor) -> Tensor:

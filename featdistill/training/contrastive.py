@@ -1,8 +1,8 @@
 """Contrastive representation distillation with a queue of past keys (paper, section 5.1: reading B).
 
-The student's feature of one view of an image is to lie nearer to the teacher's feature of another view of it
-than to the teacher's features of other images (Tian et al. 2020, with InfoNCE for their estimator and the
-queue of MoCo, He et al. 2020, for their memory bank).
+The student's feature of one view of an image should be nearer to the teacher's feature of another view of it
+than to the teacher's features of other images (Tian et al. 2020, with InfoNCE instead of their estimator, and
+the queue of MoCo, He et al. 2020, instead of their memory bank).
 """
 
 import copy
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from featdistill.recipe_groups import Distillation
 from featdistill.training.teachers import follow
 
-NEGATIVES = ("all", "other_label")
 _EMPTY = -1
 
 
 def info_nce_logits(
     query: Tensor, key: Tensor, negatives: Tensor, counts: Tensor, temperature: float
 ) -> Tensor:
-    """Return (q . k, q . n_1, ..., q . n_K) / temperature of each image; the positive is column 0.
+    """Return (q . k, q . n_1, ..., q . n_K) / temperature for each image; the positive is column 0.
 
     Args:
         query: (B, D), unit length.
@@ -40,9 +40,9 @@ def info_nce_logits(
 def gather_parts(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Put the rows of several forward passes of all processes in the order of the joint batch.
 
-    That order is by pass, then by process: that in which `TrainBatches` deals a batch out. So what comes back
-    does not depend on how many passes and processes there are. A pass may have fewer rows in one process than
-    in another (an image could not be read).
+    That order is by pass, then by process, as in `TrainBatches`, so that the result does not depend on how
+    many passes and processes there are. A pass may have fewer rows in one process than in another, where
+    images could not be read.
 
     Args:
         parts: columns (n, ...) of each forward pass of this process; equally many passes in all processes.
@@ -53,30 +53,32 @@ def gather_parts(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     columns = list(zip(*parts, strict=True))
     if not (distributed.is_available() and distributed.is_initialized()):
         return tuple(torch.cat(column) for column in columns)
-    world = distributed.get_world_size()
     rows = torch.tensor([len(part[0]) for part in parts], device=parts[0][0].device)
-    all_rows = [torch.empty_like(rows) for _ in range(world)]
-    distributed.all_gather(all_rows, rows)
-    counts = torch.stack(all_rows).tolist()
-    order = [(part, rank) for part in range(len(parts)) for rank in range(world)]
-    found = []
+    counts = torch.stack(_all_gather(rows)).tolist()
+    order = [(part, rank) for part in range(len(parts)) for rank in range(len(counts))]
+    joint = []
     for column in columns:
         # All processes must send the same shape.
         padded = column[0].new_zeros(len(parts), max(map(max, counts)), *column[0].shape[1:])
-        for place, values in zip(padded, column, strict=True):
-            place[: len(values)] = values
-        gathered = [torch.empty_like(padded) for _ in range(world)]
-        distributed.all_gather(gathered, padded)
-        found.append(torch.cat([gathered[rank][part, : counts[rank][part]] for part, rank in order]))
-    return tuple(found)
+        for row, values in zip(padded, column, strict=True):
+            row[: len(values)] = values
+        gathered = _all_gather(padded)
+        joint.append(torch.cat([gathered[rank][part, : counts[rank][part]] for part, rank in order]))
+    return tuple(joint)
+
+
+def _all_gather(values: Tensor) -> list[Tensor]:
+    gathered = [torch.empty_like(values) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(gathered, values)
+    return gathered
 
 
 class KeyQueue(nn.Module):
-    """The last K keys of past steps, with the ids and labels of their images; a ring that is written over.
+    """The last K keys of past steps, with the ids and labels of their images, as a ring buffer.
 
-    The forward passes of a step stage their keys; once the step is taken they are gathered over all processes
-    and enqueued together. So all passes of a step see the same queue, and accumulation or several processes
-    give what one pass with the joint batch gives.
+    The forward passes of a step stage their keys; after the step, the keys of all processes are enqueued
+    together. So all passes of a step see the same queue, and accumulation or several processes are equivalent
+    to one pass with the joint batch.
 
     Args:
         slots: K.
@@ -89,7 +91,7 @@ class KeyQueue(nn.Module):
         self.register_buffer("ids", torch.full((slots,), _EMPTY))
         self.register_buffer("labels", torch.zeros(slots))
         self.register_buffer("pointer", torch.tensor(0))
-        # Only ever filled between two steps, so no part of a checkpoint.
+        # Always empty between two steps, so not part of a checkpoint.
         self._staged: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @property
@@ -100,7 +102,7 @@ class KeyQueue(nn.Module):
     def counts(self, ids: Tensor, labels: Tensor, negatives: str = "all") -> Tensor:
         """Return (B, K) bool: which slots are negatives of which images.
 
-        An empty slot never is, nor an older key of the image itself; with `other_label`, nor is a key of the
+        Empty slots and older keys of the image itself are not; with `other_label`, nor are keys of the
         image's own class.
         """
         counts = (self.ids != _EMPTY) & (self.ids != ids[:, None])
@@ -115,7 +117,7 @@ class KeyQueue(nn.Module):
         self._staged.append((keys.detach(), ids, labels))
 
     def drop_staged(self) -> None:
-        """Forget what is staged: the step was not taken."""
+        """Discard the staged keys of a skipped step."""
         self._staged.clear()
 
     def enqueue_staged(self) -> None:
@@ -126,46 +128,34 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor, labels: Tensor) -> None:
-        """Write keys (N, D), ids (N,) and labels (N,) over the oldest; of more than K the last K stay."""
+        """Overwrite the oldest with keys (N, D), ids (N,) and labels (N,); of more than K the last K stay."""
         slots = len(self.keys)
         keys, ids, labels = keys[-slots:], ids[-slots:], labels[-slots:]
-        places = (self.pointer + torch.arange(len(keys), device=self.keys.device)) % slots
-        self.keys[places], self.ids[places], self.labels[places] = keys, ids, labels.to(self.labels.dtype)
+        positions = (self.pointer + torch.arange(len(keys), device=self.keys.device)) % slots
+        self.keys[positions], self.ids[positions] = keys, ids
+        self.labels[positions] = labels.to(self.labels.dtype)
         self.pointer.copy_((self.pointer + len(keys)) % slots)
 
 
 class ContrastiveDistillation(nn.Module):
-    """InfoNCE of q = normalise(W_s f_student) against k = normalise(W_t f_teacher) and the queue.
+    """InfoNCE of q = normalize(W_s f_student) against k = normalize(W_t f_teacher) and the queue.
 
-    The positive is the image's own key, the negatives are the queue's keys alone. Keys carry no gradient, so
-    W_t cannot be trained by the loss: it starts as a copy of W_s and follows it with the momentum of eq. 5,
-    as MoCo's key encoder does, whether the teacher before it moves or is frozen. (A frozen teacher is where
-    the student starts, so its keys and the queries share their coordinates.) Both projections belong to the
-    training, not to the expert.
+    The positive is the image's own key; the negatives are the keys of the queue. Keys have no gradient, so
+    the loss cannot train W_t: it starts as a copy of W_s and follows it with the momentum of eq. 5, like
+    MoCo's key encoder, whether the teacher moves or is frozen. (A frozen teacher is the student's initial
+    state, so its keys and the queries share their coordinates.) Both projections belong to the training, not
+    to the expert.
 
     Args:
         feature_dim: width of the experts' features.
-        dim: width of the projections.
-        slots: size of the queue.
-        negatives: see `KeyQueue.counts`.
     """
 
-    def __init__(
-        self,
-        feature_dim: int,
-        *,
-        dim: int = 128,
-        temperature: float = 0.07,
-        slots: int = 16384,
-        negatives: str = "all",
-    ) -> None:
+    def __init__(self, feature_dim: int, options: Distillation) -> None:
         super().__init__()
-        if negatives not in NEGATIVES:
-            raise ValueError(f"unknown negatives {negatives}; known: {', '.join(NEGATIVES)}")
-        self.student_projection = nn.Linear(feature_dim, dim, bias=False)
+        self.student_projection = nn.Linear(feature_dim, options.crd_dim, bias=False)
         self.teacher_projection = copy.deepcopy(self.student_projection).requires_grad_(False)
-        self.queue = KeyQueue(slots, dim)
-        self.temperature, self.negatives = temperature, negatives
+        self.queue = KeyQueue(options.crd_queue, options.crd_dim)
+        self.options = options
 
     def forward(self, student: Tensor, teacher: Tensor, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Compare features, in float32; in training, stage the keys.
@@ -173,7 +163,7 @@ class ContrastiveDistillation(nn.Module):
         Args:
             student: (B, F); gradients flow here.
             teacher: (B, F) of the same images; no gradient.
-            ids: (B,) int64, which images they are.
+            ids: (B,) int64, to identify the images.
             labels: (B,) float.
 
         Returns:
@@ -182,8 +172,8 @@ class ContrastiveDistillation(nn.Module):
         with torch.autocast(student.device.type, enabled=False):
             query = normalize(self.student_projection(student.float()), dim=1)
             key = normalize(self.teacher_projection(teacher.detach().float()), dim=1)
-            counts = self.queue.counts(ids, labels, self.negatives)
-            logits = info_nce_logits(query, key, self.queue.keys, counts, self.temperature)
+            counts = self.queue.counts(ids, labels, self.options.crd_negatives)
+            logits = info_nce_logits(query, key, self.queue.keys, counts, self.options.crd_temperature)
             loss = cross_entropy(logits, torch.zeros_like(ids))
         if self.training:
             self.queue.stage(key, ids, labels)
@@ -193,7 +183,3 @@ class ContrastiveDistillation(nn.Module):
         """Enqueue the staged keys and let W_t follow W_s."""
         self.queue.enqueue_staged()
         follow(self.teacher_projection, self.student_projection, momentum)
-
-    def after_skip(self) -> None:
-        """Drop the staged keys."""
-        self.queue.drop_staged()

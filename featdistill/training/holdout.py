@@ -14,27 +14,24 @@ from featdistill.inference.scoring import score
 from featdistill.models.expert import Expert
 from featdistill.training.recipe import Recipe
 
-# Hold-out rows that are all clean are scored a second time under these distortions, drawn from (0, name).
-_HOLDOUT_POLICY = PRESETS["official"]
-
 
 def score_holdout(
     expert: Expert, holdout: pd.DataFrame, recipe: Recipe, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Return `images`, `clean_auc` and `robust_auc` of an expert; each process scores its part of the rows.
+    """Return `images`, `clean_auc` and `robust_auc` of an expert; each process scores a share of the rows.
 
-    Where no row is distorted, the rows are scored a second time under the official distortions.
+    If no row is distorted, the rows are scored a second time with the official distortions, drawn from (0,
+    name).
     """
     is_distorted = (holdout["is_distorted"] == 1).fillna(False).to_numpy(dtype=bool)
     parts = [(holdout[~is_distorted], None), (holdout[is_distorted], None)]
     if not is_distorted.any():
-        parts[1] = (holdout, _HOLDOUT_POLICY)
+        parts[1] = (holdout, PRESETS["official"])
     expert.eval()
     auc = []
     for rows, policy in parts:
         rows = rows.reset_index(drop=True)
         batches = range(-(-len(rows) // recipe.score_batch_size))
-        mine = batches[accelerator.process_index :: accelerator.num_processes]
         scored = [
             (row, float(logit))
             for batch in score(
@@ -46,7 +43,7 @@ def score_holdout(
                 precision=recipe.precision,
                 policy=policy,
                 equalization=read_settings(recipe.equalize) if recipe.equalize else None,
-                batches=mine,
+                batches=batches[accelerator.process_index :: accelerator.num_processes],
             )
             for row, logit in zip(batch.rows, batch.logits[0], strict=True)
         ]

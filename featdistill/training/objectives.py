@@ -1,7 +1,7 @@
 """Losses on logits and tokens: small pure functions with their formula and source.
 
-All are means over the images they are given, so that the mean over equal shares of a batch, be they forward
-passes or processes, is the loss of the whole batch, and its gradient that of the whole.
+All are means over images, so that the mean over equal shares of a batch (forward passes or processes) is the
+loss of the whole batch, with the same gradient.
 """
 
 from collections.abc import Sequence
@@ -16,39 +16,33 @@ from torch.nn.functional import (
     mse_loss,
 )
 
+from featdistill.recipe_groups import Objective
+
 METRICS = ("mse", "layernorm_mse", "cosine")
 
 
-def binary_cross_entropy(
-    logit: Tensor,
-    label: Tensor,
-    *,
-    label_smoothing: float = 0.0,
-    focal_gamma: float = 0.0,
-    ai_weight: float = 1.0,
-) -> Tensor:
+def binary_cross_entropy(logit: Tensor, label: Tensor, options: Objective) -> Tensor:
     """Paper, eq. 1: -[y log p + (1 - y) log(1 - p)], p = sigmoid(logit), mean over the batch.
 
-    With all options the loss of an image is w (1 - p_t)^gamma CE(y', p): p_t is the probability of the
-    image's own class (focal loss, Lin et al. 2017, eq. 4), y' = y (1 - s) + s / 2 (label smoothing, Szegedy
+    With all options, the loss of an image is w (1 - p_t)^gamma CE(y', p): p_t is the probability of the
+    image's true class (focal loss, Lin et al. 2017, eq. 4), y' = y (1 - s) + s / 2 (label smoothing, Szegedy
     et al. 2016, section 7), and w is `ai_weight` for AI-generated images, 1 for real ones. The sum is divided
-    by the number of images, not by that of the weights, which would differ from one share of a batch to
-    another and make the gradient depend on how the batch is shared out.
+    by the number of images, not by the sum of the weights, which would differ between shares of a batch and
+    make the gradient depend on how the batch is divided.
 
     Args:
         logit: (B,) float32.
         label: (B,) float, 0 real, 1 AI-generated.
-        label_smoothing: s in [0, 1].
-        focal_gamma: gamma >= 0; 0 is cross-entropy.
-        ai_weight: above 0.
+        options: s is `label_smoothing`, gamma is `focal_gamma` (0: cross-entropy).
     """
-    target = label * (1 - label_smoothing) + label_smoothing / 2 if label_smoothing else label
+    smoothing = options.label_smoothing
+    target = label * (1 - smoothing) + smoothing / 2 if smoothing else label
     loss = binary_cross_entropy_with_logits(logit, target, reduction="none")
-    if focal_gamma:
+    if options.focal_gamma:
         # 1 - p_t is sigmoid(-z) for AI and sigmoid(z) for real; its power would have no gradient at 0.
-        loss = loss * torch.exp(focal_gamma * logsigmoid((1 - 2 * label) * logit))
-    if ai_weight != 1:
-        loss = loss * (1 + (ai_weight - 1) * label)
+        loss = loss * torch.exp(options.focal_gamma * logsigmoid((1 - 2 * label) * logit))
+    if options.ai_weight != 1:
+        loss = loss * (1 + (options.ai_weight - 1) * label)
     return loss.mean()
 
 
@@ -57,8 +51,7 @@ def consistency(clean_logit: Tensor, distorted_logit: Tensor) -> Tensor:
 
     p_c log(p_c / p_d) + (1 - p_c) log((1 - p_c) / (1 - p_d)), p = sigmoid(logit), with all logarithms from
     `logsigmoid`, so that it is finite for any logits. The clean side is a target without gradient: the
-    distorted image is to be seen like the clean one, not the other way round (as in UDA, Xie et al. 2020,
-    eq. 1).
+    distorted image should be seen like the clean one, not vice versa (as in UDA, Xie et al. 2020, eq. 1).
 
     Args:
         clean_logit: (B,) float32; no gradient.
@@ -78,20 +71,20 @@ def dense_alignment(student: Tensor, teacher: Tensor, metric: str = "layernorm_m
         teacher: (B, N, C); no gradient.
         metric: `mse`: the paper's eq. 2, ||student - teacher||^2, as a mean, so that its weight does not
             depend on the number of tokens; `layernorm_mse`: the same after LayerNorm without affine
-            parameters on both sides (raw CLIP tokens are ruled by a few huge channels); `cosine`: 1 - cosine
-            of the two tokens.
+            parameters on both sides (a few huge channels dominate raw CLIP tokens); `cosine`: 1 - cosine of
+            the two tokens.
     """
     student, teacher = student.float(), teacher.detach().float()
     if student.shape != teacher.shape:
         raise ValueError(f"token maps differ in shape: {tuple(student.shape)} and {tuple(teacher.shape)}")
-    if metric == "mse":
-        return mse_loss(student, teacher)
-    if metric == "layernorm_mse":
-        width = student.shape[-1:]
-        return mse_loss(layer_norm(student, width), layer_norm(teacher, width))
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric}; known: {', '.join(METRICS)}")
     if metric == "cosine":
         return 1 - cosine_similarity(student, teacher, dim=-1).mean()
-    raise ValueError(f"unknown metric {metric}; known: {', '.join(METRICS)}")
+    if metric == "layernorm_mse":
+        width = student.shape[-1:]
+        student, teacher = layer_norm(student, width), layer_norm(teacher, width)
+    return mse_loss(student, teacher)
 
 
 def layers_alignment(
@@ -99,7 +92,7 @@ def layers_alignment(
 ) -> Tensor:
     """Mean of `dense_alignment` over layers, given as token maps in the same order on both sides."""
     pairs = zip(student, teacher, strict=True)
-    return torch.stack([dense_alignment(ours, wanted, metric) for ours, wanted in pairs]).mean()
+    return torch.stack([dense_alignment(*pair, metric) for pair in pairs]).mean()
 
 
 @torch.no_grad()

@@ -1,17 +1,18 @@
-"""The folder of a training run: what was asked for, how it goes, what a killed run needs, what came out.
+"""The folder of a training run: its settings, progress, checkpoints and results.
 
 | path | holds |
 |---|---|
 | `run.json` | resolved recipe, data, teacher, versions, git commit |
-| `metrics.jsonl` | a line a log step and a line an epoch |
-| `resume/state.pt` | weights, optimiser, schedule, scaler, place in the epoch |
-| `resume/state.previous.pt` | the checkpoint before it, for the case that it is damaged |
+| `metrics.jsonl` | one line per log step and one per epoch |
+| `resume/state.pt` | weights, optimizer, scaler, position in the epoch |
+| `resume/state.previous.pt` | the checkpoint before it, in case the last one is damaged |
 | `expert/`, `expert-last/` | the best expert by hold-out robust AUC, and that of the last epoch |
-| `unreadable.csv` | training images that could not be read, where there are any |
+| `unreadable.csv` | training images that could not be read, if any |
 """
 
 import csv
 import json
+import logging
 import os
 import subprocess
 from pathlib import Path
@@ -21,8 +22,12 @@ import torch
 
 from featdistill import atomic
 from featdistill.command_line import UserError
-from featdistill.training import recipe as recipes
+from featdistill.records.provenance import Claim, claim, read_record
+from featdistill.training.recipe import RUNTIME_KEYS
 
+_log = logging.getLogger(__name__)
+# Entries of `run.json` that decide the result.
+_DECISIVE = ("stage", "recipe", "data", "teacher")
 _STATE, _PREVIOUS = Path("resume/state.pt"), Path("resume/state.previous.pt")
 
 
@@ -32,35 +37,26 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.expert, self.expert_last = self.path / "expert", self.path / "expert-last"
-        self._log = self.path / "metrics.jsonl"
+        self._metrics = self.path / "metrics.jsonl"
         self._newest_is_damaged = False
 
-    def describe(self) -> dict[str, Any] | None:
-        """Return the content of `run.json`, or None where there is no run."""
-        path = self.path / "run.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-    def check(self, description: dict[str, Any], resume: str) -> None:
-        """Refuse to continue a run with other settings, or to write over one.
+    def claim(self, description: dict[str, Any], resume: str, *, finished: bool = False) -> Claim:
+        """Refuse to continue a run with other settings, or to overwrite one; see `provenance.claim`.
 
         Raises:
             UserError: the folder holds another run; the differences are named.
         """
-        former = self.describe()
-        if former is None:
-            return
+        recorded = read_record(self.path / "run.json")
+        if recorded is None:
+            return Claim.NEW
         if resume == "off":
             raise UserError(
-                f"{self.path} already holds a run; give another --out, or --resume auto to continue it"
+                f"{self.path} already holds a run; choose another --out, or --resume auto to continue it"
             )
-        changed = recipes.differences(former["recipe"], description["recipe"])
-        changed += [
-            f"{key} changed" for key in ("data", "teacher") if former.get(key) != description.get(key)
-        ]
-        if changed:
-            raise UserError(
-                f"{self.path} holds a run with other settings ({'; '.join(changed)}); give another --out"
-            )
+        recorded, requested = ({key: run.get(key) for key in _DECISIVE} for run in (recorded, description))
+        ignore = ["teacher.path", *(f"recipe.{key}" for key in RUNTIME_KEYS)]
+        remedy = "choose another --out"
+        return claim(self.path, recorded, requested, finished=finished, ignore=ignore, remedy=remedy)
 
     def start(self, description: dict[str, Any]) -> None:
         """Write `run.json`."""
@@ -68,20 +64,20 @@ class RunFolder:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        with self._log.open("a", encoding="utf-8") as file:
+        with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def save_state(self, state: dict[str, Any], *, keep_previous: bool = True) -> None:
-        """Write a checkpoint, with the length of the log that belongs to it.
+        """Write a checkpoint, with the length of the log at this point.
 
         Args:
             keep_previous: keep the checkpoint before it as well; a finished run needs neither.
         """
-        length = self._log.stat().st_size if self._log.is_file() else 0
+        length = self._metrics.stat().st_size if self._metrics.is_file() else 0
         newest, previous = self.path / _STATE, self.path / _PREVIOUS
-        with atomic.replace_file(newest) as beside:
-            torch.save(state | {"log_bytes": length}, beside)
-            # Moved aside only now that the new one is whole: a kill in between leaves the former one.
+        with atomic.replace_file(newest) as temporary:
+            torch.save(state | {"log_bytes": length}, temporary)
+            # Only now that the new checkpoint is complete: if killed in between, the previous one is there.
             if keep_previous and newest.is_file() and not self._newest_is_damaged:
                 os.replace(newest, previous)
         self._newest_is_damaged = False
@@ -89,10 +85,10 @@ class RunFolder:
             previous.unlink(missing_ok=True)
 
     def load_state(self) -> dict[str, Any] | None:
-        """Return the last checkpoint that can be read, or None where there is none.
+        """Return the last checkpoint that can be read, or None if there are none.
 
         Raises:
-            UserError: all that there are are damaged.
+            UserError: all checkpoints are damaged.
         """
         failure = None
         for path in (self.path / _STATE, self.path / _PREVIOUS):
@@ -107,16 +103,18 @@ class RunFolder:
                 continue
             if failure:
                 self._newest_is_damaged = True
-                print(f"{self.path / _STATE} cannot be read; continuing from the checkpoint before it")
+                _log.warning(
+                    "%s cannot be read; continuing from the checkpoint before it", self.path / _STATE
+                )
             return state
         if failure:
             raise failure
         return None
 
     def cut_log(self, length: int) -> None:
-        """Drop the lines that were written after the checkpoint from which the run continues."""
-        if self._log.is_file():
-            os.truncate(self._log, min(length, self._log.stat().st_size))
+        """Drop the lines written after the checkpoint from which the run continues."""
+        if self._metrics.is_file():
+            os.truncate(self._metrics, min(length, self._metrics.stat().st_size))
 
     def add_unreadable(self, lines: list[tuple[str, str]]) -> None:
         """Add (image, reason) pairs to `unreadable.csv`, each image once."""
@@ -129,20 +127,12 @@ class RunFolder:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the code that runs, with `+` where files were changed; None outside a checkout."""
-    here = Path(__file__).resolve().parents[2]
+    """Return the commit of this checkout, with `+` if files have changed; None for an installed package."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():  # else git would look in the folders above
+        return None
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
+        return subprocess.check_output(command, cwd=checkout, text=True, stderr=subprocess.DEVNULL).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+" if changed else "")

@@ -1,6 +1,6 @@
-"""Networks that stand beside the student: what it is held against in stage 2, and the average of its weights.
+"""Networks that accompany the student: the teacher of stage 2, and the moving average of the weights.
 
-None of them gets a gradient, and all stay in evaluation mode, whatever the task around them does.
+None of them has a gradient, and all stay in evaluation mode, whatever the mode of the task around them.
 """
 
 import copy
@@ -12,47 +12,47 @@ from torch import Tensor, nn
 from featdistill.models.expert import Encoded, Expert
 
 
-def momentum_at(step: int, total: int, base: float, most: float) -> float:
+def momentum_at(step: int, total: int, base: float, maximum: float) -> float:
     """Paper, eq. 5: m = m_max - (m_max - m_base) (cos(pi step / total) + 1) / 2.
 
     Args:
-        step: optimiser steps done before this one: at 0 the momentum is `base`, at `total` it is `most`.
+        step: optimizer steps before this one: at 0 the momentum is `base`, at `total` it is `maximum`.
     """
-    return most - (most - base) * (math.cos(math.pi * step / total) + 1) / 2
+    return maximum - (maximum - base) * (math.cos(math.pi * step / total) + 1) / 2
 
 
 def average_decay_at(step: int, decay: float) -> float:
-    """Return min(decay, (1 + step) / (10 + step)), so that the first weights are forgotten soon.
+    """Return min(decay, (1 + step) / (10 + step)), so that the initial weights are soon forgotten.
 
-    It is the usual warm-up of a moving average (that of TensorFlow's `ExponentialMovingAverage`).
+    This is the usual warm-up of a moving average (that of TensorFlow's `ExponentialMovingAverage`).
     """
     return min(decay, (1 + step) / (10 + step))
 
 
 @torch.no_grad()
 def follow(follower: nn.Module, source: nn.Module, momentum: float) -> None:
-    """follower <- momentum * follower + (1 - momentum) * source, for all parameters; buffers are copied.
+    """Set all parameters to momentum * follower + (1 - momentum) * source, and copy the buffers.
 
-    Both are of one architecture, in float32: in a shorter type, steps of 1e-4 would be rounded away.
+    Both have the same architecture, in float32: a shorter type would round away steps of 1e-4.
     """
     torch._foreach_lerp_(list(follower.parameters()), list(source.parameters()), 1 - momentum)
-    for kept, new in zip(follower.buffers(), source.buffers(), strict=True):
-        kept.copy_(new)
+    for buffer, new in zip(follower.buffers(), source.buffers(), strict=True):
+        buffer.copy_(new)
 
 
-class _Still(nn.Module):
-    """Holds an expert without gradient, in evaluation mode for good."""
+class _Untrained(nn.Module):
+    """Holds an expert without gradient, always in evaluation mode."""
 
     def __init__(self, expert: Expert) -> None:
         super().__init__()
         self.expert = expert.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "_Still":
+    def train(self, mode: bool = True) -> "_Untrained":
         """Stay in evaluation mode."""
         return super().train(False)
 
 
-class FrozenTeacher(_Still):
+class FrozenTeacher(_Untrained):
     """The stage-1 expert as it is (paper, section 4.7)."""
 
     # Whether it changes in training, so that a killed run needs it.
@@ -60,7 +60,7 @@ class FrozenTeacher(_Still):
 
     @torch.no_grad()
     def forward(self, images: Tensor, layers: int = 1) -> Encoded:
-        """Return what `Expert.encode` makes of images (B, 3, S, S)."""
+        """Return `Expert.encode` of images (B, 3, S, S)."""
         return self.expert.encode(images, layers)
 
     def follow(self, student: Expert, momentum: float) -> None:
@@ -77,10 +77,10 @@ class MomentumTeacher(FrozenTeacher):
         follow(self.expert, student, momentum)
 
 
-class WeightAverage(_Still):
-    """Exponential moving average of the student's weights, which is scored and saved in its place.
+class WeightAverage(_Untrained):
+    """Exponential moving average of the student's weights, which is scored and saved instead of them.
 
-    It teaches nothing: a momentum teacher beside it has a schedule of its own.
+    It is not a teacher: a momentum teacher has its own schedule.
     """
 
     def __init__(self, student: Expert, decay: float) -> None:
@@ -88,5 +88,5 @@ class WeightAverage(_Still):
         self.decay = decay
 
     def update(self, student: Expert, step: int) -> None:
-        """Take in the weights after an optimiser step, counted from 0."""
+        """Include the weights after an optimizer step, counted from 0."""
         follow(self.expert, student, average_decay_at(step, self.decay))

@@ -20,14 +20,20 @@ from featdistill.distortions.policy import DistortionPolicy
 from featdistill.distortions.presets import PRESETS
 from featdistill.images.equalization import read_settings
 from featdistill.images.reading import read_image
+from featdistill.recipe_groups import Augmentation
 from featdistill.records.manifest import read_manifest
 from featdistill.seeds import evaluation_generator, training_generator
 
 PREPROCESSING = Preprocessing(48, "shorter", (0.5,) * 3, (0.5,) * 3)
 
 
-def make_train(manifest, *, policy=PRESETS["heavy"], seed=3, **options) -> TrainDataset:
-    return TrainDataset(read_manifest(manifest), PREPROCESSING, policy, seed, **options)
+def make_train(
+    rows, policy=PRESETS["heavy"], *, seed=3, preprocessing=PREPROCESSING, **options
+) -> TrainDataset:
+    """Return the data set of a manifest or its rows; options are those of the augmentation and of the set."""
+    rows = read_manifest(rows) if isinstance(rows, Path) else rows
+    others = {key: options.pop(key) for key in ("views", "equalization", "cache") if key in options}
+    return TrainDataset(rows, preprocessing, policy, seed, Augmentation(**options), **others)
 
 
 def test_what_happens_to_an_image_is_a_function_of_seed_epoch_and_index(make_set):
@@ -98,10 +104,8 @@ def test_random_resized_crops_are_boxes_of_random_area_and_shape_for_all_views(m
             else:
                 assert torch.equal(item["images"], prepare(apply_plan(image, plan), 48, "shorter", place))
     assert min(areas) < 0.4 and max(areas) > 0.9 and min(logs) < -0.2 and max(logs) > 0.2
-    with pytest.raises(UserError, match="random_resized resizes what --resize crop must not"):
-        TrainDataset(
-            read_manifest(manifest), dataclasses.replace(PREPROCESSING, resize="crop"), policy, 0, **options
-        )
+    with pytest.raises(UserError, match="random_resized resizes images, and --resize crop does not"):
+        make_train(manifest, preprocessing=dataclasses.replace(PREPROCESSING, resize="crop"), **options)
 
 
 def test_rows_of_a_group_get_the_same_plan_noise_crop_and_mirroring(make_set):
@@ -110,8 +114,8 @@ def test_rows_of_a_group_get_the_same_plan_noise_crop_and_mirroring(make_set):
         Image.fromarray(smooth_picture(9)).save(rows["image"][row], quality=95)
     for distort_at in ("native", "input"):
         policy = dataclasses.replace(PRESETS["heavy"], distort_at=distort_at)
-        alone = TrainDataset(rows, PREPROCESSING, policy, 3, views=("other",))
-        paired = TrainDataset(rows, PREPROCESSING, policy, 3, views=("other",), synchronize_groups=True)
+        alone = make_train(rows, policy, views=("other",))
+        paired = make_train(rows, policy, views=("other",), synchronize_groups=True)
         for epoch in range(3):
             first, second, _, _, last, third = (paired[epoch, index] for index in range(6))
             for view in ("images", "images_other"):
@@ -121,12 +125,10 @@ def test_rows_of_a_group_get_the_same_plan_noise_crop_and_mirroring(make_set):
                 assert torch.equal(paired[epoch, 2][view], alone[epoch, 2][view])
             assert not torch.equal(paired[epoch + 3, 0]["images"], first["images"])
     # Whatever their number in the manifest.
-    moved = TrainDataset(
-        rows.iloc[::-1].reset_index(drop=True), PREPROCESSING, policy, 3, synchronize_groups=True
-    )
+    moved = make_train(rows.iloc[::-1].reset_index(drop=True), policy, synchronize_groups=True)
     assert torch.equal(moved[2, 1]["images"], last["images"])
     with pytest.raises(UserError, match="no training row has a group"):
-        TrainDataset(rows.assign(group=""), PREPROCESSING, policy, 3, synchronize_groups=True)
+        make_train(rows.assign(group=""), synchronize_groups=True)
 
 
 @pytest.mark.parametrize(("partner", "distort_at"), [("same_label", "native"), ("any", "input")])

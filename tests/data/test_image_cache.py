@@ -23,6 +23,7 @@ from featdistill.data.train_dataset import TrainDataset
 from featdistill.distortions.presets import PRESETS
 from featdistill.images.equalization import Equalization
 from featdistill.images.reading import _open_archive
+from featdistill.recipe_groups import Augmentation
 from featdistill.records.manifest import read_manifest
 
 POLICY = dataclasses.replace(PRESETS["heavy"], distort_at="input")
@@ -44,7 +45,7 @@ def rows(make_set):
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
-    monkeypatch.setattr(image_cache, "_ROWS_A_FILE", 4)
+    monkeypatch.setattr(image_cache, "_ROWS_PER_FILE", 4)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -58,8 +59,9 @@ def test_an_item_from_the_cache_equals_the_item_without_it(rows, tmp_path, resiz
     policy = dataclasses.replace(POLICY, max_side_px=before.get("max_side_px"))
     options = {"views": ("clean", "other"), "equalization": before.get("equalization")}
     for crop in ("random", "center"):
-        plain = TrainDataset(rows, preprocessing(resize), policy, 1, crop=crop, **options)
-        cached = TrainDataset(rows, preprocessing(resize), policy, 1, crop=crop, **options, cache=cache)
+        augmentation = Augmentation(crop=crop)
+        plain = TrainDataset(rows, preprocessing(resize), policy, 1, augmentation, **options)
+        cached = TrainDataset(rows, preprocessing(resize), policy, 1, augmentation, **options, cache=cache)
         for item in np.ndindex(2, 10):
             one, other = plain[item], cached[item]
             if item[1] == 6:
@@ -116,7 +118,7 @@ def test_worker_processes_make_the_same_bytes_and_read_what_one_process_reads(ro
     cache = build_cache(tmp_path / "two", rows, preprocessing(), workers=2)
     assert torch.equal(state, torch.get_rng_state())
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    dataset = TrainDataset(rows, preprocessing(), POLICY, 1, cache=cache)
+    dataset = TrainDataset(rows, preprocessing(), POLICY, 1, Augmentation(), cache=cache)
     batches = TrainBatches(10, 5, 2, seed=0)
     for one, other in zip(make_loader(dataset, batches, 2), make_loader(dataset, batches, 0), strict=True):
         assert torch.equal(one["images"], other["images"]) and one["broken"] == other["broken"]
@@ -198,13 +200,15 @@ def test_what_cannot_be_kept_is_an_error_of_one_line(rows, tmp_path, monkeypatch
 
 def test_distortions_and_crops_before_the_resizing_cannot_be_cached(rows, tmp_path):
     cache = build_cache(tmp_path / "cache", rows, preprocessing())
+
+    def dataset(policy, *, rows=rows, cache=cache, **options):
+        return TrainDataset(rows, preprocessing(), policy, 0, Augmentation(**options), cache=cache)
+
     with pytest.raises(UserError, match=r"--distortions NAME,distort_at=input"):
-        TrainDataset(rows, preprocessing(), PRESETS["heavy"], 0, cache=cache)
-    with pytest.raises(UserError, match="random_resized cuts images before they are resized"):
-        TrainDataset(rows, preprocessing(), POLICY, 0, crop="random_resized", cache=cache)
-    undistorted = TrainDataset(rows, preprocessing(), PRESETS["none"], 0, cache=cache)[0, 8]
-    assert torch.equal(
-        undistorted["images"], TrainDataset(rows, preprocessing(), PRESETS["none"], 0)[0, 8]["images"]
-    )
+        dataset(PRESETS["heavy"])
+    with pytest.raises(UserError, match="random_resized crops images before they are resized"):
+        dataset(POLICY, crop="random_resized")
+    cached, plain = dataset(PRESETS["none"])[0, 8], dataset(PRESETS["none"], cache=None)[0, 8]
+    assert torch.equal(cached["images"], plain["images"])
     with pytest.raises(ValueError, match="the cache has 10 images, the manifest 4"):
-        TrainDataset(rows.iloc[:4], preprocessing(), POLICY, 0, cache=cache)
+        dataset(POLICY, rows=rows.iloc[:4])

@@ -23,8 +23,8 @@ from featdistill.models.masking import (
     uniforms,
 )
 from featdistill.models.open_clip_encoders import OpenClipTransformer
+from featdistill.recipe_groups import Distillation, Masking, Objective
 from featdistill.training.objectives import layers_alignment
-from featdistill.training.recipe import Recipe
 from featdistill.training.tasks import ClassifyTask, DistillTask
 from featdistill.training.teachers import FrozenTeacher
 
@@ -303,7 +303,9 @@ def test_positions_stay_with_their_tokens(name):
 @pytest.mark.parametrize("level", ["pixel", "token"])
 def test_nothing_is_masked_in_evaluation_mode(expert, level):
     batch = batch_of(random_images(4, 96))
-    task = ClassifyTask(copy.deepcopy(expert), masking=PatchMasking(expert, "texture", level=level)).eval()
+    task = ClassifyTask(
+        copy.deepcopy(expert), Objective(), PatchMasking(expert, "texture", level=level)
+    ).eval()
     with torch.no_grad():
         assert torch.equal(task(batch)["logit"], expert(batch["images"]))
         assert not torch.allclose(task.train()(batch)["logit"], expert(batch["images"]))
@@ -311,10 +313,12 @@ def test_nothing_is_masked_in_evaluation_mode(expert, level):
 
 
 def test_without_masking_nothing_is_drawn_and_no_epoch_is_asked_for(expert):
-    assert make_masking(expert, "none") is None
+    assert make_masking(expert, Masking(), 0) is None
     batch = batch_of(random_images(4, 96))
     state = torch.get_rng_state()
-    output = ClassifyTask(copy.deepcopy(expert))({key: batch[key] for key in ("images", "label")})
+    output = ClassifyTask(copy.deepcopy(expert), Objective())(
+        {key: batch[key] for key in ("images", "label")}
+    )
     assert torch.equal(output["logit"], expert(batch["images"]))
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -338,7 +342,10 @@ def test_the_probability_is_an_images_at_pixels_and_a_forward_passs_at_tokens(ex
 
 
 def test_masking_adds_nothing_to_a_checkpoint(expert):
-    plain, masked = ClassifyTask(expert), ClassifyTask(expert, masking=PatchMasking(expert, "random"))
+    plain, masked = (
+        ClassifyTask(expert, Objective()),
+        ClassifyTask(expert, Objective(), PatchMasking(expert, "random")),
+    )
     assert plain.checkpoint().keys() == masked.checkpoint().keys()
     assert plain.state_dict().keys() == masked.state_dict().keys()
 
@@ -347,9 +354,8 @@ def test_the_teacher_sees_the_whole_image_and_only_kept_tokens_are_compared(expe
     batch = batch_of(random_images(3, 96))
     masking = PatchMasking(expert, "texture", level="token", ratio=0.75)
     student = create_expert("timm:test_vit", "random", input_size=96, head_dropout=0.0)
-    task = DistillTask(
-        student, FrozenTeacher(copy.deepcopy(expert)), teacher_view="same", dense_layers=2, masking=masking
-    )
+    task = DistillTask(student, Distillation(teacher_view="same", dense_layers=2), masking)
+    task.teacher = FrozenTeacher(copy.deepcopy(expert))
     output = task.train()(batch)
     keep = masking(batch)[1]
     assert keep.shape == (3, 9)
@@ -370,7 +376,7 @@ def test_checkpointing_changes_no_gradient_where_tokens_are_dropped(expert):
     for enabled in (False, True):
         student = copy.deepcopy(expert)
         student.backbone.set_gradient_checkpointing(enabled)
-        task = ClassifyTask(student, masking=PatchMasking(student, "texture", level="token"))
+        task = ClassifyTask(student, Objective(), PatchMasking(student, "texture", level="token"))
         task(batch)["loss"].backward()
         gradients.append([parameter.grad for parameter in student.parameters()])
     for one, other in zip(*gradients, strict=True):
@@ -383,15 +389,15 @@ def test_a_backbone_that_cannot_drop_tokens_names_the_other_level():
         PatchMasking(convolutional, "texture", level="token")
     with pytest.raises(ValueError, match="cannot leave tokens out"):
         convolutional.encode(random_images(1, 160), keep=torch.zeros(1, 1, dtype=torch.int64))
-    with pytest.raises(UserError, match=r"unknown mask 'textur' \(did you mean texture\?\)"):
-        make_masking(convolutional, "textur")
+    with pytest.raises(UserError, match=r"unknown value of mask 'textur' \(did you mean texture\?\)"):
+        Masking(mask="textur")
 
 
 def test_the_recipes_defaults_are_those_of_the_masking(expert):
-    recipe, masking = Recipe(), PatchMasking(expert, "texture")
-    assert recipe.mask == "none" and not masking.is_drawn
+    options, masking = Masking(), PatchMasking(expert, "texture")
+    assert options.mask == "none" and not masking.is_drawn
     found = (masking.ratio, masking.level, masking.score, masking.probability)
-    assert found == (recipe.mask_ratio, recipe.mask_level, recipe.mask_score, recipe.mask_prob)
+    assert found == (options.mask_ratio, options.mask_level, options.mask_score, options.mask_prob)
 
 
 @pytest.fixture(scope="module")

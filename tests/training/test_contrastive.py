@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from featdistill.recipe_groups import Distillation
 from featdistill.training.contrastive import ContrastiveDistillation, KeyQueue, gather_parts, info_nce_logits
 
 
@@ -13,7 +14,7 @@ def unit(rows: int, seed: int, dim: int = 6) -> torch.Tensor:
 
 def contrast(slots: int = 8, **options) -> ContrastiveDistillation:
     torch.manual_seed(0)
-    return ContrastiveDistillation(10, dim=6, slots=slots, **options)
+    return ContrastiveDistillation(10, Distillation(crd_dim=6, crd_queue=slots, **options))
 
 
 def features(rows: int, seed: int) -> torch.Tensor:
@@ -38,7 +39,7 @@ def test_info_nce_equals_its_formula():
 
 
 def test_the_module_projects_and_normalises_both_sides():
-    crd = contrast(temperature=0.2)
+    crd = contrast(crd_temperature=0.2)
     crd.teacher_projection.weight.data.mul_(2).add_(0.3)
     crd.queue.enqueue(unit(5, 9), torch.arange(100, 105), torch.zeros(5))
     student, teacher = features(4, 1), features(4, 2)
@@ -93,7 +94,7 @@ def test_an_images_own_older_keys_are_no_negatives():
 def test_other_label_changes_the_loss_by_the_keys_of_the_own_label_only():
     losses = {}
     for negatives, keys_of in (("all", (1.0,)), ("all", (0.0, 1.0)), ("other_label", (0.0, 1.0))):
-        crd = contrast(negatives=negatives)
+        crd = contrast(crd_negatives=negatives)
         for label in keys_of:
             crd.queue.enqueue(unit(3, int(label)), torch.arange(50, 53), torch.full((3,), label))
         loss, _ = crd(features(4, 1), features(4, 2), IDS, torch.zeros(4))
@@ -117,7 +118,7 @@ def test_keys_are_enqueued_once_their_step_is_taken():
     crd = contrast()
     crd(features(4, 1), features(4, 2), IDS, LABELS)
     assert crd.queue.filled.item() == 0
-    crd.after_skip()
+    crd.queue.drop_staged()
     crd.after_step(0.9)
     assert crd.queue.filled.item() == 0
     crd(features(4, 1), features(4, 2), IDS, LABELS)
@@ -154,8 +155,3 @@ def test_passes_are_put_together_in_their_order():
     parts = [(unit(2, seed), torch.full((2,), seed)) for seed in (4, 1)]
     keys, ids = gather_parts(parts)
     assert ids.tolist() == [4, 4, 1, 1] and torch.equal(keys, torch.cat([unit(2, 4), unit(2, 1)]))
-
-
-def test_unknown_negatives_are_refused():
-    with pytest.raises(ValueError, match="unknown negatives none; known: all, other_label"):
-        contrast(negatives="none")

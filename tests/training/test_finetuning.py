@@ -6,8 +6,8 @@ from torch import nn
 
 from featdistill.command_line import UserError
 from featdistill.models.expert import Expert, create_expert, load_expert, save_expert
+from featdistill.recipe_groups import Finetuning
 from featdistill.training import finetuning
-from featdistill.training.recipe import Recipe
 
 
 def expert_of(backbone: str) -> Expert:
@@ -21,7 +21,7 @@ def trained(expert: Expert) -> set[str]:
 
 def test_a_frozen_backbone_leaves_only_the_head_to_train_and_keeps_its_statistics():
     expert = expert_of("tiny_clip")
-    finetuning.restrict(expert, Recipe(finetune="frozen"))
+    finetuning.restrict(expert, Finetuning(finetune="frozen"))
     assert trained(expert) == {f"head.{name}" for name, _ in expert.head.named_parameters()}
     finetuning.train_mode(expert)
     norms = [module for module in expert.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -34,7 +34,7 @@ def test_a_frozen_backbone_leaves_only_the_head_to_train_and_keeps_its_statistic
 
 def test_what_is_trained_keeps_its_dropout_and_statistics_in_training_mode():
     expert = expert_of("tiny_clip")
-    finetuning.restrict(expert, Recipe())
+    finetuning.restrict(expert, Finetuning())
     expert.eval()
     finetuning.train_mode(expert)
     assert all(module.training for module in expert.modules())
@@ -42,7 +42,7 @@ def test_what_is_trained_keeps_its_dropout_and_statistics_in_training_mode():
 
 def test_last_n_trains_the_last_layers_and_what_comes_behind_them():
     expert = expert_of("tiny_clip")
-    finetuning.restrict(expert, Recipe(finetune="last_n", last_n=1))
+    finetuning.restrict(expert, Finetuning(finetune="last_n", last_n=1))
     found = {name.split(".")[2] for name in trained(expert) if name.startswith("backbone.")}
     assert found == {"blocks", "norm", "head"}
     assert not any("blocks.0." in name for name in trained(expert))
@@ -55,7 +55,7 @@ def test_last_n_trains_the_last_layers_and_what_comes_behind_them():
 def test_a_merged_expert_gives_the_logits_of_its_additions_and_loads_without_peft(backbone, tmp_path):
     pytest.importorskip("peft")
     expert, plain_names = expert_of(backbone), set(expert_of(backbone).state_dict())
-    finetuning.restrict(expert, Recipe(finetune="lora", lora_rank=2, lora_alpha=4))
+    finetuning.restrict(expert, Finetuning(finetune="lora", lora_rank=2, lora_alpha=4))
     assert {name for name in trained(expert) if "lora_" not in name} == {
         f"head.{name}" for name, _ in expert.head.named_parameters()
     }
@@ -80,16 +80,16 @@ def test_only_layers_that_are_called_get_additions():
     expert = expert_of("timm:test_vit")
     # A layer whose weight is read by somebody else: an addition to it would never be seen.
     expert.backbone.model.idle = nn.Linear(8, 8)
-    finetuning.restrict(expert, Recipe(finetune="lora", lora_rank=2))
+    finetuning.restrict(expert, Finetuning(finetune="lora", lora_rank=2))
     added = {name for name in trained(expert) if "lora_" in name}
     assert any("attn.qkv" in name for name in added) and any("mlp.fc1" in name for name in added)
     assert not any("idle" in name for name in added)
 
 
 def test_lora_without_peft_or_without_linear_layers_is_one_clear_error(monkeypatch):
-    recipe = Recipe(finetune="lora", backbone="timm:test_resnet")
+    recipe = Finetuning(finetune="lora")
     if importlib.util.find_spec("peft"):
-        with pytest.raises(UserError, match="timm:test_resnet has no linear layers"):
+        with pytest.raises(UserError, match="test_resnet has no linear layers"):
             finetuning.restrict(expert_of("timm:test_resnet"), recipe)
     monkeypatch.setattr(finetuning.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install peft"):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from featdistill.recipe_groups import Objective
 from featdistill.training.objectives import (
     binary_cross_entropy,
     consistency,
@@ -78,28 +79,23 @@ def test_binary_cross_entropy_equals_its_formula(smoothing, gamma, weight):
     entropy = -(target * np.log(p) + (1 - target) * np.log(1 - p))
     p_own = np.where(LABEL == 1, p, 1 - p)
     expected = np.mean(np.where(LABEL == 1, weight, 1) * (1 - p_own) ** gamma * entropy)
-    found = binary_cross_entropy(
-        torch.tensor(LOGIT),
-        torch.tensor(LABEL),
-        label_smoothing=smoothing,
-        focal_gamma=gamma,
-        ai_weight=weight,
-    )
+    options = Objective(label_smoothing=smoothing, focal_gamma=gamma, ai_weight=weight)
+    found = binary_cross_entropy(torch.tensor(LOGIT), torch.tensor(LABEL), options)
     assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_weighted_cross_entropy_of_a_batch_is_the_mean_of_its_halves():
     """Whatever the halves' shares of AI-generated images: so it is the same over several processes."""
     logit, label = torch.tensor(LOGIT[:4]), torch.tensor([0.0, 0, 1, 1])
-    options = {"ai_weight": 5.0, "focal_gamma": 2.0, "label_smoothing": 0.1}
-    halves = [binary_cross_entropy(logit[s], label[s], **options) for s in (slice(2), slice(2, 4))]
-    whole = binary_cross_entropy(logit, label, **options)
+    options = Objective(ai_weight=5.0, focal_gamma=2.0, label_smoothing=0.1)
+    halves = [binary_cross_entropy(logit[s], label[s], options) for s in (slice(2), slice(2, 4))]
+    whole = binary_cross_entropy(logit, label, options)
     assert (sum(halves) / 2).item() == pytest.approx(whole.item(), rel=1e-9)
 
 
 def test_focal_loss_has_a_finite_gradient_for_any_logit():
     logit = torch.tensor([-200.0, 200, 0, 200, -200], requires_grad=True)
-    binary_cross_entropy(logit, torch.tensor([0.0, 1, 1, 0, 1]), focal_gamma=0.5).backward()
+    binary_cross_entropy(logit, torch.tensor([0.0, 1, 1, 0, 1]), Objective(focal_gamma=0.5)).backward()
     assert torch.isfinite(logit.grad).all() and logit.grad[0] == 0 and logit.grad[3] > 0
 
 

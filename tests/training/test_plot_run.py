@@ -53,20 +53,20 @@ def test_several_runs_become_one_picture_and_the_same_runs_the_same_bytes(tmp_pa
         assert plot_run.main([*map(str, runs), "--out", str(tmp_path / f"{name}.png")]) == 0
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     picture = np.asarray(Image.open(tmp_path / "one.png").convert("RGB")).reshape(-1, 3)
-    for colour in plot_run._COLOURS[:2]:
-        wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    for color in plot_run.COLORS[:2]:
+        wanted = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
         assert (picture == wanted).all(axis=1).sum() > 200
-    unused = [int(plot_run._COLOURS[2][place : place + 2], 16) for place in (1, 3, 5)]
+    unused = [int(plot_run.COLORS[2][place : place + 2], 16) for place in (1, 3, 5)]
     assert not (picture == unused).all(axis=1).any()
 
 
 def test_a_run_without_metrics_or_with_damaged_ones_is_one_clear_error(tmp_path):
     out = str(tmp_path / "curves.png")
-    with pytest.raises(UserError, match=r"is no run with metrics"):
+    with pytest.raises(UserError, match=r"is not the folder of a run"):
         plot_run.main([str(tmp_path), "--out", out])
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="has no line yet"):
+    with pytest.raises(UserError, match="is still empty"):
         plot_run.main([str(tmp_path), "--out", out])
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo\n{"step": 2, "loss": 1.0}\n')
-    with pytest.raises(UserError, match="line 1 is no JSON"):
+    with pytest.raises(UserError, match="line 1 is not JSON"):
         plot_run.main([str(tmp_path), "--out", out])

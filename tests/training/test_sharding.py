@@ -6,16 +6,16 @@ import torch
 from accelerate import Accelerator
 
 from featdistill.models.expert import create_expert
+from featdistill.recipe_groups import Objective, Optimization
 from featdistill.training import sharding
 from featdistill.training.optimizer import make_optimizer, set_learning_rates
-from featdistill.training.recipe import Recipe
 from featdistill.training.tasks import ClassifyTask
 
 
 def task_of(seed: int) -> tuple[ClassifyTask, torch.optim.Optimizer]:
     torch.manual_seed(seed)
-    task = ClassifyTask(create_expert("timm:test_vit", "random", head_dropout=0.0), ema=0.5)
-    return task, make_optimizer(task, Recipe(), torch.device("cpu"))
+    task = ClassifyTask(create_expert("timm:test_vit", "random", head_dropout=0.0), Objective(ema=0.5))
+    return task, make_optimizer(task, Optimization(), torch.device("cpu"))
 
 
 def take_step(task: ClassifyTask, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -13,13 +13,14 @@ import distill
 import train
 from featdistill.command_line import UserError
 from featdistill.models.expert import create_expert, load_expert, save_expert
+from featdistill.recipe_groups import Distillation, Objective
 from featdistill.training.contrastive import gather_parts
 from featdistill.training.objectives import binary_cross_entropy, consistency, dense_alignment
-from featdistill.training.tasks import ClassifyTask, DistillTask, needed_views
-from featdistill.training.teachers import FrozenTeacher, MomentumTeacher
+from featdistill.training.tasks import ClassifyTask, DistillTask
 
 ROOT = Path(__file__).resolve().parents[2]
 READING_B = {"objective": "crd", "teacher_view": "other", "crd_dim": 16, "crd_queue": 24}
+MOMENTUM_B = READING_B | {"teacher_kind": "momentum"}
 
 
 @pytest.fixture
@@ -47,24 +48,27 @@ def make_batch(images: int, seed: int) -> dict[str, torch.Tensor]:
 
 
 def reading_b(expert, **options) -> DistillTask:
-    return DistillTask(expert, MomentumTeacher(copy.deepcopy(expert)), **READING_B, **options)
+    return DistillTask(expert, Distillation(**MOMENTUM_B, **options))
 
 
 def test_stage_1_is_cross_entropy_on_the_experts_logit(expert, batch):
-    output = ClassifyTask(expert)(batch)
-    assert output["loss"].item() == binary_cross_entropy(expert(batch["images"]), batch["label"]).item()
+    output = ClassifyTask(expert, Objective())(batch)
+    assert (
+        output["loss"].item()
+        == binary_cross_entropy(expert(batch["images"]), batch["label"], Objective()).item()
+    )
     assert output["logit"].shape == (4,) and output["bce"].item() == output["loss"].item()
 
 
 def test_stage_1_takes_the_options_of_cross_entropy(expert, batch):
-    options = {"label_smoothing": 0.1, "focal_gamma": 2.0, "ai_weight": 3.0}
-    output = ClassifyTask(expert, bce_weight=0.5, **options)(batch)
-    wanted = binary_cross_entropy(output["logit"], batch["label"], **options)
+    options = Objective(bce_weight=0.5, label_smoothing=0.1, focal_gamma=2.0, ai_weight=3.0)
+    output = ClassifyTask(expert, options)(batch)
+    wanted = binary_cross_entropy(output["logit"], batch["label"], options)
     assert output["bce"].item() == wanted.item() and output["loss"].item() == 0.5 * wanted.item()
 
 
 def test_consistency_holds_the_distorted_image_to_the_clean_one(expert, batch):
-    task = ClassifyTask(expert, consistency_weight=2.0)
+    task = ClassifyTask(expert, Objective(consistency_weight=2.0))
     assert task.views == ("clean",)
     output = task(batch)
     wanted = consistency(expert(batch["images_clean"]), expert(batch["images"]))
@@ -80,18 +84,18 @@ def test_consistency_holds_the_distorted_image_to_the_clean_one(expert, batch):
 def test_the_clean_pass_leaves_the_gradient_under_autocast(expert, batch):
     """A pass without gradient must not hand its casts of the weights to the pass that needs one."""
     with torch.autocast("cpu", torch.bfloat16):
-        ClassifyTask(expert, consistency_weight=1.0)(batch)["loss"].backward()
+        ClassifyTask(expert, Objective(consistency_weight=1.0))(batch)["loss"].backward()
     assert all(parameter.grad is not None for parameter in expert.parameters())
 
 
 @pytest.mark.parametrize("metric", ["mse", "layernorm_mse", "cosine"])
 def test_stage_2_adds_the_weighted_distance_to_the_teachers_tokens(expert, batch, metric):
-    teacher = copy.deepcopy(expert)
-    task = DistillTask(expert, FrozenTeacher(teacher), metric=metric, dense_weight=3.0, bce_weight=0.5)
+    task = DistillTask(expert, Distillation(metric=metric, dense_weight=3.0, bce_weight=0.5))
+    teacher = task.teacher.expert
     output = task(batch)
     logit, _, (tokens,) = expert.encode(batch["images"])
     wanted = teacher.encode(batch["images_clean"]).tokens[-1]
-    bce = binary_cross_entropy(logit, batch["label"]).item()
+    bce = binary_cross_entropy(logit, batch["label"], Objective()).item()
     dense = dense_alignment(tokens, wanted, metric).item()
     assert output["bce"].item() == pytest.approx(bce) and output["dense"].item() == pytest.approx(dense)
     assert output["loss"].item() == pytest.approx(0.5 * bce + 3 * dense, rel=1e-6)
@@ -99,7 +103,7 @@ def test_stage_2_adds_the_weighted_distance_to_the_teachers_tokens(expert, batch
 
 
 def test_dense_alignment_may_take_several_layers(expert, batch):
-    task = DistillTask(expert, FrozenTeacher(copy.deepcopy(expert)), dense_layers=2, metric="mse").eval()
+    task = DistillTask(expert, Distillation(dense_layers=2, metric="mse")).eval()
     ours = expert.eval().encode(batch["images"], 2).tokens
     theirs = expert.encode(batch["images_clean"], 2).tokens
     wanted = sum(dense_alignment(s, t, "mse").item() for s, t in zip(ours, theirs, strict=True)) / 2
@@ -110,7 +114,7 @@ def test_dense_alignment_may_take_several_layers(expert, batch):
     "view, key", [("clean", "images_clean"), ("same", "images"), ("other", "images_other")]
 )
 def test_the_teacher_sees_the_view_that_is_asked_for(expert, batch, view, key):
-    task = DistillTask(expert, FrozenTeacher(copy.deepcopy(expert)), teacher_view=view).eval()
+    task = DistillTask(expert, Distillation(teacher_view=view)).eval()
     wanted = dense_alignment(
         expert.encode(batch["images"]).tokens[-1], expert.encode(batch[key]).tokens[-1]
     ).item()
@@ -118,13 +122,22 @@ def test_the_teacher_sees_the_view_that_is_asked_for(expert, batch, view, key):
     assert task({key: batch[key] for key in ("images", "label", key)})["dense"].item() == wanted
 
 
-def test_views_are_those_of_the_teacher_and_of_consistency():
-    assert needed_views() == () and needed_views("clean", 1.0) == ("clean",)
-    assert needed_views("other", 0.5) == ("clean", "other") and needed_views("same", 0.5) == ("clean",)
+@pytest.mark.parametrize(
+    "teacher_view, weight, views",
+    [
+        ("same", 0, ()),
+        ("same", 0.5, ("clean",)),
+        ("clean", 1, ("clean",)),
+        ("other", 0.5, ("clean", "other")),
+    ],
+)
+def test_views_are_those_of_the_teacher_and_of_consistency(expert, teacher_view, weight, views):
+    options = Distillation(teacher_view=teacher_view, consistency_weight=weight)
+    assert DistillTask(expert, options).views == views
 
 
 def test_a_student_that_equals_its_teacher_has_no_distance(expert, batch):
-    task = DistillTask(expert, FrozenTeacher(copy.deepcopy(expert))).eval()
+    task = DistillTask(expert, Distillation()).eval()
     output = task(batch | {"images_clean": batch["images"]})
     assert output["dense"].item() == pytest.approx(0, abs=1e-9)
     assert output["token_cosine"].item() == pytest.approx(1, abs=1e-6)
@@ -139,27 +152,23 @@ def test_a_student_that_equals_its_teacher_has_no_distance(expert, batch):
     ],
 )
 def test_any_mix_of_objectives_is_weighted_and_logged(expert, batch, objective, parts):
-    task = DistillTask(
-        expert,
-        MomentumTeacher(copy.deepcopy(expert)),
-        **READING_B | {"objective": objective},
-        dense_weight=2.0,
-        crd_weight=0.7,
-        bce_weight=0.3,
-        consistency_weight=0.5,
-    )
+    weights = {"bce": 0.3, "dense": 2.0, "crd": 0.7, "consistency": 0.5}
+    options = MOMENTUM_B | {"objective": objective} | {f"{key}_weight": weights[key] for key in weights}
+    task = DistillTask(expert, Distillation(**options))
     task(batch)
     task.after_step(0, 10)
     output = task(batch | {"index": batch["index"] + 50})
     assert output.keys() == {"loss", "logit", "bce", "consistency", *parts}
-    weights = {"bce": 0.3, "dense": 2.0, "crd": 0.7, "consistency": 0.5}
     loss = sum(weight * output[name].item() for name, weight in weights.items() if name in output)
     assert output["loss"].item() == pytest.approx(loss, rel=1e-5)
     assert all(value.ndim == 0 for key, value in output.items() if key != "logit")
     assert all(output[name] > 0 for name in weights if name in output)
-    assert task.keeps_layout_only == ("dense" in objective) and not ClassifyTask(expert).keeps_layout_only
-    with pytest.raises(ValueError, match="unknown objective tokens"):
-        DistillTask(expert, FrozenTeacher(expert), objective="tokens")
+    assert (
+        task.keeps_layout_only == ("dense" in objective)
+        and not ClassifyTask(expert, Objective()).keeps_layout_only
+    )
+    with pytest.raises(UserError, match="unknown value of objective 'tokens'"):
+        Distillation(objective="tokens")
 
 
 def test_a_sample_that_comes_again_is_not_held_against_itself(expert, batch):
@@ -175,7 +184,7 @@ def test_a_sample_that_comes_again_is_not_held_against_itself(expert, batch):
 
 
 def test_what_is_trained_is_the_expert_and_the_extra_parameters(expert, batch):
-    assert ClassifyTask(expert).extra_parameters() == []
+    assert ClassifyTask(expert, Objective()).extra_parameters() == []
     task = reading_b(expert, ema=0.99)
     trained = {id(p) for p in [*expert.parameters(), *task.extra_parameters()]}
     assert trained == {id(p) for p in task.parameters() if p.requires_grad}
@@ -185,9 +194,9 @@ def test_what_is_trained_is_the_expert_and_the_extra_parameters(expert, batch):
 def test_the_teacher_stays_as_it_is(batch):
     torch.manual_seed(0)
     expert = create_expert("timm:test_efficientnet", "random", input_size=32)
-    teacher = copy.deepcopy(expert)
+    task = DistillTask(expert, Distillation()).train()
+    teacher = task.teacher.expert
     before = copy.deepcopy(teacher.state_dict())
-    task = DistillTask(expert, FrozenTeacher(teacher)).train()
     assert expert.training and not any(module.training for module in teacher.modules())
     optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.1)
     task(batch)["loss"].backward()
@@ -212,8 +221,8 @@ def test_a_step_that_is_not_taken_leaves_nothing(expert, batch):
 
 
 def test_the_average_is_evaluated_where_there_is_one(expert, batch):
-    assert ClassifyTask(expert).evaluated is expert
-    task = ClassifyTask(expert, ema=0.9)
+    assert ClassifyTask(expert, Objective()).evaluated is expert
+    task = ClassifyTask(expert, Objective(ema=0.9))
     with torch.no_grad():
         expert.head[3].bias += 1
     task.after_step(0, 10)
@@ -233,19 +242,18 @@ def test_a_saved_expert_has_no_projection_or_teacher_in_it(expert, batch, tmp_pa
 
 
 def test_a_checkpoint_holds_what_changes_and_not_a_frozen_teacher(expert):
-    frozen = FrozenTeacher(copy.deepcopy(expert))
-    assert list(ClassifyTask(expert).checkpoint()) == ["expert"]
-    assert list(DistillTask(expert, frozen).checkpoint()) == ["expert"]
-    assert list(DistillTask(expert, frozen, **READING_B).checkpoint()) == ["expert", "crd"]
+    assert list(ClassifyTask(expert, Objective()).checkpoint()) == ["expert"]
+    assert list(DistillTask(expert, Distillation()).checkpoint()) == ["expert"]
+    assert list(DistillTask(expert, Distillation(**READING_B)).checkpoint()) == ["expert", "crd"]
     assert list(reading_b(expert, ema=0.9).checkpoint()) == ["expert", "average", "teacher", "crd"]
 
 
 CONTINUED = {
-    "stage 1 with average": lambda expert: ClassifyTask(expert, ema=0.9),
-    "reading A": lambda expert: DistillTask(expert, FrozenTeacher(copy.deepcopy(expert))),
+    "stage 1 with average": lambda expert: ClassifyTask(expert, Objective(ema=0.9)),
+    "reading A": lambda expert: DistillTask(expert, Distillation()),
     "reading B": reading_b,
     "reading B, frozen teacher, average": lambda expert: DistillTask(
-        expert, FrozenTeacher(copy.deepcopy(expert)), **READING_B, ema=0.9
+        expert, Distillation(**READING_B, ema=0.9)
     ),
 }
 
@@ -272,10 +280,10 @@ FILES = ["--recipe", "demo_clip_a", "--train", "t.csv", "--val", "v.csv", "--out
 
 @pytest.mark.parametrize("flags", [["--teacher-kind", "momentum"], ["--ema", "0.9"]])
 def test_what_follows_all_weights_does_not_go_with_low_rank_additions(flags):
-    with pytest.raises(UserError, match="finetune lora leaves alone the weights"):
+    with pytest.raises(UserError, match="finetune lora does not change the weights"):
         distill.main([*FILES, "--finetune", "lora", "--teacher", "expert", *flags])
     if "--ema" in flags:
-        with pytest.raises(UserError, match="finetune lora leaves alone the weights"):
+        with pytest.raises(UserError, match="finetune lora does not change the weights"):
             train.main([*FILES, "--finetune", "lora", *flags])
 
 
@@ -289,10 +297,10 @@ def batch_free_task(kind: str) -> ClassifyTask:
     torch.manual_seed(0)
     expert = create_expert("timm:test_vit", "random", input_size=32, head_hidden=8, head_dropout=0.0)
     if kind == "bce":
-        return ClassifyTask(expert, ai_weight=2.0)
+        return ClassifyTask(expert, Objective(ai_weight=2.0))
     if kind == "dense":
-        return DistillTask(expert, FrozenTeacher(copy.deepcopy(expert)))
-    task = DistillTask(expert, MomentumTeacher(copy.deepcopy(expert)), **READING_B | {"crd_queue": 72})
+        return DistillTask(expert, Distillation())
+    task = DistillTask(expert, Distillation(**MOMENTUM_B | {"crd_queue": 72}))
     keys = torch.nn.functional.normalize(torch.randn(20, 16), dim=1)
     task.crd.queue.enqueue(keys, torch.arange(20) + 9000, torch.arange(20) % 2.0)
     return task

@@ -27,9 +27,9 @@ def output(loss: float, **parts: float) -> dict[str, torch.Tensor]:
 
 def test_a_line_holds_means_over_the_steps_that_were_taken(log):
     log.learning_rate = 0.5
-    log.take([output(1.0, bce=0.5), output(2.0, bce=1.0)], gradient_norm=3.0)
-    log.skip()
-    log.take([output(3.0, bce=1.5), output(4.0, bce=2.0)], gradient_norm=5.0)
+    log.add([output(1.0, bce=0.5), output(2.0, bce=1.0)], gradient_norm=3.0)
+    log.add_skipped()
+    log.add([output(3.0, bce=1.5), output(4.0, bce=2.0)], gradient_norm=5.0)
     shown = log.write(3, 0)
     (line,) = lines(log)
     expected = {"step": 3, "epoch": 0, "loss": 2.5, "bce": 1.25, "learning_rate": 0.5}
@@ -42,26 +42,26 @@ def test_a_line_holds_means_over_the_steps_that_were_taken(log):
 
 def test_a_line_of_skipped_steps_alone_has_no_loss_and_an_empty_one_is_not_written(log):
     assert log.write(0, 0) == {} and not (log.run.path / "metrics.jsonl").exists()
-    log.skip()
+    log.add_skipped()
     log.write(1, 0)
     (line,) = lines(log)
     assert line["skipped"] == 1 and "loss" not in line and "gradient_norm" not in line
 
 
 def test_a_part_that_is_not_finite_is_null_in_the_file(log):
-    log.take([output(1.0, share=math.nan)], gradient_norm=1.0)
+    log.add([output(1.0, share=math.nan)], gradient_norm=1.0)
     log.write(1, 0)
     assert lines(log)[0]["share"] is None
 
 
 def test_a_restored_log_writes_the_line_of_an_undisturbed_one(log):
-    log.take([output(1.0)], gradient_norm=3.0)
-    log.skip()
+    log.add([output(1.0)], gradient_norm=3.0)
+    log.add_skipped()
     state = log.state()
     other = TrainingLog(log.run, log.accelerator)
     other.restore(state)
     for half in (log, other):
-        half.take([output(3.0)], gradient_norm=5.0)
+        half.add([output(3.0)], gradient_norm=5.0)
         half.write(3, 0)
     first, second = lines(log)
     timed = ("images_per_s", "data_wait")
@@ -99,7 +99,7 @@ def test_tensorboard_gets_the_numbers_of_each_line(tmp_path):
     run.path.mkdir()
     training_log.start_trackers(accelerator, Recipe(), run)
     log = TrainingLog(run, accelerator)
-    log.take([output(1.5)], gradient_norm=1.0)
+    log.add([output(1.5)], gradient_norm=1.0)
     log.write(4, 0)
     accelerator.end_training()
     events = EventAccumulator(str(run.path / "tensorboard" / "featdistill")).Reload()

@@ -1,0 +1,293 @@
+"""Every setting of a training run, in groups that are handed on whole to the code that uses them.
+
+A new setting is one entry in its group, and the code that reads it. Its recipe key, its flag, its help, its
+checks and its entry in `run.json` follow from the group.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from featdistill.command_line import UserError, one_of
+
+
+def option(
+    default: Any,
+    text: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    *,
+    exclusive: bool = False,
+    important: bool = False,
+) -> Any:
+    """Describe one setting of a group.
+
+    Args:
+        text: one line of help.
+        minimum, maximum: bounds of a number; with `exclusive`, the minimum itself is not allowed.
+        important: whether `--help` shows it first.
+    """
+    if minimum is None:
+        bounds = ""
+    elif maximum is None:
+        bounds = f"{'above' if exclusive else 'at least'} {minimum}"
+    else:
+        bounds = f"above {minimum} and at most {maximum}" if exclusive else f"between {minimum} and {maximum}"
+    low = -math.inf if minimum is None else math.nextafter(minimum, math.inf) if exclusive else minimum
+    high = math.inf if maximum is None else maximum
+    metadata = {"help": text, "bounds": bounds, "range": (low, high), "important": important}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of settings; values outside their choices or bounds are refused."""
+
+    def __post_init__(self) -> None:
+        for field, kind in typed_fields(type(self)):
+            value, (low, high) = getattr(self, field.name), field.metadata["range"]
+            if typing.get_origin(kind) is Literal:
+                one_of(f"value of {field.name}", value, typing.get_args(kind))
+            elif isinstance(value, int | float) and not (math.isfinite(value) and low <= value <= high):
+                bounds = field.metadata["bounds"] if math.isfinite(value) else "a finite number"
+                raise UserError(f"recipe key '{field.name}' must be {bounds}, not {value}")
+
+
+def typed_fields(group: type[Group]) -> list[tuple[dataclasses.Field, Any]]:
+    """Return the fields of a group with their types."""
+    hints = typing.get_type_hints(group)
+    return [(field, hints[field.name]) for field in dataclasses.fields(group)]
+
+
+def values_of(group: type[Group], settings: Group) -> dict[str, Any]:
+    """Return the values that `settings`, of a class derived from `group`, has for the keys of `group`."""
+    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(group)}
+
+
+def convert(key: str, value: Any, kind: Any) -> Any:
+    """Turn a YAML value or the text of a flag into the type of a key.
+
+    Raises:
+        UserError: this is not possible.
+    """
+    if isinstance(kind, types.UnionType):
+        if value is None or str(value).lower() in ("none", "null"):
+            return None
+        kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
+    if typing.get_origin(kind) is Literal:
+        return str(value)
+    if kind is bool:
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+        raise UserError(f"recipe key '{key}' must be true or false, not {value!r}")
+    try:
+        if kind is int and (isinstance(value, bool) or not float(value).is_integer()):
+            raise ValueError
+        return int(float(value)) if kind is int else kind(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"recipe key '{key}' must be of type {kind.__name__}, not {value!r}") from error
+
+
+@dataclass(frozen=True)
+class General(Group):
+    """The run as a whole."""
+
+    name: str = option("custom", "name of the run: the recipes it is made from")
+    seed: int = option(0, "random seed of the weights, the order of images, crops and distortions", 0)
+
+
+@dataclass(frozen=True)
+class Architecture(Group):
+    """Architecture."""
+
+    backbone: str = option("clip_l14", "short name, timm:NAME or open_clip:NAME")
+    weights: str = option("hub", "source of the backbone's weights: hub, random, or a local file")
+    input_size: int | None = option(
+        None, "side of the network's input in px; none: the default of the backbone", 1
+    )
+    resize: Literal["shorter", "squash", "crop"] = option(
+        "shorter", "resize the shorter side and crop, squash to a square, or crop without resizing"
+    )
+    head_hidden: int = option(256, "width of the head's hidden layer; 0: a linear head", 0)
+    head_dropout: float = option(0.3, "dropout before the last layer of the head", 0, 1)
+
+
+@dataclass(frozen=True)
+class Data(Group):
+    """Training and hold-out images."""
+
+    equalize: str | None = option(
+        None,
+        "equalise.json of a copy: draw sizes and JPEG qualities of all images independently of their class",
+    )
+    balance: Literal["none", "class", "source", "class_source"] = option(
+        "none", "what appears equally often: classes, sources, or the sources within each class"
+    )
+    limit_per_class: int | None = option(
+        None, "maximum number of training images per class, chosen by the seed; none: all", 1
+    )
+
+
+@dataclass(frozen=True)
+class Augmentation(Group):
+    """Augmentation."""
+
+    distortions: str = option(
+        "released_featdistill",
+        "preset of the distortion policy, with changes: official,probability=0.5",
+        important=True,
+    )
+    synchronize_groups: bool = option(
+        False, "same distortions for the images of a group (a real image and its AI counterpart)"
+    )
+    crop: Literal["random", "center", "random_resized"] = option(
+        "random", "position of training crops; random_resized: random area and aspect ratio as well"
+    )
+    crop_min_area: float = option(
+        0.5, "smallest share of the image's area that random_resized crops", 0, 1, exclusive=True
+    )
+    flip: float = option(0.5, "probability of a horizontal flip", 0, 1)
+    amplitude_mixup: float = option(
+        0.0, "probability of mixing in the amplitude spectrum of another image", 0, 1
+    )
+    amplitude_mixup_max: float = option(0.5, "largest share of the other image's amplitudes", 0, 1)
+    amplitude_mixup_with: Literal["same_label", "any"] = option(
+        "same_label", "which training images the amplitudes may come from"
+    )
+
+
+@dataclass(frozen=True)
+class Masking(Group):
+    """Masking of patches (MPFT)."""
+
+    mask: Literal["none", "texture", "smooth", "random"] = option(
+        "none", "patches to hide from the student in training: textured, smooth or random ones"
+    )
+    mask_ratio: float = option(0.5, "share of an image's patches to hide", 0, 1)
+    mask_level: Literal["pixel", "token"] = option(
+        "pixel", "paint over patches, or drop their tokens before the transformer, which is faster"
+    )
+    mask_select: Literal["top", "sample"] = option(
+        "top", "hide the most textured patches, or sample patches in proportion to their texture"
+    )
+    mask_score: Literal["differences", "sobel", "variance"] = option(
+        "differences", "measure of a patch's texture"
+    )
+    mask_prob: float = option(1.0, "probability of masking an image (with level token, a batch)", 0, 1)
+
+
+@dataclass(frozen=True)
+class Objective(Group):
+    """Objective."""
+
+    label_smoothing: float = option(0.0, "moves both labels towards 0.5 by half of this", 0, 1)
+    focal_gamma: float = option(0.0, "exponent of the focal loss; 0: cross-entropy", 0)
+    ai_weight: float = option(
+        1.0, "weight of AI-generated images in cross-entropy, relative to real ones", 0, exclusive=True
+    )
+    bce_weight: float = option(1.0, "weight of binary cross-entropy", 0)
+    consistency_weight: float = option(
+        0.0, "weight of the divergence of the distorted image's probability from the clean image's", 0
+    )
+    ema: float = option(
+        0.0, "decay of a moving average of the weights, which is scored and saved; 0: none", 0, 1
+    )
+
+
+@dataclass(frozen=True)
+class Finetuning(Group):
+    """Fine-tuning."""
+
+    finetune: Literal["full", "frozen", "last_n", "lora"] = option(
+        "full", "which part of the backbone to train: all, nothing, the last layers, or low-rank adapters"
+    )
+    last_n: int = option(4, "number of layers that finetune last_n trains", 1)
+    lora_rank: int = option(16, "rank of the adapters of finetune lora", 1)
+    lora_alpha: float = option(
+        32.0, "scale of the adapters of finetune lora, divided by their rank", 0, exclusive=True
+    )
+
+
+@dataclass(frozen=True)
+class Optimization(Group):
+    """Optimization."""
+
+    epochs: int = option(2, "passes over the training images", 1, important=True)
+    batch_size: int = option(
+        128, "images per optimizer step, over all processes and accumulation steps", 1, important=True
+    )
+    accumulation: int = option(1, "forward passes per optimizer step and process", 1)
+    optimizer: Literal["adamw", "adam"] = option("adamw", "adam adds the weight decay to the gradient")
+    learning_rate: float = option(1e-5, "peak learning rate of the backbone", 0, important=True)
+    head_learning_rate_factor: float = option(
+        10.0, "learning rate of the head, relative to that of the backbone", 0
+    )
+    layer_decay: float = option(
+        1.0, "learning rate of each layer, relative to that of the next one", 0, 1, exclusive=True
+    )
+    weight_decay: float = option(0.05, "weight decay; norms, biases and embeddings have none", 0)
+    schedule: Literal["cosine", "step"] = option(
+        "cosine", "learning rate after the warm-up: along a cosine, or reduced every few epochs"
+    )
+    warmup: float = option(0.05, "share of the steps over which the learning rate rises linearly", 0, 1)
+    final_learning_rate_factor: float = option(
+        0.01, "learning rate at the end of the cosine, relative to the peak", 0, 1
+    )
+    step_epochs: int = option(2, "epochs between two reductions of schedule step", 1)
+    step_factor: float = option(
+        0.7, "factor of the learning rate at each reduction of schedule step", 0, 1, exclusive=True
+    )
+    clip_norm: float = option(1.0, "maximum norm of the gradient; 0: no clipping", 0)
+    max_skipped_steps: int = option(
+        5, "steps in a row with a loss or gradient that is not finite before the run stops", 0
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "bf16", "number format of the forward pass", important=True
+    )
+    gradient_checkpointing: bool = option(False, "recompute activations: far less memory, slower")
+    compile: bool = option(False, "compile forward and backward pass: faster after minutes of compilation")
+
+
+@dataclass(frozen=True)
+class Runtime(Group):
+    """Execution.
+
+    None of this changes the result, so a run may continue with other values.
+    """
+
+    workers: int = option(8, "loader processes per training process; 0: load in the training process", 0)
+    score_batch_size: int = option(128, "images per batch when the hold-out is scored", 1)
+    cache: str | None = option(
+        None, "folder for decoded and resized images, made once (needs distort_at=input in distortions)"
+    )
+    log_every: int = option(20, "optimizer steps between two lines of metrics.jsonl", 1)
+    checkpoint_every_s: float = option(300.0, "seconds between two checkpoints", 0)
+    trackers: str | None = option(None, "where metrics go besides metrics.jsonl: tensorboard,wandb,trackio")
+
+
+@dataclass(frozen=True)
+class Distillation(Objective):
+    """Distillation: reading A of the paper (eq. 2), reading B (section 5.1), or both."""
+
+    objective: Literal["dense", "crd", "dense+crd"] = option(
+        "dense", "what to distill: token maps (reading A), contrastive features (reading B), or both"
+    )
+    teacher_kind: Literal["frozen", "momentum"] = option(
+        "frozen", "keep the stage-1 expert as it is, or let it follow the student"
+    )
+    teacher_view: Literal["clean", "same", "other"] = option(
+        "clean", "input of the teacher: the undistorted image, the student's, or another distortion"
+    )
+    metric: Literal["mse", "layernorm_mse", "cosine"] = option("layernorm_mse", "distance between tokens")
+    dense_weight: float = option(1.0, "weight of the distance between token maps", 0)
+    dense_layers: int = option(1, "number of last layers to compare", 1)
+    crd_weight: float = option(0.8, "weight of the contrastive loss", 0)
+    crd_dim: int = option(128, "width of the contrastive projections", 1)
+    crd_temperature: float = option(0.07, "temperature of the contrastive loss", 0, exclusive=True)
+    crd_queue: int = option(16384, "number of past keys that serve as negatives", 1)
+    crd_negatives: Literal["all", "other_label"] = option("all", "which past keys count as negatives")
+    momentum_base: float = option(0.99, "momentum of the teacher at the first step", 0, 1)
+    momentum_max: float = option(0.9999, "momentum of the teacher at the last step", 0, 1)
