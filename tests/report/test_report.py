@@ -20,7 +20,8 @@ from featdistill.models.expert import create_expert, save_expert
 from featdistill.report import page as report
 from featdistill.report.markup import render
 
-HOSTILE = "</title></style><script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; \x07\u202e{}"
+HOSTILE = "</title></style><script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; \x07\u202e"
+HOSTILE += "{}{{ 7 * 7 }}{% raw %}"
 
 
 def run(out, *predictions, more=()):
