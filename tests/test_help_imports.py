@@ -32,7 +32,6 @@ KNOWN = {
     "data_prep.pack",
     "data_prep.universalfakedetect",
     "distill",
-    "evaluate",
     "featdistill backbones",
     "featdistill convert",
     "featdistill explain",
