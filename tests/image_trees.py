@@ -14,10 +14,10 @@ from featdistill.records.manifest import read_manifest
 KINDS = ("folder", "zip", "tar")
 
 
-def picture(seed: int) -> bytes:
+def picture(seed: int, kind: str = "PNG") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
+    Image.fromarray(pixels).save(data, kind)
     return data.getvalue()
 
 
@@ -52,3 +52,9 @@ def rows_of(module, root: Path, *flags: str) -> pd.DataFrame:
     rows = read_manifest(out)
     paths = [image.replace("::", "/").removeprefix(f"{root}/") for image in rows["image"]]
     return rows.set_index(pd.Index(paths))
+
+
+def cells_of(table: str) -> list[list[str]]:
+    """Return the cells of the rows of a Markdown table, the header first, without the line below it."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]

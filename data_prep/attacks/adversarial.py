@@ -1,13 +1,13 @@
-"""Attacks on an expert within a budget: images it takes for the other class although they look the same.
+"""Attacks on an expert within a budget: it assigns the other class to images that look the same.
 
-The attack is on the pixels of the image itself, not on the expert's input. What lies between the two (resize
-and crop, see `preprocessing.fit`) is linear in each direction apart from rounding, so it is written as two
-matrices, and the gradient goes back through them. That way the perturbation does not have to be enlarged
-afterwards, keeps its budget exactly, and is of the same kind in images of every size.
+The attack changes the pixels of the image itself, not the expert's input. The steps in between (resize and
+crop, see `preprocessing.fit`) are linear in each direction apart from rounding, so they are written as two
+matrices, and the gradient is propagated through these. So the perturbation need not be enlarged afterwards,
+keeps its budget exactly, and is of the same kind in images of every size.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,22 +20,20 @@ from torch.nn.functional import interpolate
 from featdistill.data.preprocessing import offset, prepare
 from featdistill.models.expert import Expert
 
-METHODS = ("pgd", "mi-pgd")
-
 
 @dataclass(frozen=True)
 class Attack:
     """How an image is changed.
 
     Attributes:
-        method: `pgd` (Madry et al., ICLR 2018): starts anywhere in the budget and goes along the sign of the
-            gradient; `mi-pgd` (MI-FGSM of Dong et al., CVPR 2018): starts at the image and goes along the
-            sign of all gradients so far, which often transfers better to other models.
-        epsilon: budget; no pixel changes by more than this in any channel, in 8-bit steps.
-        steps: how many there are.
-        step_size: of each, in 8-bit steps; None for what the papers take: 2.5 epsilon / steps for `pgd`,
-            epsilon / steps for `mi-pgd`.
-        momentum: what is kept of the gradients so far at each step of `mi-pgd`; 1 in the paper.
+        method: `pgd` (Madry et al., ICLR 2018) starts anywhere within the budget and follows the sign of the
+            gradient; `mi-pgd` (MI-FGSM of Dong et al., CVPR 2018) starts at the image and follows the sign
+            of the accumulated gradients, which often transfers better to other models.
+        epsilon: budget; the largest change of a pixel in any channel, in 8-bit steps.
+        steps: number of steps.
+        step_size: in 8-bit steps; None for the papers' values: 2.5 epsilon / steps for `pgd`, epsilon / steps
+            for `mi-pgd`.
+        momentum: decay of the accumulated gradients at each step of `mi-pgd`; 1 in the paper.
     """
 
     method: str = "pgd"
@@ -52,18 +50,18 @@ def attack(
     settings: Attack,
     generators: Sequence[np.random.Generator],
 ) -> list[np.ndarray]:
-    """Change images so that the expert takes them for the class given.
+    """Change images so that the expert assigns them to a class.
 
-    Pixels that the expert does not see (outside its crop) are only changed by where `pgd` starts.
+    Pixels that the expert does not see (outside its crop) change only by the start of `pgd`.
 
     Args:
         expert: in evaluation mode.
         images: N arrays (H, W, 3) uint8 RGB of any sizes.
-        towards_ai: N times, whether P(AI) is to rise or to fall.
-        generators: N times, what the start is drawn from.
+        towards_ai: for each image, whether P(AI) should rise or fall.
+        generators: for each image, the source of its random start.
 
     Returns:
-        N arrays of the images' shapes, uint8, within `epsilon` of them.
+        N uint8 arrays of the images' shapes, within `epsilon` of them.
     """
     device = next(expert.parameters()).device
     clean = [torch.from_numpy(image).to(device).permute(2, 0, 1).float() for image in images]
@@ -86,8 +84,8 @@ def attack(
                 for image, change in zip(clean, changes, strict=True)
             ]
             squares = [see(image, *matrices) for image, matrices in zip(pixels, views, strict=True)]
-            # Each logit depends on its own image alone, so that one backward pass serves all of them. The
-            # logit and not a loss of it: where the expert is sure, the gradient of a loss vanishes.
+            # Each logit depends on its own image alone, so one backward pass is enough. The logit instead of
+            # a loss: where the expert is confident, the gradient of a loss vanishes.
             gradients = torch.autograd.grad((sign * expert(torch.stack(squares) / 255)).sum(), pixels)
             for row, gradient in enumerate(gradients):
                 if settings.method == "mi-pgd":
@@ -103,7 +101,7 @@ def attack(
 
 
 def score(expert: Expert, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Return P(AI) of N images (H, W, 3) uint8 as `predict.py` finds it: (N,) float64."""
+    """Return P(AI) of N images (H, W, 3) uint8 as `predict.py` computes it: (N,) float64."""
     device = next(expert.parameters()).device
     squares = torch.stack([prepare(image, *expert.preprocessing.key) for image in images])
     with torch.inference_mode(), reproducible():
@@ -111,9 +109,9 @@ def score(expert: Expert, images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def see(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return what the expert sees of an image (3, H, W) float in [0, 255]: (3, S, S), in the same range.
+    """Return the expert's view (3, S, S) of an image (3, H, W), both float in [0, 255].
 
-    The gradient passes the limits of the range: else a pixel that is black or white could never be changed.
+    The gradient passes the clamp, so that black and white pixels can change too.
     """
     square = rows @ image @ columns.T
     return square + (square.clamp(0, 255) - square).detach()
@@ -121,7 +119,7 @@ def see(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def input_matrices(height: int, width: int, size: int, resize: str) -> tuple[Tensor, Tensor]:
-    """Return what `preprocessing.fit` does to the rows and to the columns of an image, in the middle of it.
+    """Return the effect of `preprocessing.fit`, centered, on the rows and columns of an image as matrices.
 
     Args:
         height, width: of the image in px.
@@ -138,12 +136,11 @@ def input_matrices(height: int, width: int, size: int, resize: str) -> tuple[Ten
 def _axis_matrix(side: int, shorter: int, size: int, resize: str) -> Tensor:
     if resize == "crop":
         whole = side * -(-size // side)
-        places = (torch.arange(size) + offset(0.5, whole - size)) % side
-        return torch.eye(side)[places]
+        return torch.eye(side)[(torch.arange(size) + offset(0.5, whole - size)) % side]
     target = size if resize == "squash" else size * side // shorter
     matrix = torch.eye(side)
     if target != side:
-        # One direction at a time: the other one keeps its length, which leaves it as it is.
+        # One direction at a time: the other one keeps its length and so its values.
         matrix = interpolate(matrix[None, None], (target, side), mode="bicubic", antialias=True)[0, 0]
     top = offset(0.5, target - size)
     return matrix[top : top + size].clone()
@@ -151,8 +148,7 @@ def _axis_matrix(side: int, shorter: int, size: int, resize: str) -> Tensor:
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """Take only kernels that give the same result every time; elsewhere a GPU adds up in any order."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    """Use only deterministic kernels; others let a GPU add in any order."""
+    cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with cudnn, sdpa_kernel(SDPBackend.MATH):
         yield

@@ -1,8 +1,8 @@
-"""Images passed through an autoencoder: the scene of the original, the traces of a generator's decoder.
+"""Images passed through an autoencoder: the content of the original, the traces of a generator's decoder.
 
-An autoencoder is named `module:function`, a callable that takes (B, 3, H, W) float in [0, 1] to the same, or
-`diffusers:REPO`, the AutoencoderKL of a hub repository or a local folder; `diffusers:OWNER/NAME/vae` where it
-lies in a folder `vae` of it. The package diffusers is needed for the latter only.
+An autoencoder is given as `module:function`, a callable from (B, 3, H, W) float in [0, 1] to the same shape,
+or as `diffusers:REPO`, the AutoencoderKL of a hub repository or a local folder; `diffusers:OWNER/NAME/vae` if
+it is in the repository's folder `vae`. Only the latter need the package diffusers.
 """
 
 import importlib
@@ -24,7 +24,7 @@ _MULTIPLE_PX = 32
 
 
 def load_autoencoder(name: str, device: torch.device) -> Autoencoder:
-    """Return the autoencoder of a name; see above.
+    """Return the autoencoder with a name as described above.
 
     Raises:
         UserError: there is no such module, function or repository, or diffusers is not installed.
@@ -34,18 +34,24 @@ def load_autoencoder(name: str, device: torch.device) -> Autoencoder:
         raise UserError(f"--autoencoder {name} must be module:function or diffusers:REPO")
     if module == "diffusers":
         return _load_diffusers(rest, device)
-    # Of the user's own file in the folder where the command is given.
+    # For a file of the user in the current folder.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), rest)
+        autoencoder = getattr(importlib.import_module(module), rest)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"--autoencoder {name} cannot be had: {error}") from error
-    if isinstance(found, nn.Module):
-        found = found.to(device).eval()
-    if not callable(found):
-        raise UserError(f"--autoencoder {name} is no function")
-    return found
+        raise UserError(f"--autoencoder {name} cannot be loaded: {error}") from error
+    if isinstance(autoencoder, nn.Module):
+        autoencoder = autoencoder.to(device).eval()
+    if not callable(autoencoder):
+        raise UserError(f"--autoencoder {name} is not callable")
+    return autoencoder
+
+
+def generator_name(autoencoder: str) -> str:
+    """Return the generator of reconstructions: `AutoencoderKL REPO`, or the function as it was given."""
+    library, _, rest = autoencoder.partition(":")
+    return f"AutoencoderKL {rest}" if library == "diffusers" else autoencoder
 
 
 def reconstruct(
@@ -53,8 +59,7 @@ def reconstruct(
 ) -> list[np.ndarray]:
     """Pass images through an autoencoder, those of one size together.
 
-    The autoencoder sees sides that are multiples of 32 px; what is added for that, by reflection, is cut off
-    again.
+    Sides are padded to multiples of 32 px, by reflection, and the padding is cut off again.
 
     Args:
         images: N arrays (H, W, 3) uint8 RGB of any sizes.
@@ -63,28 +68,30 @@ def reconstruct(
         N arrays of the images' shapes, uint8.
 
     Raises:
-        UserError: the autoencoder gives another shape than it takes.
+        UserError: the autoencoder changes the shape.
     """
     results: list[np.ndarray | None] = [None] * len(images)
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, image in enumerate(images):
-        places.setdefault(image.shape[:2], []).append(place)
-    for (height, width), own in places.items():
-        batch = torch.from_numpy(np.stack([images[place] for place in own])).to(device)
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for position, image in enumerate(images):
+        by_size.setdefault(image.shape[:2], []).append(position)
+    for (height, width), positions in by_size.items():
+        batch = torch.from_numpy(np.stack([images[position] for position in positions])).to(device)
         batch = _enlarge(batch.permute(0, 3, 1, 2).float() / 255)
         with torch.inference_mode(), reproducible():
-            found = autoencoder(batch)
-        if not isinstance(found, Tensor) or found.shape != batch.shape:
-            shape = tuple(getattr(found, "shape", ()))
-            raise UserError(f"the autoencoder makes {shape} of {tuple(batch.shape)}; both must be the same")
-        found = (found.float().clamp(0, 1) * 255).round().to(torch.uint8)[..., :height, :width]
-        for place, image in zip(own, found.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
-            results[place] = np.ascontiguousarray(image)
+            output = autoencoder(batch)
+        if not isinstance(output, Tensor) or output.shape != batch.shape:
+            shape = tuple(getattr(output, "shape", ()))
+            raise UserError(
+                f"the autoencoder turns {tuple(batch.shape)} into {shape}; it must keep the shape"
+            )
+        output = (output.float().clamp(0, 1) * 255).round().to(torch.uint8)[..., :height, :width]
+        for position, image in zip(positions, output.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
+            results[position] = np.ascontiguousarray(image)
     return results
 
 
 def _enlarge(batch: Tensor) -> Tensor:
-    # Reflection can add no more than a side's length less one, so that a small image needs several rounds.
+    # Reflection can add at most the side's length minus one, so a small image needs several rounds.
     missing = [-side % _MULTIPLE_PX for side in batch.shape[-2:]]
     while any(missing):
         added = [min(extra, max(side - 1, 0)) for extra, side in zip(missing, batch.shape[-2:], strict=True)]
@@ -97,7 +104,7 @@ def _enlarge(batch: Tensor) -> Tensor:
 
 def _load_diffusers(name: str, device: torch.device) -> Autoencoder:
     try:
-        # By its name: the project does not require it.
+        # Not an import statement: the project does not require it.
         diffusers = importlib.import_module("diffusers")
     except ImportError as error:
         raise UserError(
@@ -110,15 +117,15 @@ def _load_diffusers(name: str, device: torch.device) -> Autoencoder:
         owner_and_name, folder = "/".join(parts[:2]), "/".join(parts[2:])
     options = {"subfolder": folder} if folder else {}
     try:
-        # Safetensors only: what else a repository may hold is pickled.
+        # Safetensors only: other weights in a repository are pickled.
         model = diffusers.AutoencoderKL.from_pretrained(owner_and_name, use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--autoencoder diffusers:{name} cannot be had: {reason}") from error
+        raise UserError(f"--autoencoder diffusers:{name} cannot be loaded: {reason}") from error
     model = model.to(device).eval()
 
     def through(images: Tensor) -> Tensor:
-        # The mode of the encoder's distribution instead of a sample: the same image every time.
+        # The mode of the encoder's distribution instead of a sample, so that the result is reproducible.
         latent = model.encode(images * 2 - 1).latent_dist.mode()
         return model.decode(latent).sample / 2 + 0.5
 

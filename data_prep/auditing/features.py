@@ -1,8 +1,8 @@
-"""What an image's file says without a look at its picture: container, size, compression, metadata blocks.
+"""Properties of an image file that need no pixels: container, size, compression, metadata blocks.
 
-These are the features of the audit's classifier. None of them depends on what the picture shows but for the
-number of bytes, which is that of the compressed picture; how well they tell real from generated images is how
-well a detector can score that has learned nothing of either.
+These are the features of the audit's classifier. Except for the number of bytes, which is that of the
+compressed picture, they do not depend on its content; how well they tell real from generated images is how
+well a detector can score that has learned nothing about either.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ CATEGORICAL = ("container", "mode", "bit_depth", "chroma", "jpeg_tables", "progr
 FEATURES = NUMERIC + CATEGORICAL
 
 _CHROMA = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
-# Suffixes whose container has another name in capitals than the suffix.
+# Suffixes that differ from the name of their container.
 _CONTAINERS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}
 SMALL_PX = 64
 EXTREME_ASPECT = 4.0
@@ -31,15 +31,14 @@ EXTREME_ASPECT = 4.0
 
 @dataclass(slots=True)
 class FileFacts:
-    """What is known of one image; `fault` says why nothing is.
+    """Properties of one image file; `fault` says why there are none.
 
     Attributes:
-        jpeg_quality: 1 to 100, as the encoder of libjpeg would have to be set for tables of the same sum; NaN
-            where the file is no JPEG.
-        jpeg_tables: short digest of the quantisation tables.
+        jpeg_quality: 1 to 100, where libjpeg's tables have the same sum; NaN for other formats.
+        jpeg_tables: short digest of the quantization tables.
         digest: of the file's bytes.
-        hash: perceptual hash, None where the picture is flat.
-        suspicions: what a person should look at, in words.
+        hash: perceptual hash, None if the picture is flat.
+        suspicions: what a person should look at.
     """
 
     fault: str = ""
@@ -61,26 +60,26 @@ class FileFacts:
 
 
 def measure(location: str) -> FileFacts:
-    """Read one image and return what its file says; an image that cannot be read has a `fault`."""
+    """Return the properties of an image file; an image that cannot be read has a `fault`."""
     try:
         data = image_io.read_bytes(location)
-        # First: it refuses what is damaged, or larger than any image.
+        # First, since it refuses damaged and oversized images.
         small = thumbnail(image_io.decode(data))
         with Image.open(io.BytesIO(data)) as image:
             facts = _facts(image, data)
             facts.suspicions = tuple(_suspicions(image, location, small))
     except image_io.BrokenImage as error:
         return FileFacts(fault=str(error))
-    except Exception as error:  # damaged metadata make Pillow raise nearly anything
+    except Exception as error:  # Pillow can raise nearly anything for damaged metadata
         return FileFacts(fault=f"metadata: {type(error).__name__}: {' '.join(str(error).split())}")
     facts.hash = perceptual_hash(small)
     return facts
 
 
 def feature_table(facts: list[FileFacts]) -> pd.DataFrame:
-    """Return the facts as a frame with all of `FEATURES`, one row an image.
+    """Return a frame with all of `FEATURES`, one row per image.
 
-    Numbers are floats; categories are text, empty where they do not apply.
+    Numbers are floats; categories are text, empty if they do not apply.
     """
     table = pd.DataFrame([{**asdict(one), "suspicions": "; ".join(one.suspicions)} for one in facts])
     pixels = (table["width"] * table["height"]).astype(float).where(table["fault"] == "")
@@ -90,22 +89,22 @@ def feature_table(facts: list[FileFacts]) -> pd.DataFrame:
     return table
 
 
-def codes(column: pd.Series, most: int = 200) -> np.ndarray:
-    """Return categories as numbers: the most frequent from 0, all rarer than the `most`-th as one."""
+def codes(column: pd.Series, limit: int = 200) -> np.ndarray:
+    """Return categories as numbers, from 0 for the most frequent; all after the first `limit` share one."""
     counts = column.value_counts()
     ranked = sorted(counts.index, key=lambda value: (-counts[value], value))
-    place = {value: min(rank, most) for rank, value in enumerate(ranked)}
-    return column.map(place).to_numpy(dtype=np.float64)
+    code = {value: min(rank, limit) for rank, value in enumerate(ranked)}
+    return column.map(code).to_numpy(dtype=np.float64)
 
 
 def quality_of_tables(tables: dict[int, list[int]]) -> float:
-    """Return the libjpeg quality, 1 to 100, whose luminance table is closest in sum to the one given."""
+    """Return the libjpeg quality, 1 to 100, whose luminance table has the closest sum."""
     return float(1 + np.abs(_table_sums() - sum(tables[min(tables)])).argmin())
 
 
 @lru_cache(maxsize=1)
 def _table_sums() -> np.ndarray:
-    """Return the sums of the encoder's own luminance tables at quality 1 to 100."""
+    """Return the sums of libjpeg's luminance tables at quality 1 to 100."""
     sums = []
     for quality in range(1, 101):
         data = io.BytesIO()
@@ -140,7 +139,7 @@ def _facts(image: Image.Image, data: bytes) -> FileFacts:
 
 
 def _bit_depth(image: Image.Image, data: bytes) -> str:
-    """Return the bits a sample: a PNG's header says them at byte 24, the mode does not tell 8 from 16."""
+    """Return the bits per sample; those of a PNG from byte 24 of its header, since the mode is ambiguous."""
     if image.format == "PNG":
         return str(data[24])
     return {"1": "1", "F": "32", "I": "32"}.get(image.mode, "16" if image.mode.startswith("I;16") else "8")
@@ -150,7 +149,7 @@ def _suspicions(image: Image.Image, location: str, small: np.ndarray) -> list[st
     found = []
     suffix = os.path.splitext(location)[1].lower()
     claimed = _CONTAINERS.get(suffix, suffix[1:].upper())
-    # A photograph of several pictures in one file calls itself MPO and is a JPEG to all other readers.
+    # Pillow calls a JPEG with several pictures MPO.
     actual = "JPEG" if image.format == "MPO" else image.format
     if suffix in image_io.IMAGE_SUFFIXES and claimed != actual:
         found.append(f"{suffix} that is {actual}")

@@ -1,4 +1,4 @@
-"""The audit as tables for a person: Markdown text, and a page of plots."""
+"""The audit for a reader: tables in Markdown, and a page of plots."""
 
 from pathlib import Path
 
@@ -6,21 +6,22 @@ import numpy as np
 import pandas as pd
 
 from data_prep.auditing.shortcut import WARN_ABOVE
-from featdistill import atomic
+from featdistill import atomic, text_tables
+from featdistill.report.markup import render
 
-# Blue and orange stay apart for nearly all colour-blind readers.
-_COLOURS = {"real": "#1f6fb4", "AI": "#e07b00"}
-_LISTED = 50
+# Blue and orange are different for nearly all color-blind readers.
+_COLORS = {"real": "#1f6fb4", "AI": "#e07b00"}
+_SHOWN_ROWS = 50
 _TITLES = {
-    "shortcut": "WARNING: the files tell real from AI-generated without a look at their pixels.",
-    "possible": "Perhaps the files tell real from AI-generated; more images would settle it.",
-    "none": "The files alone do not tell real from AI-generated.",
-    "undefined": "Whether the files tell real from AI-generated could not be measured.",
+    "shortcut": "WARNING: the files tell real from AI-generated images without their pixels.",
+    "possible": "The files may tell real from AI-generated images; more images are needed to be sure.",
+    "none": "The files alone do not tell real from AI-generated images.",
+    "undefined": "Whether the files tell real from AI-generated images could not be measured.",
 }
 
 
 def verdict_line(result: dict) -> str:
-    """Return what the pixel-free baseline found, in one line."""
+    """Return the result of the pixel-free baseline in one line."""
     baseline = result["baseline"]
     if baseline["auc"] is None:
         return f"{_TITLES['undefined']} {baseline['undefined']}"
@@ -34,41 +35,29 @@ def verdict_line(result: dict) -> str:
 
 def markdown(result: dict) -> str:
     """Return the audit as Markdown."""
-    baseline, leaks, counts = result["baseline"], result["near_duplicates"], result["images"]
-    parts = ["# Audit of " + ", ".join(result["manifests"]), verdict_line(result)]
-    parts.append(
-        f"{counts['audited']} images of {counts['rows']} rows; {counts['unreadable']} unreadable, "
-        f"{len(result['suspicious'])} suspicious. Baseline: {baseline['images']} labelled images, each once, "
-        f"in {baseline['groups']} groups, scored by trees that saw none of their group."
-    )
-    parts += ["## What a detector has to beat", "AUC of the pixel-free baseline by source."]
-    parts.append(_table(baseline["sources"], ("source", "real", "ai", "against", "auc", "low", "high")))
-    parts += [
-        "## Features",
-        "`auc_alone`: trees that see this feature only. `auc_lost`: when it is shuffled.",
+    names: dict[str, list[str]] = {}
+    for image in result["suspicious"]:
+        for reason in image["reasons"]:
+            names.setdefault(reason, []).append(image["name"])
+    by_reason = [
+        {"what": reason, "images": len(images), "first": ", ".join(images[:3])}
+        for reason, images in sorted(names.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
-    parts.append(_table(baseline["features"], ("feature", "auc_alone", "auc_lost")))
-    parts += ["## Balance", _table(result["sources"], ("source", "real", "ai", "unlabelled"))]
-    parts.append(_table(result["generators"], ("generator", "images")))
-    parts.append("## Near-duplicates")
-    parts.append(
-        f"Pairs within {leaks['bits']} bits: {leaks['pairs']}; across manifests {leaks['across_manifests']}, "
-        f"across a hold-out {leaks['across_holdout']}, with two labels {leaks['two_labels']}, of these of "
-        f"equal bytes {leaks['equal_bytes_two_labels']}."
-    )
-    columns = ("first", "second", "bits", "equal_bytes", "across_holdout", "two_labels")
-    parts.append(_table(leaks["listed"][:_LISTED], columns))
-    parts += ["## Suspicious images", _table(_by_reason(result["suspicious"]), ("what", "images", "first"))]
-    parts += ["## Unreadable images", _table(result["unreadable"][:_LISTED], ("name", "reason"))]
-    parts.append("Tables end after 50 rows where more are in audit.json.")
-    return "\n\n".join(part for part in parts if part) + "\n"
+    values = {"verdict": verdict_line(result), "by_reason": by_reason, "table": table, "shown": _SHOWN_ROWS}
+    return render("audit.md", Path(__file__).parent, **result, **values)
+
+
+def table(rows: list[dict], columns: list[str]) -> str:
+    """Return some columns of rows as a Markdown table."""
+    cells = [[_cell(row[column]) for column in columns] for row in rows]
+    return text_tables.table(columns, cells) if rows else "None."
 
 
 def save_plots(result: dict, table: pd.DataFrame, path: Path) -> None:
     """Draw the page of plots as a PNG.
 
     Args:
-        table: features and `label` of the labelled images.
+        table: features and `label` of the labeled images.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -102,13 +91,10 @@ def _histogram(axis, sides: dict[str, pd.Series], title: str, is_log: bool) -> N
     together = pd.concat(sides.values())
     axis.set_title(title)
     axis.set_ylabel("share of the class's images")
-    if together.empty:
-        axis.text(0.5, 0.5, "no image has it", ha="center", transform=axis.transAxes)
-        axis.set_axis_off()
-        return
     low, high = float(together.min()), float(together.max())
-    if low == high:
-        axis.text(0.5, 0.5, f"{low:g} for all {len(together)} images", ha="center", transform=axis.transAxes)
+    if together.nunique() < 2:
+        text = "not available for any image" if together.empty else f"{low:g} for all {len(together)} images"
+        axis.text(0.5, 0.5, text, ha="center", transform=axis.transAxes)
         axis.set_axis_off()
         return
     if is_log:
@@ -122,8 +108,8 @@ def _histogram(axis, sides: dict[str, pd.Series], title: str, is_log: bool) -> N
         edges = np.linspace(low - 0.5, high + 0.5, 41 if high - low > 40 else int(high - low) + 2)
     for side, values in sides.items():
         shares = np.histogram(values, edges)[0] / max(len(values), 1)
-        axis.stairs(shares, edges, fill=True, alpha=0.35, color=_COLOURS[side])
-        axis.stairs(shares, edges, color=_COLOURS[side], linewidth=1.5, label=f"{side} ({len(values)})")
+        axis.stairs(shares, edges, fill=True, alpha=0.35, color=_COLORS[side])
+        axis.stairs(shares, edges, color=_COLORS[side], linewidth=1.5, label=f"{side} ({len(values)})")
     axis.legend()
 
 
@@ -133,11 +119,11 @@ def _containers(axis, sides: dict[str, pd.DataFrame]) -> None:
         for side, rows in sides.items()
     }
     kinds = pd.concat(shares.values()).groupby(level=0).sum().sort_values().index[-12:]
-    place = np.arange(len(kinds))
+    position = np.arange(len(kinds))
     for offset, (side, counts) in zip((0.2, -0.2), shares.items(), strict=True):
         part = counts.reindex(kinds, fill_value=0) / max(counts.sum(), 1)
-        axis.barh(place + offset, part, height=0.4, color=_COLOURS[side], label=side)
-    axis.set_yticks(place, kinds)
+        axis.barh(position + offset, part, height=0.4, color=_COLORS[side], label=side)
+    axis.set_yticks(position, kinds)
     axis.set_xlabel("share of the class's images")
     axis.set_title("container, mode, chroma")
     axis.legend(loc="lower right")
@@ -148,7 +134,7 @@ def _bars(axis, features: list[dict]) -> None:
     axis.barh([one["feature"] for one in features], [one["auc_alone"] - 0.5 for one in features], left=0.5)
     axis.axvline(WARN_ABOVE, color="black", linestyle=":")
     axis.set_xlim(0.4, 1)
-    axis.set_title("AUC by one feature alone (dotted: the warning)")
+    axis.set_title("AUC by one feature alone (dotted: warning threshold)")
 
 
 def _intervals(axis, sources: list[dict], overall: float | None) -> None:
@@ -166,29 +152,9 @@ def _intervals(axis, sources: list[dict], overall: float | None) -> None:
     axis.set_title("pixel-free AUC by source, 95 % interval")
 
 
-def _by_reason(suspicious: list[dict]) -> list[dict]:
-    """Count the suspicious images by reason, with the first names."""
-    names: dict[str, list[str]] = {}
-    for one in suspicious:
-        for reason in one["reasons"]:
-            names.setdefault(reason, []).append(one["name"])
-    return [
-        {"what": reason, "images": len(found), "first": ", ".join(found[:3])}
-        for reason, found in sorted(names.items(), key=lambda item: (-len(item[1]), item[0]))
-    ]
-
-
-def _table(rows: list[dict], columns: tuple[str, ...]) -> str:
-    if not rows:
-        return "None."
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in rows]
-    return "\n".join(lines)
-
-
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, bool):
         return "yes" if value else ""
-    return " ".join(str("" if value is None else value).replace("|", "\\|").split())
+    return "" if value is None else str(value)

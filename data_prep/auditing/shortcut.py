@@ -1,8 +1,8 @@
-"""The pixel-free baseline: how well an image's file alone tells its label, on images held out.
+"""The pixel-free baseline: how well an image's file alone predicts its label, on held-out images.
 
-Gradient-boosted trees see the features of `audit_features` and no pixel. Every image is scored by trees that
-were grown without its group, and the ROC AUC of these scores is what a detector can reach on the same images
-without having learned anything of generated images. Its interval is a bootstrap over whole groups.
+Gradient-boosted trees see the features of `features.py` and no pixels. Every image is scored by trees that
+were trained without its group, and the ROC AUC of these scores is what a detector can reach on the same
+images without having learned anything about generated images. Its interval is a bootstrap over whole groups.
 """
 
 from dataclasses import dataclass, field
@@ -11,27 +11,26 @@ import numpy as np
 import pandas as pd
 
 from data_prep.auditing.features import CATEGORICAL, FEATURES, codes
-from featdistill.evaluation.metrics import roc_auc
 
 FOLDS = 5
-# Above it, with its whole interval, the file tells so much that an AUC on these data means little by itself.
+# Above it, with the whole interval, the files tell so much that an AUC on these data means little by itself.
 WARN_ABOVE = 0.6
 RESAMPLINGS = 1000
 _CONFIDENCE = 0.95
-# Stumps and small trees find a threshold or a set of categories in one feature; more would fit its noise.
+# Stumps and small trees find a threshold or a set of categories in one feature; larger ones fit its noise.
 _ROUNDS, _ROUNDS_ALONE, _LEAVES, _LEAVES_ALONE = 100, 40, 15, 6
 
 
 @dataclass
 class Baseline:
-    """What the pixel-free classifier reached.
+    """Results of the pixel-free classifier.
 
     Attributes:
-        auc, low, high: over all labelled images, with the 95 % interval; None where `undefined` says why.
-        images, groups: how many it was measured on.
-        sources: a dict a source: `source`, `real`, `ai`, `against`, `auc`, `low`, `high`.
-        features: a dict a feature, the most telling first: `feature`, `auc_alone`, the AUC of trees that see
-            this feature only; `auc_lost`, by how much the AUC of all falls when its values are shuffled.
+        auc, low, high: over all labeled images, with the 95 % interval; None if `undefined` has a reason.
+        images, groups: numbers of them.
+        sources: one dict per source: `source`, `real`, `ai`, `against`, `auc`, `low`, `high`.
+        features: one dict per feature, the most telling first: `feature`; `auc_alone`, the AUC of trees that
+            see only this feature; `auc_lost`, the loss of the overall AUC when its values are shuffled.
     """
 
     auc: float | None = None
@@ -51,29 +50,29 @@ class Baseline:
             return "shortcut"
         return "possible" if self.auc > WARN_ABOVE else "none"
 
-    def telling(self, most: int = 5) -> list[str]:
-        """Return the features that carry the score: each tells the label alone, or the first does most."""
-        strong = [one["feature"] for one in self.features if (one["auc_alone"] or 0) > WARN_ABOVE]
-        return (strong or [one["feature"] for one in self.features[:1]])[:most]
+    def telling(self, limit: int = 5) -> list[str]:
+        """Return the features that predict the label alone, or the best one if none does."""
+        strong = [row["feature"] for row in self.features if (row["auc_alone"] or 0) > WARN_ABOVE]
+        return (strong or [row["feature"] for row in self.features[:1]])[:limit]
 
 
 def measure_baseline(table: pd.DataFrame, seed: int = 0) -> Baseline:
     """Measure the baseline.
 
     Args:
-        table: `FEATURES`, and `label` (0 or 1), `source` and `group` (text, not empty), a row an image; an
-            image should be there once.
+        table: `FEATURES`, and `label` (0 or 1), `source` and `group` (text, not empty), one row per image;
+            each image should occur once.
     """
     label = table["label"].to_numpy(dtype=np.int8)
     group = pd.factorize(table["group"])[0]
     result = Baseline(images=len(table), groups=len(np.unique(group)))
-    folds = min([FOLDS, *(len(np.unique(group[label == own])) for own in (0, 1))])
+    folds = min([FOLDS, *(len(np.unique(group[label == one])) for one in (0, 1))])
     if folds < 2:
-        result.undefined = "it takes real and AI-generated images, each in two groups at least"
+        result.undefined = "it needs real and AI-generated images, each in at least two groups"
         return result
     fold = _folds(label, group, folds, seed)
-    if any(len(np.unique(label[fold != own])) < 2 for own in range(folds)):
-        result.undefined = "the groups cannot be divided so that each part holds both labels"
+    if any(len(np.unique(label[fold != number])) < 2 for number in range(folds)):
+        result.undefined = "the groups cannot be divided into parts that hold both labels"
         return result
     columns = {
         name: codes(table[name]) if name in CATEGORICAL else table[name].to_numpy(dtype=np.float64)
@@ -81,23 +80,28 @@ def measure_baseline(table: pd.DataFrame, seed: int = 0) -> Baseline:
     }
     names = [name for name, values in columns.items() if len(np.unique(values)) > 1]
     score, shuffled = _score(columns, names, label, fold, seed, shuffle=True)
-    result.auc, result.low, result.high = auc_interval(label, score, group, seed)
+    auc = auc_interval(label, score, group, seed)
     for name in names:
-        alone, _ = _score(columns, [name], label, fold, seed)
-        lost = result.auc - roc_auc(label, shuffled[name])
-        result.features.append(
-            {"feature": name, "auc_alone": _4(roc_auc(label, alone)), "auc_lost": _4(lost)}
-        )
-    result.features.sort(key=lambda one: (-one["auc_alone"], -one["auc_lost"], one["feature"]))
-    result.sources = list(_per_source(table["source"].to_numpy(dtype=object), label, score, group, seed))
-    result.auc, result.low, result.high = _4(result.auc), _4(result.low), _4(result.high)
+        alone = roc_auc(label, _score(columns, [name], label, fold, seed)[0])
+        lost = auc[0] - roc_auc(label, shuffled[name])
+        result.features.append({"feature": name, "auc_alone": _4(alone), "auc_lost": _4(lost)})
+    result.features.sort(key=lambda row: (-row["auc_alone"], -row["auc_lost"], row["feature"]))
+    result.sources = _per_source(table["source"].to_numpy(dtype=object), label, score, group, seed)
+    result.auc, result.low, result.high = map(_4, auc)
     return result
+
+
+def roc_auc(label: np.ndarray, score: np.ndarray) -> float | None:
+    # Imported late, since scikit-learn takes a while to import.
+    from featdistill.evaluation import metrics
+
+    return metrics.roc_auc(label, score)
 
 
 def auc_interval(
     label: np.ndarray, score: np.ndarray, group: np.ndarray, seed: int
 ) -> tuple[float | None, float | None, float | None]:
-    """Return the AUC and its 95 % interval by drawing whole groups with replacement.
+    """Return the AUC and its 95 % interval, by sampling whole groups with replacement.
 
     Args:
         label, score, group: (N,); groups are integers.
@@ -139,7 +143,7 @@ def _score(
     seed: int,
     shuffle: bool = False,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return each image's score by trees grown without its fold; with `shuffle`, also a feature at a time."""
+    """Score each image by trees trained without its fold; with `shuffle`, also with each feature shuffled."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     score = np.full(len(label), 0.5)
@@ -149,12 +153,12 @@ def _score(
     values = np.stack([columns[name] for name in names], axis=1)
     alone = len(names) == 1
     rng = np.random.default_rng(seed)
-    for own in np.unique(fold):
-        seen, held = fold != own, fold == own
+    for number in np.unique(fold):
+        seen, held = fold != number, fold == number
         trees = HistGradientBoostingClassifier(
             max_iter=_ROUNDS_ALONE if alone else _ROUNDS,
             max_leaf_nodes=_LEAVES_ALONE if alone else _LEAVES,
-            # A twentieth of the images, so that a few dozen can be told apart at all; 20 is the usual value.
+            # A twentieth of the images, so that a few dozen are enough; 20 is the usual value.
             min_samples_leaf=int(np.clip(seen.sum() // 20, 2, 20)),
             categorical_features=[name in CATEGORICAL for name in names],
             early_stopping=False,
@@ -162,30 +166,28 @@ def _score(
         )
         trees.fit(values[seen], label[seen])
         score[held] = trees.predict_proba(values[held])[:, 1]
-        for place, name in enumerate(names if shuffle else []):
+        for column, name in enumerate(names if shuffle else []):
             changed = values[held]
-            changed[:, place] = rng.permutation(changed[:, place])
+            changed[:, column] = rng.permutation(changed[:, column])
             shuffled[name][held] = trees.predict_proba(changed)[:, 1]
-    # Threads may add up in another order.
+    # The order in which threads add may differ.
     return score.round(9), shuffled
 
 
 def _per_source(
     source: np.ndarray, label: np.ndarray, score: np.ndarray, group: np.ndarray, seed: int
 ) -> list[dict]:
-    """Return the AUC of each source: within it where it holds both labels, else against all of the other."""
+    """Return the AUC of each source: within it if it has both labels, else against all of the other label."""
     rows = []
     for name in sorted(set(source.tolist())):
-        own = source == name
-        labels = np.unique(label[own])
+        inside = source == name
+        labels = np.unique(label[inside])
         both = len(labels) == 2
-        chosen = own if both else own | (label != labels[0])
-        auc, low, high = auc_interval(label[chosen], score[chosen], group[chosen], seed)
+        chosen = inside if both else inside | (label != labels[0])
+        auc, low, high = map(_4, auc_interval(label[chosen], score[chosen], group[chosen], seed))
         against = "itself" if both else ("all real" if labels[0] else "all AI")
-        counts = {"real": int((label[own] == 0).sum()), "ai": int((label[own] == 1).sum())}
-        rows.append(
-            {"source": name, **counts, "against": against, "auc": _4(auc), "low": _4(low), "high": _4(high)}
-        )
+        counts = {"real": int((label[inside] == 0).sum()), "ai": int((label[inside] == 1).sum())}
+        rows.append({"source": name, **counts, "against": against, "auc": auc, "low": low, "high": high})
     return rows
 
 

@@ -1,8 +1,8 @@
-"""Images whose bytes are equal, wherever they lie, with as little reading as that takes.
+"""Images with equal bytes, wherever they are stored, with as little reading as possible.
 
-The size comes first: from the file system, or from a zip archive's directory. Of one size, members of zip
-archives are told apart by the CRC that the directory holds, files by their first bytes. Only what is still
-equal is read whole and compared by digest. What lies in another kind of archive is read whole at once.
+The size comes first: from the file system, or from a zip archive's directory. Images of one size are told
+apart by the CRC in the directory (members of zip archives) or by their first bytes (files). Only what is
+still equal is read as a whole and compared by digest. Images in other kinds of archives are read at once.
 """
 
 import hashlib
@@ -22,55 +22,50 @@ _HEAD_BYTES = 4096
 
 @dataclass(slots=True)
 class _Image:
-    """What is known of an image's bytes; `crc` and `digest` are None until they are."""
+    """What is known of the bytes of an image; `crc` and `digest` may be None until it is read."""
 
     location: str
     size: int
     crc: int | None = None
     digest: bytes | None = None
 
-    def read(self) -> None:
-        data = image_io.read_bytes(self.location)
-        self.size, self.crc = len(data), zlib.crc32(data)
-        self.digest = hashlib.blake2b(data, digest_size=16).digest()
+    def read(self) -> "_Image":
+        if self.digest is None:
+            data = image_io.read_bytes(self.location)
+            self.size, self.crc = len(data), zlib.crc32(data)
+            self.digest = hashlib.blake2b(data, digest_size=16).digest()
+        return self
 
 
 def equal_images(locations: Sequence[str]) -> tuple[list[list[int]], dict[int, str]]:
-    """Find the images whose bytes are equal. A location that is given twice is equal to itself, unread.
+    """Find the images whose bytes are equal. A repeated location is equal to itself without being read.
 
     Returns:
-        The sets of two or more places in `locations`, each ascending, ordered by their first; by place, why
-        an image could not be looked at. Of what needed no reading, damage is not noticed.
+        Sets of two or more positions in `locations`, each ascending, ordered by their first; reasons by
+        position, for images that could not be examined. Damage goes unnoticed where nothing was read.
     """
-    places: dict[str, list[int]] = {}
-    for place, location in enumerate(locations):
-        places.setdefault(location, []).append(place)
+    positions: dict[str, list[int]] = {}
+    for position, location in enumerate(locations):
+        positions.setdefault(location, []).append(position)
     faults: dict[str, str] = {}
-    images = _look_up(list(places), faults)
-    sets = _divide([images], lambda image: image.size, faults)
-    sets = [part for part in sets if part[0].size > 0]
-    by_crc, by_head = [], []
+    sets = _divide([_look_up(list(positions), faults)], lambda image: image.size, faults)
+    by_head, by_crc = [], []
     for part in sets:
-        are_files = all(_is_file(image) for image in part)
-        (by_head if are_files else by_crc).append(part)
-    with command_line.progress(sum(map(len, by_head)), "compare", show=bool(by_head)) as bar:
-        by_head = _divide(by_head, _head, faults, bar.update)
-    by_crc = _divide(by_crc, _crc, faults)
-    sets = by_head + by_crc
-    with command_line.progress(sum(map(len, sets)), "compare whole", show=bool(sets)) as bar:
-        sets = _divide(sets, _digest, faults, bar.update)
+        if part[0].size > 0:
+            (by_head if all(_is_file(image) for image in part) else by_crc).append(part)
+    sets = _divide(by_head, _head, faults, "compare")
+    sets += _divide(by_crc, lambda image: image.read().crc if image.crc is None else image.crc, faults)
+    sets = _divide(sets, lambda image: image.read().digest, faults, "compare whole")
     equal = {part[0].location: [image.location for image in part] for part in sets}
     together = {same for part in equal.values() for same in part}
-    equal |= {location: [location] for location, own in places.items() if location not in together}
-    rows = [sorted(place for location in part for place in places[location]) for part in equal.values()]
-    return (
-        sorted(part for part in rows if len(part) > 1),
-        {place: fault for location, fault in faults.items() for place in places[location]},
-    )
+    equal |= {location: [location] for location in positions if location not in together}
+    rows = [sorted(row for location in part for row in positions[location]) for part in equal.values()]
+    reasons = {position: fault for location, fault in faults.items() for position in positions[location]}
+    return sorted(part for part in rows if len(part) > 1), reasons
 
 
 def _look_up(locations: list[str], faults: dict[str, str]) -> list[_Image]:
-    """Return what can be known of each image without reading it, where that can be."""
+    """Return what can be known of each image, without reading it where that is possible."""
     members: dict[str, list[str]] = {}
     images = []
     for location in locations:
@@ -78,26 +73,22 @@ def _look_up(locations: list[str], faults: dict[str, str]) -> list[_Image]:
         if separator and archive.lower().endswith(".zip"):
             members.setdefault(archive, []).append(member)
             continue
-        image = _Image(location, 0)
         try:
-            if separator:
-                image.read()
-            else:
-                image.size = os.path.getsize(location)
+            image = _Image(location, 0).read() if separator else _Image(location, os.path.getsize(location))
             images.append(image)
         except (OSError, image_io.BrokenImage) as error:
             faults[location] = _reason(error)
     for archive, names in members.items():
+        by_name = {name: f"{archive}{ARCHIVE_SEPARATOR}{name}" for name in names}
         try:
             with zipfile.ZipFile(archive) as opened:
-                there = {info.filename: (info.file_size, info.CRC) for info in opened.infolist()}
+                listed = {info.filename: (info.file_size, info.CRC) for info in opened.infolist()}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            faults |= {f"{archive}{ARCHIVE_SEPARATOR}{name}": _reason(error) for name in names}
+            faults |= dict.fromkeys(by_name.values(), _reason(error))
             continue
-        for name in names:
-            location = f"{archive}{ARCHIVE_SEPARATOR}{name}"
-            if name in there:
-                images.append(_Image(location, *there[name]))
+        for name, location in by_name.items():
+            if name in listed:
+                images.append(_Image(location, *listed[name]))
             else:
                 faults[location] = f"no member {name} in {archive}"
     return images
@@ -107,19 +98,25 @@ def _divide(
     sets: Iterable[list[_Image]],
     key: Callable[[_Image], Hashable],
     faults: dict[str, str],
-    done: Callable[[], object] = lambda: None,
+    title: str = "",
 ) -> list[list[_Image]]:
-    """Divide each set by a key and drop what is alone, or cannot be read."""
+    """Divide each set by a key; drop single images and those that cannot be read.
+
+    Args:
+        title: of the progress bar; none is shown without a title.
+    """
+    sets = list(sets)
     divided = []
-    for images in sets:
-        parts: dict[Hashable, list[_Image]] = {}
-        for image in images:
-            try:
-                parts.setdefault(key(image), []).append(image)
-            except (OSError, image_io.BrokenImage) as error:
-                faults[image.location] = _reason(error)
-            done()
-        divided += [part for part in parts.values() if len(part) > 1]
+    with command_line.progress(sum(map(len, sets)), title, show=bool(sets and title)) as bar:
+        for images in sets:
+            parts: dict[Hashable, list[_Image]] = {}
+            for image in images:
+                try:
+                    parts.setdefault(key(image), []).append(image)
+                except (OSError, image_io.BrokenImage) as error:
+                    faults[image.location] = _reason(error)
+                bar.update()
+            divided += [part for part in parts.values() if len(part) > 1]
     return divided
 
 
@@ -130,18 +127,6 @@ def _is_file(image: _Image) -> bool:
 def _head(image: _Image) -> bytes:
     with Path(image.location).open("rb") as file:
         return hashlib.blake2b(file.read(_HEAD_BYTES), digest_size=16).digest()
-
-
-def _crc(image: _Image) -> int:
-    if image.crc is None:
-        image.read()
-    return image.crc
-
-
-def _digest(image: _Image) -> bytes:
-    if image.digest is None:
-        image.read()
-    return image.digest
 
 
 def _reason(error: Exception) -> str:

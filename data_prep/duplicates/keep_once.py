@@ -1,7 +1,7 @@
-"""Rows of a manifest without those whose images are there already, and which rows were left out for which.
+"""Rows of a manifest without duplicate images, and a record of which row was dropped for which.
 
-What stays takes over what the others say of it: its group and theirs become one, so that a hold-out does not
-come between their relatives, and so do the sets of a column `protocol_sets`.
+The row that stays inherits from the dropped ones: their groups are merged, so that a hold-out cannot separate
+related images, and so are the sets in the column `protocol_sets`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,9 +12,9 @@ import pandas as pd
 from data_prep.duplicates.near import near_pairs
 from featdistill.command_line import UserError
 
-# Stands between the sets that a cell of `protocol_sets` names.
+# Between the sets in a cell of `protocol_sets`.
 SET_SEPARATOR = ";"
-# (name, reason, name of the image that stays), for each row that is left out.
+# (name, reason, name of the image that stays) of a dropped row.
 Dropped = tuple[str, str, str]
 
 
@@ -22,9 +22,9 @@ def drop_equal(rows: pd.DataFrame, sets: Iterable[Sequence[int]], dropped: list[
     """Keep one row of each set: the first that has a label, or the first.
 
     Args:
-        rows: a manifest; its index stays as it is.
-        sets: labels of `rows`' index whose images are equal.
-        dropped: what is left out is appended.
+        rows: a manifest; its index is not changed.
+        sets: index labels of rows whose images are equal.
+        dropped: extended by the dropped rows.
 
     Raises:
         UserError: equal images have two labels.
@@ -32,33 +32,33 @@ def drop_equal(rows: pd.DataFrame, sets: Iterable[Sequence[int]], dropped: list[
     label = rows["label"].astype("object").where(rows["label"].notna(), None)
     copies = []
     for same in sets:
-        known = [row for row in same if label[row] is not None]
-        stays = known[0] if known else same[0]
-        for row in known:
+        labeled = [row for row in same if label[row] is not None]
+        stays = labeled[0] if labeled else same[0]
+        for row in labeled:
             if label[row] != label[stays]:
                 first, second = rows.loc[[stays, row], "image"]
                 raise UserError(
                     f"{first} and {second} have equal bytes, but labels {label[stays]} and {label[row]}; "
-                    "take the wrong one out of its manifest"
+                    "remove the wrong one from its manifest"
                 )
         copies += [(row, stays) for row in same if row != stays]
     return _drop(rows, copies, "equal bytes", dropped)
 
 
 def drop_near(rows: pd.DataFrame, pairs: np.ndarray, dropped: list[Dropped]) -> pd.DataFrame:
-    """Leave out each row that looks like a row before it that stays, where label and generator are the same.
+    """Drop each row that looks like an earlier row that stays and has the same label and generator.
 
-    An original and its edit, or two edits of one original by two methods, stay.
+    An original and its edit, or edits of one original by two methods, both stay.
 
     Args:
         rows: a manifest, indexed by 0..N-1.
-        pairs: (M, 3) as `near_duplicates.near_pairs` returns it.
-        dropped: what is left out is appended.
+        pairs: (M, 3) from `near.near_pairs`.
+        dropped: extended by the dropped rows.
     """
     kind = rows["label"].astype("string").fillna("") + ":" + rows["generator"]
     kind = kind.to_numpy(dtype=object)
     copy_of: dict[int, int] = {}
-    # By the later row: whether the earlier one stays is decided by then.
+    # Ordered by the later row, so that it is known whether the earlier one stays.
     for first, second, _ in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
         if kind[first] == kind[second] and first not in copy_of:
             copy_of.setdefault(second, first)
@@ -68,12 +68,12 @@ def drop_near(rows: pd.DataFrame, pairs: np.ndarray, dropped: list[Dropped]) -> 
 def drop_across(
     training: pd.DataFrame, held: pd.DataFrame, hashes: pd.Series, bits: int, dropped: list[Dropped]
 ) -> pd.DataFrame:
-    """Leave out the training rows that look like a held-out one, whatever their labels.
+    """Drop the training rows that look like a held-out one, whatever their labels.
 
     Args:
-        hashes: the perceptual hash of each image, or None, by name.
-        bits: largest distance of images that look alike.
-        dropped: what is left out is appended.
+        hashes: perceptual hashes, or None, by image name.
+        bits: largest distance of near-duplicates.
+        dropped: extended by the dropped rows.
 
     Raises:
         UserError: no training row stays.
@@ -84,21 +84,21 @@ def drop_across(
         if first < len(training) <= second:
             copy_of.setdefault(first, second)
     if len(copy_of) == len(training):
-        raise UserError("every training image looks like one that is held out; lower --near-duplicates")
+        raise UserError("every training image looks like a held-out one; lower --near-duplicates")
     dropped += [(names[row], "near-duplicate of a held-out image", names[copy_of[row]]) for row in copy_of]
     return training.drop(index=list(copy_of)).reset_index(drop=True)
 
 
 def drop_broken(rows: pd.DataFrame, broken: dict[int, str], faults: list[tuple[str, str]]) -> pd.DataFrame:
-    """Leave out rows that cannot be read.
+    """Drop rows that cannot be read.
 
     Args:
-        broken: reasons by label of `rows`' index.
-        faults: (name, reason) of each is appended.
+        broken: reasons by index label.
+        faults: extended by their names and reasons.
     """
-    there = [row for row in sorted(broken) if row in rows.index]
-    faults += [(rows.at[row, "name"], broken[row]) for row in there]
-    return rows.drop(index=there)
+    labels = [row for row in sorted(broken) if row in rows.index]
+    faults += [(rows.at[row, "name"], broken[row]) for row in labels]
+    return rows.drop(index=labels)
 
 
 def _drop(
@@ -108,7 +108,7 @@ def _drop(
         return rows
     name = rows["name"]
     dropped += [(name[row], reason, name[stays]) for row, stays in copies]
-    rows = rows.assign(group=_joined_groups(rows["group"], copies))
+    rows = rows.assign(group=_merged_groups(rows["group"], copies))
     if "protocol_sets" in rows:
         sets = rows["protocol_sets"].to_dict()
         for row, stays in copies:
@@ -118,8 +118,8 @@ def _drop(
     return rows.drop(index=[row for row, _ in copies])
 
 
-def _joined_groups(group: pd.Series, copies: list[tuple[int, int]]) -> pd.Series:
-    """Return the groups with those of each copy and of what stays for it made one."""
+def _merged_groups(group: pd.Series, copies: list[tuple[int, int]]) -> pd.Series:
+    """Return the groups after merging that of each copy with that of the row that stays for it."""
     group = group.copy()
     parent: dict[str, str] = {}
 

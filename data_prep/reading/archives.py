@@ -1,7 +1,7 @@
-"""What is inside a zip or tar archive or a folder of images, and which of the images can be read.
+"""The files in a zip or tar archive or a folder of images.
 
-Archives are untrusted input. Nothing is ever unpacked; even so, an archive is refused that has a member whose
-name leads out of it or is no text, that is a link or a device, or that is encrypted.
+Archives are untrusted input. Nothing is ever unpacked; even so, an archive is refused if a member's name
+leads out of it or is not text, or if a member is a link, a device or encrypted.
 """
 
 import os
@@ -9,15 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
-from data_prep.writing.parallel import map_images
-from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
 from featdistill.images.archive_index import INVALID_IN_NAMES
 from featdistill.images.archives import ARCHIVE_SEPARATOR, ARCHIVE_SUFFIXES, Archive, ArchiveError
-from featdistill.records import manifest
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class Container:
     Attributes:
         path: absolute path of the archive or folder.
         is_archive: whether it is an archive.
-        files: the names of its files, relative to it, parts joined by `/`; no hidden files.
+        files: names of its files, relative to it, with parts joined by `/`; hidden files are left out.
     """
 
     path: str
@@ -39,17 +34,17 @@ class Container:
         return f"{self.path}{ARCHIVE_SEPARATOR if self.is_archive else os.sep}{file}"
 
     def images(self) -> list[str]:
-        """Return the files that are images, by their suffix."""
+        """Return the files with the suffix of an image."""
         return [file for file in self.files if file.lower().endswith(image_io.IMAGE_SUFFIXES)]
 
     def named(self, name: str) -> list[str]:
-        """Return the files of this name, in whatever folder inside."""
+        """Return the files with this name, in any folder."""
         return [file for file in self.files if file.rpartition("/")[2] == name]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The zip and tar archives, CSV files and folders below a root, as paths without repetition by links."""
+    """Paths of the zip and tar archives, CSV files and folders below a root; linked ones once."""
 
     root: str
     files: list[str]
@@ -60,7 +55,7 @@ class Tree:
 
 
 def search(root: str | Path, depth: int) -> Tree:
-    """Look for archives, CSV files and folders in `root` and `depth` levels of folders below it."""
+    """Find archives, CSV files and folders in `root` and in `depth` levels of folders below it."""
     root = os.path.abspath(root)
     files, folders = {}, {}
     for folder, inside, names in os.walk(root, followlinks=True):
@@ -77,17 +72,17 @@ def search(root: str | Path, depth: int) -> Tree:
 
 
 def open_archive(path: str | Path) -> Container:
-    """List a zip archive or a plain tar; the list of a tar is kept beside it.
+    """List a zip archive or an uncompressed tar; the index of a tar is stored next to it.
 
     Raises:
-        UserError: it is damaged or compressed as a whole, or has a member that is encrypted, is a link or a
-            device, leads out of the archive or has control characters in its name.
+        UserError: it is damaged or compressed as a whole, or a member is encrypted, is a link or a device,
+            leads out of the archive or has control characters in its name.
     """
     path = _usable(path)
     try:
         index = Archive(path).index
     except ArchiveError as error:
-        # What is compressed as a whole is not damaged: its message says what to do.
+        # An archive that is compressed as a whole is not damaged; its message says what to do.
         advice = "" if "decompress" in str(error) else "; download it again"
         raise UserError(f"{error}{advice}") from error
     except OSError as error:
@@ -102,10 +97,10 @@ def open_archive(path: str | Path) -> Container:
 
 
 def open_folder(path: str | Path) -> Container:
-    """List a folder and all folders below it; links to folders are followed, hidden files are left out.
+    """List the files in a folder and below; linked folders are followed, hidden files are left out.
 
     Raises:
-        UserError: a folder cannot be listed, or a file's name cannot stand in a manifest.
+        UserError: a folder cannot be listed, or the name of a file cannot be used in a manifest.
     """
     path = _usable(path)
     try:
@@ -113,72 +108,21 @@ def open_folder(path: str | Path) -> Container:
     except OSError as error:
         raise UserError(f"cannot list {error.filename or path}: {error.strerror or error}") from error
     for file in files:
-        # On Linux a backslash or a colon in a file's name is nothing but a character.
+        # Backslashes and colons are ordinary characters in file names on Linux.
         if ARCHIVE_SEPARATOR in file or INVALID_IN_NAMES.search(file):
-            raise UserError(f"{path}: the name {file!r} cannot stand in a manifest; rename it")
+            raise UserError(f"{path}: the name {file!r} cannot be used in a manifest; rename it")
     return Container(path, False, files)
-
-
-def unreadable_images(locations: list[str], workers: int) -> dict[str, str]:
-    """Decode every image.
-
-    Args:
-        locations: what a manifest calls the images.
-        workers: number of processes; with 1, or for a few images, the work is done in this one.
-
-    Returns:
-        Why it could not be read, for each location that could not.
-
-    Raises:
-        UserError: `workers` is below 1, or a process died.
-    """
-    found = map_images(_why_unreadable, locations, workers, "verify")
-    return {location: fault for location, fault in zip(locations, found, strict=True) if fault}
-
-
-def write_readable(frame: pd.DataFrame, path: str | Path, *, verify: bool, workers: int) -> int:
-    """Write a manifest; where asked to, without the images that cannot be read.
-
-    Those are listed in `<manifest>.errors.csv` (columns name, reason); a list of before is removed.
-
-    Returns:
-        The number of images that could not be read; 0 without `verify`.
-    """
-    path = Path(path)
-    faults = unreadable_images(frame["image"].tolist(), workers) if verify else {}
-    broken = frame["image"].isin(list(faults))
-    manifest.write_manifest(frame[~broken], path)
-    errors_path = path.with_suffix(".errors.csv")
-    if not faults:
-        errors_path.unlink(missing_ok=True)
-        return 0
-    errors = [
-        (name, faults[image])
-        for name, image in zip(frame["name"], frame["image"], strict=True)
-        if image in faults
-    ]
-    atomic.write_text(errors_path, atomic.csv_text(("name", "reason"), errors))
-    print(f"{len(errors)} unreadable images are left out of {path}; see {errors_path}")
-    return len(errors)
-
-
-def _why_unreadable(location: str) -> str:
-    try:
-        image_io.read_image(location)
-    except image_io.BrokenImage as error:
-        return str(error)
-    return ""
 
 
 def _usable(path: str | Path) -> str:
     path = os.path.abspath(path)
     if ARCHIVE_SEPARATOR in path:
-        raise UserError(f"{path}: a path must not hold '{ARCHIVE_SEPARATOR}'; rename it")
+        raise UserError(f"{path}: a path must not contain '{ARCHIVE_SEPARATOR}'; rename it")
     return path
 
 
 def _is_hidden(file: str) -> bool:
-    """Tell what a desktop leaves in an archive (`.DS_Store`, `__MACOSX/..`) from what belongs to the data."""
+    """Tell whether a member was left by a desktop (`.DS_Store`, `__MACOSX/..`) and is not data."""
     return file.startswith((".", "__MACOSX/")) or "/." in file
 
 

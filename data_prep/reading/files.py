@@ -1,14 +1,15 @@
-"""The images below a root, in folders and archives, and what the names of their folders say.
+"""The images below a root, in folders and archives, and what the names of their folders tell.
 
-Archives are read in place. One counts as a folder of its name without suffix, so that `Midjourney.zip` and a
-folder `Midjourney` with the same files give the same names and labels. A source reads labels, generators and
-sets from whole names of folders, in any case, of a fixed list; the folders above the root say nothing.
+Archives are read in place. An archive counts as a folder with its name without suffix, so `Midjourney.zip`
+and a folder `Midjourney` with the same files give the same names and labels. Labels, generators and sets come
+from whole folder names, in any case, in a fixed list; folders above the root do not count.
 """
 
 import itertools
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,18 +21,19 @@ from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
 from featdistill.images.archives import ARCHIVE_SUFFIXES, COMPRESSED_TAR_SUFFIXES
 
-# Cut in pieces, or compressed so that no member can be read without all that goes before it.
+_log = logging.getLogger(__name__)
+# Split into parts, or compressed so that a member cannot be read without everything before it.
 _NOT_IN_PLACE = re.compile(r"\.(7z|rar|(zip|tar|7z)\.\d+)$", re.IGNORECASE)
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image of a tree of folders and archives.
+    """An image in a tree of folders and archives.
 
     Attributes:
-        location: what a manifest calls it.
-        path: its path below the root, parts joined by `/`; an archive is a folder of its name.
+        location: for the manifest's column `image`.
+        path: below the root, with parts joined by `/`; an archive is a folder with its name.
     """
 
     location: str
@@ -53,55 +55,56 @@ class ImageFile:
 def find_images(root: str | Path) -> list[ImageFile]:
     """List the images below a root, in folders and in zip and tar archives, ordered by path.
 
-    Where an archive and a folder of its name lie side by side, the archive is used and the folder left out.
+    Where an archive is next to a folder with its name, the archive is used and the folder is not.
 
     Raises:
         UserError: there are no images, an archive is damaged, hostile or one part of several, or two images
-            have one path.
+            have the same path.
     """
     root = os.path.abspath(root)
     if os.path.isfile(root):
         if not _is_archive(root):
             raise UserError(f"{root} is neither a folder nor a {' or '.join(ARCHIVE_SUFFIXES)} archive")
-        found = _archive_images(root, "")
+        images = _archive_images(root, "")
     else:
-        found = _tree_images(root)
-    if not found:
+        images = _tree_images(root)
+    if not images:
         raise UserError(f"{root} holds no images; --root is the folder with the data as downloaded")
-    found.sort(key=lambda file: file.path)
-    for former, file in itertools.pairwise(found):
-        if former.path == file.path:
-            raise UserError(f"{former.location} and {file.location} are the same image; keep one of them")
-    return found
+    images.sort(key=lambda file: file.path)
+    for previous, file in itertools.pairwise(images):
+        if previous.path == file.path:
+            raise UserError(f"{previous.location} and {file.location} are the same image; keep one of them")
+    return images
 
 
 def one_on_path(file: ImageFile, known: Mapping[str, Value], what: str) -> tuple[int, Value]:
-    """Return the place of the first folder on a path that is known by its whole name, in any case.
+    """Find the first folder on a path whose whole name is known, in any case.
 
     Args:
-        known: values by case-folded names of folders.
+        known: values by case-folded folder name.
         what: what these folders are, for the error.
 
     Returns:
-        Its place on `file.folders` and its value.
+        Its position in `file.folders` and its value.
 
     Raises:
         UserError: no folder on the path is known, or two are and have different values.
     """
-    places = [(place, name.casefold()) for place, name in enumerate(file.folders) if name.casefold() in known]
-    if not places:
-        path = f"folder '{file.folder}' has images, but no folder on its path, from --root on,"
-        raise UserError(f"{path} is {what}: {', '.join(known)}")
-    place, name = places[0]
-    for other_place, other in places[1:]:
-        if known[other] != known[name]:
-            pair = f"'{file.folders[place]}' and '{file.folders[other_place]}'"
-            raise UserError(f"folder '{file.folder}' lies under {pair}, which disagree: each is {what}")
-    return place, known[name]
+    names = enumerate(map(str.casefold, file.folders))
+    matches = [(position, known[name]) for position, name in names if name in known]
+    if not matches:
+        start = f"folder '{file.folder}' has images, but no folder on its path, from --root on,"
+        raise UserError(f"{start} is {what}: {', '.join(known)}")
+    position, value = matches[0]
+    for other, other_value in matches[1:]:
+        if other_value != value:
+            pair = f"'{file.folders[position]}' and '{file.folders[other]}'"
+            raise UserError(f"folder '{file.folder}' is below {pair}, which disagree: each is {what}")
+    return position, value
 
 
 def nothing_else(file: ImageFile, known: Iterable[str], start: int = 0) -> None:
-    """Check that all folders on a path, from a place on, are known by their whole name, in any case.
+    """Check that all folders on a path, from a position on, are known by their whole name, in any case.
 
     Raises:
         UserError: one is not; it is named.
@@ -109,38 +112,39 @@ def nothing_else(file: ImageFile, known: Iterable[str], start: int = 0) -> None:
     known = set(known)
     for name in file.folders[start:]:
         if name.casefold() not in known:
-            raise UserError(f"folder '{file.folder}' has images, but '{name}' is no folder of this data set")
+            raise UserError(f"folder '{file.folder}' has images, but this data set has no folder '{name}'")
 
 
 def set_class_label(
     file: ImageFile, sets: Mapping[str, str], labels: Mapping[str, int]
 ) -> tuple[str, str, int]:
-    """Return what `<set>/<label>` or `<set>/<class>/<label>` says of an image; the class may be empty.
+    """Return set, class (may be empty) and label of an image in `<set>/<label>` or `<set>/<class>/<label>`.
 
     Raises:
-        UserError: the folders are not laid out so.
+        UserError: the folders have another layout.
     """
-    place, name = one_on_path(file, sets, "a set")
-    label_place, label = one_on_path(file, labels, "a label")
-    classes = [folder for folder in file.folders[place:label_place] if folder.casefold() not in sets]
-    if label_place < place or len(classes) > 1:
-        raise UserError(f"folder '{file.folder}' is not laid out as <set>/<label> or <set>/<class>/<label>")
-    nothing_else(file, labels, label_place)
+    position, name = one_on_path(file, sets, "a set")
+    label_position, label = one_on_path(file, labels, "a label")
+    classes = [folder for folder in file.folders[position:label_position] if folder.casefold() not in sets]
+    if label_position < position or len(classes) > 1:
+        raise UserError(f"folder '{file.folder}' is neither <set>/<label> nor <set>/<class>/<label>")
+    nothing_else(file, labels, label_position)
     return name, "".join(classes), label
 
 
-def names_of(paths: list[str]) -> list[str]:
-    """Return the files' names where they are unique, and the whole paths of the others."""
-    names = pd.Series([path.rpartition("/")[2] for path in paths], dtype="object")
-    return names.where(~names.duplicated(keep=False), pd.Series(paths, dtype="object")).tolist()
+def read_rows(files: list[ImageFile], row: Callable[[ImageFile], dict[str, object]]) -> dict[str, list]:
+    """Return the columns of a manifest: image, name, group (the file's stem) and the cells that `row` adds.
 
-
-def columns_of(files: list[ImageFile]) -> dict[str, list]:
-    """Return the columns that any image file gives: image, name, and group, its stem."""
+    Names are those of the files where these are unique, and paths elsewhere.
+    """
+    cells = [row(file) for file in files]
+    names = pd.Series([file.path.rpartition("/")[2] for file in files], dtype="object")
+    paths = pd.Series([file.path for file in files], dtype="object")
     return {
         "image": [file.location for file in files],
-        "name": names_of([file.path for file in files]),
+        "name": names.where(~names.duplicated(keep=False), paths).tolist(),
         "group": [file.stem for file in files],
+        **{column: [each[column] for each in cells] for column in cells[0]},
     }
 
 
@@ -153,20 +157,20 @@ def _cannot_be_read_in_place(path: str) -> bool:
 
 
 def _is_part(path: str) -> bool:
-    """Tell the last part of a zip archive in several parts, which lies beside the first, `.z01`."""
+    """Tell whether this is the last part of a split zip archive: the first one, `.z01`, is next to it."""
     stem = os.path.splitext(path)[0]
     return os.path.exists(f"{stem}.z01") or os.path.exists(f"{stem}.Z01")
 
 
 def _archive_images(path: str, prefix: str) -> list[ImageFile]:
-    """List an archive's images; a folder in it that holds all of them and has its name is not repeated."""
+    """List an archive's images; a top folder in it with the archive's own name is not repeated."""
     if _is_part(path):
-        whole = f"zip -s 0 {os.path.basename(path)} --out whole.zip"
-        raise UserError(f"{path} is one part of several and cannot be read in place; join them ({whole})")
+        join = f"zip -s 0 {os.path.basename(path)} --out whole.zip"
+        raise UserError(f"{path} is one part of several and cannot be read in place; join them ({join})")
     container = archives.open_archive(path)
     for file in container.files:
         if _is_archive(file) or _cannot_be_read_in_place(file):
-            print(f"note: {container.location(file)}, an archive in one, is not looked into; unpack it")
+            _log.info(f"note: {container.location(file)}, an archive in an archive, is ignored; unpack it")
     images = container.images()
     inner = f"{prefix.rstrip('/').rpartition('/')[2]}/"
     if all(file.startswith(inner) for file in images):
@@ -177,22 +181,22 @@ def _archive_images(path: str, prefix: str) -> list[ImageFile]:
 def _tree_images(root: str) -> list[ImageFile]:
     tree = archives.open_folder(root)
     loose = {file: ImageFile(tree.location(file), file) for file in tree.images()}
-    found = []
+    images = []
     for file in tree.files:
         if _cannot_be_read_in_place(file):
-            print(f"note: {file} cannot be read in place and is not looked into; unpack it")
+            _log.info(f"note: {file} cannot be read in place and is ignored; unpack it")
         if not _is_archive(file):
             continue
         prefix = f"{os.path.splitext(file)[0]}/"
         is_unpacked = os.path.isdir(tree.location(prefix))
         unpacked = [path for path in loose if path.startswith(prefix)] if is_unpacked else []
         if unpacked and _is_part(tree.location(file)):
-            print(f"note: {file}, one part of several, is left out: the folder {prefix} is used")
+            _log.info(f"note: {file}, one part of several, is ignored: the folder {prefix} is used")
             continue
-        images = _archive_images(tree.location(file), prefix)
-        if images and unpacked:
-            print(f"note: the folder {prefix} is left out: the archive {file} is used")
+        members = _archive_images(tree.location(file), prefix)
+        if members and unpacked:
+            _log.info(f"note: the folder {prefix} is ignored: the archive {file} is used")
             for path in unpacked:
                 del loose[path]
-        found += images
-    return found + list(loose.values())
+        images += members
+    return images + list(loose.values())

@@ -1,12 +1,13 @@
 """Data sets that come as parquet files: their parts, and one row of a manifest for each of their rows.
 
-The images stay where they are: a manifest calls them `part.parquet::ROW`, by the number of the row in its
-file, from 0. Only the columns that say something of an image are read, a batch at a time, never the image.
+The images stay where they are: a manifest calls them `part.parquet::ROW`, with the row's number in its file,
+from 0. Only the columns that describe an image are read, in batches, never the image itself.
 """
 
+import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ from featdistill.images.archives import ARCHIVE_SEPARATOR, ArchiveError
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
+_log = logging.getLogger(__name__)
 SUFFIX = ".parquet"
-_ROWS_A_BATCH = 16_384
+_ROWS_PER_BATCH = 16_384
 # How the hub names the parts of a split: train-00000-of-00012.parquet.
 _NUMBERED = re.compile(r"(?P<front>.*-)(?P<number>\d+)(?P<of>-of-(?P<count>\d+))")
 
@@ -37,7 +39,7 @@ class Part:
 def find_parts(root: str | Path, split: str = "") -> list[Part]:
     """Return the parquet files below a folder, or the one file given, ordered by path.
 
-    Missing ones of numbered parts are told to the user; the others are used.
+    Missing ones of numbered parts are reported; the others are used.
 
     Args:
         split: only the parts of this split; empty for all.
@@ -51,32 +53,32 @@ def find_parts(root: str | Path, split: str = "") -> list[Part]:
         folder = archives.open_folder(root)
         files = [file for file in folder.files if file.endswith(SUFFIX)]
     if not files or not all(file.endswith(SUFFIX) for file in files):
-        raise UserError(f"{root}: no parquet files ({SUFFIX}) are there")
+        raise UserError(f"{root} holds no parquet files ({SUFFIX})")
     parts = [Part(folder.location(file), file.removesuffix(SUFFIX)) for file in sorted(files)]
     splits = {_split(part) for part in parts}
     if split and split not in splits:
         raise UserError(f"{root} has no parts of split {split}, only of {', '.join(sorted(splits))}")
     parts = [part for part in parts if split in ("", _split(part))]
     for gap in _gaps(parts):
-        print(f"warning: {gap} missing; was the whole data set downloaded?")
+        _log.warning(f"{gap} missing; was the whole data set downloaded?")
     return parts
 
 
 def read_rows(
     parts: list[Part],
     image_column: str,
-    columns: list[str],
-    row_of: Callable[[dict[str, Any]], dict[str, Any]],
+    columns: Sequence[str],
+    row: Callable[[dict[str, Any]], dict[str, object]],
 ) -> dict[str, list]:
     """Read parts into the columns of a manifest.
 
     Args:
         image_column: path of the column that holds the bytes of the images, as in `Image.bytes`.
-        columns: those that `row_of` needs.
-        row_of: makes cells of a manifest from the values of a row; a `ValueError` says what is wrong in it.
+        columns: the ones that `row` needs.
+        row: returns the manifest's cells for the values of a row; a `ValueError` says what is wrong in it.
 
     Returns:
-        Columns for `manifest.make_manifest`: `image`, `name` and those of `row_of`.
+        Columns for `manifest.make_manifest`: `image`, `name` and those of `row`.
 
     Raises:
         UserError: a file is damaged or lacks a column, a row is wrong, or there are no rows.
@@ -87,7 +89,7 @@ def read_rows(
         for part, file in zip(parts, files, strict=True):
             for number, values in enumerate(_values(part, file, columns)):
                 try:
-                    cells = row_of(values)
+                    cells = row(values)
                 except ValueError as error:
                     raise UserError(f"{part.path}, row {number}: {error}") from error
                 cells |= {"image": f"{part.path}{ARCHIVE_SEPARATOR}{number}", "name": f"{part.name}/{number}"}
@@ -101,44 +103,44 @@ def read_rows(
 
 
 def text_of(value: Any, column: str) -> str:
-    """Return the text of a cell, empty where it has none.
+    """Return the text of a cell, or an empty text for an empty cell.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: it is not text.
     """
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{column} is {value!r}, which is no text")
+        raise ValueError(f"{column} is {value!r}, which is not text")
     return (value or "").strip()
 
 
-def _open(part: Part, image_column: str, columns: list[str]) -> "ParquetFile":
+def _open(part: Part, image_column: str, columns: Sequence[str]) -> "ParquetFile":
     try:
         file = parquet_images.open_parquet(part.path)
         names = file.schema_arrow.names
         for column in (image_column.split(".")[0], *columns):
             if column not in names:
-                has = f"{nearest(column, names)}; it has {', '.join(names)}: is it this data set?"
-                raise UserError(f"{part.path} has no column {column}{has}")
-        found = parquet_images.image_column(file.schema_arrow)
+                others = f"{nearest(column, names)}; it has {', '.join(names)}: is it this data set?"
+                raise UserError(f"{part.path} has no column {column}{others}")
+        images = parquet_images.image_column(file.schema_arrow)
     except (ArchiveError, OSError) as error:
         raise UserError(f"{part.path}: {_line(error)}") from error
-    if found != image_column:
-        raise UserError(f"{part.path}: the images are in column {found}, not in {image_column}")
+    if images != image_column:
+        raise UserError(f"{part.path}: the images are in column {images}, not in {image_column}")
     return file
 
 
-def _values(part: Part, file: "ParquetFile", columns: list[str]) -> Iterator[dict[str, Any]]:
+def _values(part: Part, file: "ParquetFile", columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     import pyarrow
 
     try:
-        for batch in file.iter_batches(batch_size=_ROWS_A_BATCH, columns=columns):
+        for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=list(columns)):
             yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{part.path} is damaged ({_line(error)}); download it again") from error
 
 
 def _split(part: Part) -> str:
-    """Return the split that the hub's ways to name parts give: train-00000-of-00012, or train/0000."""
+    """Return the split of a part by its name: train-00000-of-00012, or train/0000."""
     folder, _, name = part.name.rpartition("/")
     numbered = _NUMBERED.fullmatch(name)
     if numbered:
@@ -147,7 +149,7 @@ def _split(part: Part) -> str:
 
 
 def _gaps(parts: list[Part]) -> list[str]:
-    """Return what numbered parts are missing, one text for each series of them."""
+    """Describe the missing ones of numbered parts, one text per series."""
     series: dict[tuple[str, str], list[int]] = {}
     for part in parts:
         numbered = _NUMBERED.fullmatch(part.name)
@@ -158,8 +160,7 @@ def _gaps(parts: list[Part]) -> list[str]:
         missing = sorted(set(range(int(count))) - set(numbers))
         if missing:
             first = f"{front}{missing[0]:0{len(count)}d}-of-{count}"
-            more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
-            gaps.append(f"{first}{more}")
+            gaps.append(first + (f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"))
     return gaps
 
 

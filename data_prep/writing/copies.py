@@ -1,173 +1,164 @@
-"""Copies of a manifest's images, as one zip and a manifest: made in many processes, continued after a kill.
+"""Copies of a manifest's images: one zip with a manifest, made in several processes and resumable.
 
-What is under way lies in `.work-HASH` in the copy's folder, a file an image; the zip, the manifest and, last
-of all, a JSON file that says what the copy was made with are written once every image is there.
+While a copy is being made, its images are single files in `.work-HASH` in the output folder. Once all are
+there, the zip, the manifest and finally a JSON file with the settings of the copy are written.
 """
 
 import hashlib
 import json
-import multiprocessing
+import logging
 import shutil
-import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pandas as pd
 
+from data_prep.writing.manifests import write_or_remove
+from data_prep.writing.parallel import map_in_order
 from featdistill import atomic
-from featdistill.command_line import UserError, progress
+from featdistill.command_line import UserError
 from featdistill.images.archives import ARCHIVE_SEPARATOR
 from featdistill.images.reading import BrokenImage, without_extension
-from featdistill.process_setup import keep_freed_memory
+from featdistill.records import provenance
 from featdistill.records.manifest import write_manifest
+from featdistill.records.provenance import Claim
 
-_IMAGES_A_TASK = 8
+_log = logging.getLogger(__name__)
+_MAX_SHOWN_ERRORS = 10
 
 
 class ImageCopy:
-    """A folder with `images.zip`, `manifest.csv`, where needed `errors.csv`, and a mark of what made it.
+    """A folder with `images.zip`, `manifest.csv`, possibly `errors.csv`, and a record of the settings.
 
     Args:
         out: the folder.
-        mark: name of the JSON file that is written last.
-        made_with: all that decides the copy's bytes; JSON values.
+        record_name: name of the JSON file with the settings, which is written last.
+        made_with: everything that determines the copy's bytes, as JSON values.
+        suffix: of the image files.
     """
 
-    def __init__(self, out: str | Path, mark: str, made_with: dict[str, Any]) -> None:
-        self.out, self.made_with = Path(out), made_with
-        self.mark = self.out / mark
+    def __init__(self, out: str | Path, record_name: str, made_with: dict[str, Any], suffix: str) -> None:
+        self.out, self.made_with, self.suffix = Path(out), made_with, suffix
+        self.record = self.out / record_name
 
     @property
     def work(self) -> Path:
-        """The folder of what is under way; another one for what is made otherwise."""
+        """The folder of unfinished work; it depends on the settings."""
         digest = hashlib.sha256(json.dumps(self.made_with).encode()).hexdigest()
         return self.out / f".work-{digest[:16]}"
 
+    def path(self, row: int) -> Path:
+        """Return the path of a row's image in the work folder."""
+        return self.work / f"{row}{self.suffix}"
+
     def finished_status(self) -> int | None:
-        """Return the exit status of the run that finished this copy, or None where there was none.
+        """Return the exit status of the run that finished this copy; None if there is work to do.
 
         Raises:
-            UserError: the copy is finished, but was made otherwise.
+            UserError: the copy was made with different settings.
         """
-        if not self.mark.is_file():
-            return None
-        former = json.loads(self.mark.read_text(encoding="utf-8"))
-        changed = [
-            f"{key} was {former.get(key)}, is {value}"
-            for key, value in json.loads(json.dumps(self.made_with)).items()
-            if former.get(key) != value
-        ]
-        if changed:
-            raise UserError(f"{self.out} was made otherwise: {'; '.join(changed)}; give another --out")
-        print(f"{self.out} is finished; nothing to do")
-        return int((self.out / "errors.csv").is_file())
+        recorded = provenance.read_record(self.record)
+        if recorded is not None:
+            # Other keys are results, such as the sizes that were found.
+            recorded = {key: value for key, value in recorded.items() if key in self.made_with}
+        return finished_status(self.out, provenance.claim(self.out, recorded, self.made_with))
 
-    def finish(self, rows: pd.DataFrame, files: Sequence[Path], broken: Sequence[tuple[str, str]]) -> int:
-        """Write all that belongs to the copy and remove what was under way.
+    def make(
+        self, tasks: Sequence[tuple], make: Callable[..., bytes], workers: int, title: str
+    ) -> dict[int, str]:
+        """Write `make(*task)` as the image of each row that has none yet.
 
         Args:
-            rows: of the manifest; `name` is what the copies are called, `image` is filled in here.
-            files: the copies, in the rows' order.
-            broken: (name, reason) of images that could not be read.
+            tasks: one per row.
+            make: returns the bytes of an image file, or raises `BrokenImage`; a top-level function.
+            title: of the progress bar.
+
+        Returns:
+            Reasons by row, for the images that could not be made.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        rows = [row for row in range(len(tasks)) if not self.path(row).is_file()]
+        jobs = [(tasks[row], self.path(row)) for row in rows]
+        reasons = map_in_order(partial(_write, make), jobs, workers, title, done=len(tasks) - len(rows))
+        return {row: reason for row, reason in zip(rows, reasons, strict=True) if reason is not None}
+
+    def finish(self, rows: pd.DataFrame, source: pd.DataFrame, errors: dict[int, str]) -> int:
+        """Write the files of the copy and remove the work folder.
+
+        Args:
+            rows: of the copy's manifest, indexed by their row in `source`; `image` is filled in here.
+            source: rows of the manifest that was copied.
+            errors: reasons by row of `source`, for the images that could not be made.
 
         Returns:
             The exit status.
         """
-        archive = self.out / "images.zip"
         members = [f"images/{name}" for name in rows["name"]]
-        atomic.write_zip(
-            archive, ((member, file.read_bytes()) for member, file in zip(members, files, strict=True))
-        )
-        located = [f"{archive.absolute()}{ARCHIVE_SEPARATOR}{member}" for member in members]
-        write_manifest(rows.assign(image=located), self.out / "manifest.csv")
-        for name, reason in broken[:10]:
-            print(f"could not be read: {name}: {reason}")
-        (self.out / "errors.csv").unlink(missing_ok=True)
-        if broken:
-            atomic.write_text(self.out / "errors.csv", atomic.csv_text(("name", "reason"), broken))
-        atomic.write_json(self.mark, self.made_with)
+        files = (self.path(row).read_bytes() for row in rows.index)
+        atomic.write_zip(self.out / "images.zip", zip(members, files, strict=True))
+        broken = [(source["name"][row], errors[row]) for row in sorted(errors)]
+        status = write_listing(self.out, rows, members, broken)
+        atomic.write_json(self.record, self.made_with)
         shutil.rmtree(self.work)
-        return 1 if broken else 0
+        return status
 
 
-def file_names(names: Sequence[str], ending: str) -> list[str]:
-    """Return what the copies are called: the images' names with `ending` in the place of their extension.
-
-    Raises:
-        UserError: two of them would be the same, or one cannot stand in an archive.
-    """
-    found = [f"{without_extension(name)}{ending}" for name in names]
-    seen: set[str] = set()
-    for name in found:
-        if name in seen:
-            raise UserError(f"two images would both be {name}; rename one of them in the manifest")
-        if name.startswith("/") or "\\" in name or ".." in name.split("/") or ARCHIVE_SEPARATOR in name:
-            raise UserError(f"the name {name!r} cannot stand in an archive; change it in the manifest")
-        seen.add(name)
-    return found
+def finished_status(out: Path, claimed: Claim) -> int | None:
+    """Return the exit status of the run that finished an output; None if there is work to do."""
+    if claimed is not Claim.FINISHED:
+        return None
+    errors = out / "errors.csv"
+    more = f"; {errors} lists the images that could not be read" if errors.is_file() else ""
+    _log.info(f"{out} is finished; nothing to do{more}")
+    return int(errors.is_file())
 
 
-def make_files(
-    tasks: Sequence[tuple], paths: Sequence[Path], make: Callable[..., bytes], workers: int, what: str
-) -> dict[int, str]:
-    """Write `make(*task)` to each task's path where no file is yet.
+def write_listing(
+    out: Path, rows: pd.DataFrame, members: Sequence[str], broken: Sequence[tuple[str, str]]
+) -> int:
+    """Write the manifest of `images.zip` and the list of images that could not be read.
 
     Args:
-        tasks: what `make` is called with; it must work in another process, where there are several.
-        make: returns an image file's bytes, or raises `BrokenImage`.
-        workers: number of processes; with 1 the work is done in this one.
-        what: shown beside the bar.
+        rows: one per member of the zip.
+        broken: name and reason of each image that could not be read.
 
     Returns:
-        Why it could not be made, for the number of each task that could not.
+        The exit status.
+    """
+    archive = (out / "images.zip").absolute()
+    located = [f"{archive}{ARCHIVE_SEPARATOR}{member}" for member in members]
+    write_manifest(rows.assign(image=located), out / "manifest.csv")
+    for name, reason in broken[:_MAX_SHOWN_ERRORS]:
+        _log.info(f"could not be read: {name}: {reason}")
+    write_or_remove(out / "errors.csv", ("name", "reason"), broken)
+    return 1 if broken else 0
+
+
+def file_names(names: Sequence[str], suffix: str) -> list[str]:
+    """Return the names of the copies: those of the images, with `suffix` instead of their extension.
 
     Raises:
-        UserError: a process died.
+        UserError: two names would be equal, or a name cannot be used in an archive.
     """
-    missing = [row for row, path in enumerate(paths) if not path.is_file()]
-    errors: dict[int, str] = {}
-    write = partial(_write, make)
-    with progress(len(paths), what, initial=len(paths) - len(missing)) as bar:
-
-        def note(row: int, reason: str | None) -> None:
-            if reason is not None:
-                errors[row] = reason
-            bar.update()
-
-        if workers == 1:
-            for row in missing:
-                note(row, write(tasks[row], paths[row]))
-            return errors
-        # Fresh processes: a fork would inherit OpenCV's threads in an unknown state.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up_worker) as pool:
-            own, targets = [tasks[row] for row in missing], [paths[row] for row in missing]
-            try:
-                found = pool.map(write, own, targets, chunksize=_IMAGES_A_TASK)
-                for row, reason in zip(missing, found, strict=True):
-                    note(row, reason)
-            except BrokenProcessPool as error:
-                raise UserError("a process died while it worked; try fewer --workers") from error
-    return errors
+    renamed = [f"{without_extension(name)}{suffix}" for name in names]
+    seen: set[str] = set()
+    for name in renamed:
+        if name in seen:
+            raise UserError(f"two images would both be called {name}; rename one of them in the manifest")
+        if name.startswith("/") or "\\" in name or ".." in name.split("/") or ARCHIVE_SEPARATOR in name:
+            raise UserError(f"the name {name!r} cannot be used in an archive; change it in the manifest")
+        seen.add(name)
+    return renamed
 
 
-def _set_up_worker() -> None:
-    # The first process is interrupted and stops the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-    keep_freed_memory()
-
-
-def _write(make: Callable[..., bytes], task: tuple, path: Path) -> str | None:
+def _write(make: Callable[..., bytes], job: tuple[tuple, Path]) -> str | None:
+    task, path = job
     try:
         data = make(*task)
     except BrokenImage as error:
         return str(error)
-    with atomic.replace_file(path) as beside:
-        beside.write_bytes(data)
+    with atomic.replace_file(path) as temporary:
+        temporary.write_bytes(data)
     return None

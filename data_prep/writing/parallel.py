@@ -1,5 +1,6 @@
-"""One function over many images: in several processes, in the order given, with a bar."""
+"""One function over many images: in several processes, in order, with a progress bar."""
 
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -10,45 +11,49 @@ import cv2
 
 from featdistill import command_line
 from featdistill.command_line import UserError
+from featdistill.process_setup import keep_freed_memory
 
-_IMAGES_A_TASK = 32
+_ITEMS_PER_TASK = 16
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_images(
-    function: Callable[[str], Result], locations: Sequence[str], workers: int, what: str
+def map_in_order(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, title: str, *, done: int = 0
 ) -> list[Result]:
-    """Return `function(location)` for each location.
+    """Return `function(item)` for each item, in order.
 
     Args:
-        function: a module's own function, so that other processes can import it; it must not raise.
-        locations: what a manifest calls the images.
-        workers: number of processes; with 1, or for a few images, the work is done in this one.
-        what: title of the bar.
+        function: defined at the top level of a module, so that other processes can import it.
+        workers: number of processes; with 1, or for few items, this process does the work.
+        title: of the progress bar.
+        done: number of items finished earlier, which the bar counts too.
 
     Raises:
-        UserError: `workers` is below 1, or a process died.
+        UserError: a worker process died.
     """
-    if workers < 1:
-        raise UserError(f"--workers must be 1 or more, not {workers}")
     results = []
-    with command_line.progress(len(locations), what) as bar:
-        if workers == 1 or len(locations) <= 2 * _IMAGES_A_TASK:
-            for location in locations:
-                results.append(function(location))
+    tasks = -(-len(items) // _ITEMS_PER_TASK)
+    with command_line.progress(done + len(items), title, initial=done) as bar:
+        if workers == 1 or tasks <= 2:
+            for item in items:
+                results.append(function(item))
                 bar.update()
             return results
-        # Forking a process that has threads, the bar's among them, may lock up.
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_set_up_worker)
-        with pool:
+        # Spawned: a forked process that had threads, such as OpenCV's or the bar's, may deadlock.
+        context = get_context("spawn")
+        with ProcessPoolExecutor(min(workers, tasks), context, initializer=_set_up_worker) as pool:
             try:
-                for result in pool.map(function, locations, chunksize=_IMAGES_A_TASK):
+                for result in pool.map(function, items, chunksize=_ITEMS_PER_TASK):
                     results.append(result)
                     bar.update()
             except BrokenProcessPool as error:
-                raise UserError("a process died while it read images; try fewer --workers") from error
+                raise UserError("a worker process died; try fewer --workers") from error
     return results
 
 
 def _set_up_worker() -> None:
+    # Ctrl-C reaches all processes; the first one stops the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
+    keep_freed_memory()

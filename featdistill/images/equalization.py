@@ -90,7 +90,7 @@ def common_sizes(sizes_of_classes: Sequence[np.ndarray], spare: float = 0.05) ->
 
 
 def read_settings(path: str | Path) -> Equalization:
-    """Read the settings of an equalized copy from the `equalise.json` of `python -m data_prep.equalise`.
+    """Read the settings of an equalized copy from the `equalise.json` of `python -m data_prep.equalize`.
 
     Raises:
         UserError: the file is missing or something else.
@@ -100,7 +100,7 @@ def read_settings(path: str | Path) -> Equalization:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} was not written by python -m data_prep.equalise") from error
+        raise UserError(f"{path} was not written by python -m data_prep.equalize") from error
 
 
 def equalize(image: np.ndarray, name: str, settings: Equalization) -> np.ndarray:

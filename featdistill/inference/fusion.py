@@ -159,9 +159,7 @@ def read_fusion(path: str | Path) -> Fusion:
         numbers = [table and {name: float(value) for name, value in table.items()} for table in tables]
         return Fusion(str(content["method"]), *numbers)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is no fusion that python -m featdistill fuse wrote: {error!r}"
-        ) from error
+        raise UserError(f"{path} is no fusion that python -m featdistill fuse wrote: {error!r}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

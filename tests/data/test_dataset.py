@@ -8,7 +8,7 @@ import torch
 from conftest import smooth_picture
 from PIL import Image
 
-from data_prep import equalise as equalise_command
+from data_prep import equalize as equalise_command
 from featdistill.command_line import UserError
 from featdistill.data.amplitude_mixup import mix_amplitudes
 from featdistill.data.loading import Broken, ScoreDataset, collate, make_loader

@@ -72,7 +72,7 @@ def test_files_that_tell_the_label_are_found_and_what_tells_it_is_named(confound
     assert {"container", "width", "height"} & set(baseline["telling"])
     alone = {one["feature"]: one["auc_alone"] for one in baseline["features"]}
     assert alone["container"] > 0.95 and alone["chroma"] > 0.95 and "icc" not in alone
-    assert capsys.readouterr().out.startswith("WARNING: the files tell real from AI-generated")
+    assert capsys.readouterr().out.startswith("WARNING: the files tell real from AI-generated images")
     assert "container (1.00)" in (tmp_path / "out" / "audit.md").read_text()
     with Image.open(tmp_path / "out" / "audit.png") as page:
         assert page.format == "PNG" and min(page.size) > 1000
@@ -137,7 +137,7 @@ def test_images_of_one_label_leave_the_baseline_undefined(clean, tmp_path, quick
     rows.to_csv(clean, index=False)
     status, found = run([clean], tmp_path / "out")
     assert status == 0 and found["baseline"]["auc"] is None
-    assert "it takes real and AI-generated images" in capsys.readouterr().out
+    assert "it needs real and AI-generated images" in capsys.readouterr().out
 
 
 def test_a_file_tells_its_container_tables_and_blocks(tmp_path):
@@ -174,7 +174,7 @@ def test_the_estimated_quality_is_that_of_the_encoder(tmp_path):
 
 def test_rare_categories_share_a_number():
     column = pd.Series(["b"] * 3 + ["a"] * 3 + ["c"] * 2 + ["d", "e"])
-    assert audit_features.codes(column, most=3).tolist() == [1] * 3 + [0] * 3 + [2] * 2 + [3, 3]
+    assert audit_features.codes(column, limit=3).tolist() == [1] * 3 + [0] * 3 + [2] * 2 + [3, 3]
 
 
 def test_what_a_person_should_look_at_is_listed(tmp_path):
@@ -266,7 +266,7 @@ def test_a_limit_takes_its_share_of_every_source_and_label():
 
 
 def test_the_same_command_writes_the_same_bytes_with_any_number_of_workers(clean, tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.writing.parallel._IMAGES_A_TASK", 8)
+    monkeypatch.setattr("data_prep.writing.parallel._ITEMS_PER_TASK", 8)
     for folder, workers in (("a", "1"), ("b", "2")):
         audit.main([clean, "--out", str(tmp_path / folder), "--workers", workers])
     for name in ("audit.json", "audit.md", "audit.png"):
@@ -274,17 +274,17 @@ def test_the_same_command_writes_the_same_bytes_with_any_number_of_workers(clean
 
 
 def test_a_name_cannot_break_a_table():
-    text = audit_page._table([{"name": "a|b\nc", "flag": True, "auc": 0.5}], ("name", "flag", "auc"))
-    assert text.splitlines()[2] == "| a\\|b c | yes | 0.5000 |" and len(text.splitlines()) == 3
+    text = audit_page.table([{"name": "a|b\nc", "flag": True, "auc": 0.5}], ("name", "flag", "auc"))
+    assert text.splitlines()[2] == "| a\\|b c |  yes | 0.5000 |" and len(text.splitlines()) == 3
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--near-duplicates", "-1"], "--near-duplicates takes 0 to"),
-        (["--limit", "0"], "--limit must be 1 or more"),
-        (["--seed", "-1"], "--seed must be 0 or more"),
-        (["--workers", "0"], "--workers must be 1 or more"),
+        (["--near-duplicates", "-1"], "argument --near-duplicates: must be from 0 to 10"),
+        (["--limit", "0"], "argument --limit: must be 1 or more"),
+        (["--seed", "-1"], "argument --seed: must be 0 or more"),
+        (["--workers", "0"], "argument --workers: must be 1 or more"),
     ],
 )
 def test_a_flag_that_makes_no_sense_is_an_error(clean, tmp_path, flags, message):

@@ -11,6 +11,7 @@ import pytest
 from conftest import smooth_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_trees import cells_of
 from PIL import Image
 
 from data_prep import combine
@@ -92,11 +93,11 @@ def test_names_that_repeat_get_the_name_of_their_manifest_in_front(manifests, tm
     [
         (["--where", "splt=train"], r"no manifest has a column splt \(did you mean split\?\)"),
         (["--where", "split=test"], r"no row of .* is left with split=test"),
-        (["--where", "split"], "--where takes COLUMN=VALUE, not split"),
-        (["--weight", "one=0"], "--weight takes SOURCE=W with a positive number W, not one=0"),
-        (["--weight", "one=inf"], "--weight takes SOURCE=W"),
+        (["--where", "split"], "--where accepts COLUMN=VALUE, not split"),
+        (["--weight", "one=0"], "--weight accepts SOURCE=W with a positive number W, not one=0"),
+        (["--weight", "one=inf"], "--weight accepts SOURCE=W"),
         (["--weight", "one=1", "--no-duplicates-check"], "unknown source 'one'"),
-        (["--near-duplicates", "40"], "--near-duplicates takes 0 to"),
+        (["--near-duplicates", "40"], "argument --near-duplicates: must be from 0 to 10"),
         (
             ["--balance", "generator", "--no-duplicates-check"],
             "2 rows have no generator, one1.jpg among them",
@@ -292,12 +293,12 @@ def test_the_table_counts_every_image_by_source_generator_and_label(tmp_path, ca
             "generator": [f"g{place // 3:02}" if place % 3 == 1 else "" for place in range(120)],
         }
     )
-    lines = combine.table(rows, rows[:30]).splitlines()
-    assert lines[0].split() == ["source", "generator", "real", "AI", "unlabelled", "held", "out"]
-    assert lines[1].split() == ["s", "50", "0", "50", "20"]
-    assert lines[-1].split() == ["all", "50", "50", "50", "30"]
-    assert lines[-2].split() == ["(1", "more)", "0", "1", "0", "0"] and len(lines) == 43
-    assert combine.table(rows, None).splitlines()[-1].split() == ["all", "40", "40", "40"]
+    lines = cells_of(combine.table(rows, rows[:30]))
+    assert lines[0] == ["source", "generator", "real", "AI", "unlabeled", "held out"]
+    assert lines[1] == ["s", "", "50", "0", "50", "20"]
+    assert lines[-1] == ["all", "", "50", "50", "50", "30"]
+    assert lines[-2] == ["(1 more)", "", "0", "1", "0", "0"] and len(lines) == 43
+    assert cells_of(combine.table(rows, None))[-1] == ["all", "", "40", "40", "40"]
 
 
 def test_the_hash_stands_storing_and_scaling_and_tells_pictures_apart():
@@ -339,7 +340,7 @@ def test_pairs_by_bands_are_those_of_all_comparisons(seed, bits):
 
 
 def test_the_same_command_writes_the_same_bytes_with_any_number_of_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.writing.parallel._IMAGES_A_TASK", 2)
+    monkeypatch.setattr("data_prep.writing.parallel._ITEMS_PER_TASK", 2)
     images = {f"{seed}.jpg": encoded(seed) for seed in range(12)}
     one = write_set(tmp_path / "one.csv", images, label=[0, 1] * 6, source=["s", "t"] * 6)
     made = []

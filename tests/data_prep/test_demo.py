@@ -235,7 +235,7 @@ def test_other_settings_on_a_finished_folder_are_an_error_that_names_them(tiny, 
 
 def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     (tmp_path / "shard_0.zip").write_bytes(b"precious")
-    with pytest.raises(UserError, match="not made by this command"):
+    with pytest.raises(UserError, match="already exists and was not written by this command"):
         demo.main(["--out", str(tmp_path), "--size", "tiny"])
     assert (tmp_path / "shard_0.zip").read_bytes() == b"precious"
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from data_prep import distort_split
+from data_prep.writing import parallel
 from featdistill.command_line import UserError
 from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.plan import apply_plan, describe
@@ -49,6 +50,7 @@ def test_the_label_file_says_what_the_manifest_says(make_set, tmp_path):
 
 def test_a_copy_that_was_stopped_ends_with_the_bytes_of_a_whole_one(make_set, tmp_path, monkeypatch):
     manifest = make_set("holdout", 8)
+    monkeypatch.setattr(parallel, "_ITEMS_PER_TASK", 2)
     copy(manifest, tmp_path / "whole", "--workers", "2")
 
     def stop(*arguments):
@@ -72,7 +74,7 @@ def test_a_finished_copy_is_left_alone_and_other_settings_are_refused(make_set, 
     manifest, out = make_set("holdout", 4), tmp_path / "copy"
     copy(manifest, out)
     assert copy(manifest, out) == 0 and "nothing to do" in capsys.readouterr().out
-    with pytest.raises(UserError, match="made otherwise: seed was 0, is 5"):
+    with pytest.raises(UserError, match="was produced with different settings: seed was 0, is 5"):
         copy(manifest, out, "--seed", "5")
     with pytest.raises(UserError, match=r"unknown distortion preset 'havy' \(did you mean heavy\?\)"):
         copy(manifest, tmp_path / "other", "--preset", "havy")

@@ -1,6 +1,5 @@
 """A tree of folders becomes a manifest: labels by exact folder names alone, equal files once."""
 
-import io
 import os
 from pathlib import Path
 
@@ -9,28 +8,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from image_trees import picture, write_tree
 
 from data_prep import folders
+from data_prep.reading.files import ImageFile
 from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
 from featdistill.records.manifest import read_manifest
-
-
-def picture(seed: int, kind: str = "PNG") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, kind)
-    return data.getvalue()
-
-
-def make_tree(root: Path, files: dict[str, int | bytes]) -> Path:
-    """Write images by path; a number is the seed of a picture of its own."""
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(content) if isinstance(content, int) else content)
-    return root
 
 
 def rows_of(root: Path, **options) -> pd.DataFrame:
@@ -67,7 +51,7 @@ def rows_of(root: Path, **options) -> pd.DataFrame:
     ],
 )
 def test_label_source_and_generator_follow_the_folders(tmp_path, file, label, source, generator):
-    rows = rows_of(make_tree(tmp_path / "root", {file: 0}))
+    rows = rows_of(write_tree(tmp_path / "root", {file: 0}))
     row = rows.loc[file]
     assert (row["label"], row["source"], row["generator"]) == (label, source, generator)
     assert (row["name"], row["group"]) == (Path(file).name, "a")
@@ -76,25 +60,29 @@ def test_label_source_and_generator_follow_the_folders(tmp_path, file, label, so
 
 @given(st.sampled_from(sorted(folders.FOLDER_LABELS)), st.text(min_size=1, max_size=3))
 def test_only_a_whole_name_in_any_case_is_a_label_folder(name, addition):
-    assert folders.folder_label(name.upper()) == folders.FOLDER_LABELS[name]
-    longer = name + addition
-    assert folders.folder_label(longer) == folders.FOLDER_LABELS.get(longer.casefold())
+    label = folders.FOLDER_LABELS[name]
+    assert folders.row(ImageFile("", f"{name.upper()}/a.png"), "")["label"] == label
+    longer = name + addition.replace("/", "")
+    if longer.casefold() not in folders.FOLDER_LABELS:
+        with pytest.raises(UserError, match="no folder on its path"):
+            folders.row(ImageFile("", f"{longer}/a.png"), "")
 
 
 @pytest.mark.parametrize(
     "name", ["0", "1", "deepfake", "real_estate", "not_real", "ai_vs_real", "train", "a"]
 )
 def test_names_that_do_not_say_one_class_have_no_label(name):
-    assert folders.folder_label(name) is None
+    with pytest.raises(UserError, match="no folder on its path"):
+        folders.row(ImageFile("", f"{name}/a.png"), "")
 
 
 def test_folders_above_the_root_never_decide(tmp_path):
-    root = make_tree(tmp_path / "fake" / "1_fake", {"real/a.png": 0})
+    root = write_tree(tmp_path / "fake" / "1_fake", {"real/a.png": 0})
     assert rows_of(root)["label"].tolist() == [0]
     with pytest.raises(
-        UserError, match="folder 'misc' has images, but no folder on its path is one of: 0_real"
+        UserError, match=r"folder 'misc' has images, but no folder on its path, .* is a label: 0_real"
     ):
-        folders.build_manifest(make_tree(tmp_path / "ai", {"misc/a.png": 0}))
+        folders.build_manifest(write_tree(tmp_path / "ai", {"misc/a.png": 0}))
 
 
 @pytest.mark.parametrize(
@@ -102,26 +90,26 @@ def test_folders_above_the_root_never_decide(tmp_path):
     [
         (
             {"real/a.png": 0, "masks/b.png": 1},
-            "folder 'masks' has images, but no folder .* one of: 0_real, real",
+            "folder 'masks' has images, but no folder .* is a label: 0_real, real",
         ),
         ({"real/a.png": 0, "b.png": 1}, r"folder '\.' has images"),
         (
             {"a/real/x/fake/b.png": 0},
-            "folder 'a/real/x/fake' lies under 'real' and under 'fake', which disagree",
+            "folder 'a/real/x/fake' is below 'real' and 'fake', which disagree",
         ),
-        ({"ai/nature/b.png": 0}, "folder 'ai/nature' lies under 'ai' and under 'nature', which disagree"),
+        ({"ai/nature/b.png": 0}, "folder 'ai/nature' is below 'ai' and 'nature', which disagree"),
         ({"real/note.txt": b"x", "ai/.hidden.png": 0}, "holds no images"),
-        ({"real/a::b.png": 0}, "the name 'real/a::b.png' cannot stand in a manifest"),
-        ({"real/a\nb.png": 0}, "cannot stand in a manifest"),
+        ({"real/a::b.png": 0}, "the name 'real/a::b.png' cannot be used in a manifest"),
+        ({"real/a\nb.png": 0}, "cannot be used in a manifest"),
     ],
 )
 def test_a_tree_that_is_not_clear_is_an_error_that_names_the_folder(tmp_path, files, message):
     with pytest.raises(UserError, match=message):
-        folders.build_manifest(make_tree(tmp_path / "root", files))
+        folders.build_manifest(write_tree(tmp_path / "root", files))
 
 
 def test_names_are_file_names_where_these_are_unique_and_paths_elsewhere(tmp_path):
-    root = make_tree(
+    root = write_tree(
         tmp_path, {"real/x/1.png": 0, "real/y/1.png": 1, "ai/1.png": 2, "ai/2.png": 3, "ai/1.jpg": 4}
     )
     rows = rows_of(root)
@@ -137,14 +125,14 @@ def test_names_are_file_names_where_these_are_unique_and_paths_elsewhere(tmp_pat
 
 
 def test_source_may_be_given_for_all(tmp_path):
-    root = make_tree(tmp_path, {"real/x/1.png": 0, "sdxl/ai/2.png": 1})
+    root = write_tree(tmp_path, {"real/x/1.png": 0, "sdxl/ai/2.png": 1})
     rows = rows_of(root, source="mine")
     assert rows["source"].tolist() == ["mine", "mine"]
     assert rows["generator"].to_dict() == {"real/x/1.png": "", "sdxl/ai/2.png": "sdxl"}
 
 
 def test_equal_files_are_kept_once_the_first_by_path(tmp_path, capsys):
-    root = make_tree(
+    root = write_tree(
         tmp_path,
         {
             "a/0_real/1.png": 0,
@@ -155,25 +143,25 @@ def test_equal_files_are_kept_once_the_first_by_path(tmp_path, capsys):
         },
     )
     assert rows_of(root).index.tolist() == ["a/0_real/1.png", "b/0_real/3.png", "b/1_fake/1.png"]
-    assert "note: 2 images are copies of others" in capsys.readouterr().out
+    assert "note: 2 images are byte-for-byte copies of others" in capsys.readouterr().out
 
 
 def test_equal_files_with_two_labels_are_an_error_that_names_both(tmp_path):
-    root = make_tree(tmp_path, {"real/1.png": 0, "ai/2.png": 0})
+    root = write_tree(tmp_path, {"real/1.png": 0, "ai/2.png": 0})
     with pytest.raises(UserError, match=r"ai/2\.png and .*real/1\.png have equal bytes, but labels 1 and 0"):
         folders.build_manifest(root)
 
 
 def test_linked_folders_are_followed_once(tmp_path):
-    make_tree(tmp_path / "elsewhere", {"1.png": 0})
-    root = make_tree(tmp_path / "root", {"ai/2.png": 1})
+    write_tree(tmp_path / "elsewhere", {"1.png": 0})
+    root = write_tree(tmp_path / "root", {"ai/2.png": 1})
     (root / "real").symlink_to(tmp_path / "elsewhere")
     (root / "ai" / "again").symlink_to(root)
     assert rows_of(root)["label"].to_dict() == {"ai/2.png": 1, "real/1.png": 0}
 
 
 def test_a_link_to_nothing_is_an_error_that_names_it(tmp_path):
-    root = make_tree(tmp_path, {"ai/2.png": 1})
+    root = write_tree(tmp_path, {"ai/2.png": 1})
     (root / "ai" / "3.png").symlink_to(root / "gone.png")
     with pytest.raises(UserError, match=r"cannot read .*3\.png: No such file"):
         folders.build_manifest(root)
@@ -184,7 +172,7 @@ def run(root: Path, out: Path, *flags: str) -> int:
 
 
 def test_the_manifest_is_written_with_images_that_can_be_read(tmp_path):
-    root = make_tree(tmp_path / "data", {"real/1.png": 0, "ai/sd/2.png": 1})
+    root = write_tree(tmp_path / "data", {"real/1.png": 0, "ai/sd/2.png": 1})
     assert run(root, tmp_path / "data" / "m.csv") == 0
     text = (tmp_path / "data" / "m.csv").read_text()
     assert text.splitlines()[1].startswith("ai/sd/2.png,2.png,1,sd,sd,2,")
@@ -195,7 +183,7 @@ def test_the_manifest_is_written_with_images_that_can_be_read(tmp_path):
 
 def test_a_holdout_keeps_images_of_one_name_together_and_goes_when_it_is_not_asked_for(tmp_path, capsys):
     files = {f"{folder}/{i}.png": 2 * i + k for k, folder in enumerate(("real", "ai")) for i in range(20)}
-    root, out = make_tree(tmp_path / "data", files), tmp_path / "m.csv"
+    root, out = write_tree(tmp_path / "data", files), tmp_path / "m.csv"
     assert run(root, out, "--holdout", "0.2") == 0
     train, held = read_manifest(out), read_manifest(tmp_path / "m.holdout.csv")
     assert len(held) == 8 and len(train) == 32
@@ -205,12 +193,12 @@ def test_a_holdout_keeps_images_of_one_name_together_and_goes_when_it_is_not_ask
     assert (tmp_path / "m.holdout.csv").read_bytes() == first
     assert run(root, out) == 0
     assert len(read_manifest(out)) == 40 and not (tmp_path / "m.holdout.csv").exists()
-    assert "m.holdout.csv, of an earlier run, is removed" in capsys.readouterr().out
+    assert "m.holdout.csv, from an earlier run, is removed" in capsys.readouterr().out
 
 
 def test_verify_leaves_unreadable_images_out_and_lists_them(tmp_path):
     whole = picture(7, "JPEG")
-    root = make_tree(
+    root = write_tree(
         tmp_path / "data", {"real/1.png": 0, "ai/2.jpg": whole[:-40], "ai/3.png": b"", "ai/4.png": 3}
     )
     assert run(root, tmp_path / "m.csv") == 0
@@ -223,13 +211,13 @@ def test_verify_leaves_unreadable_images_out_and_lists_them(tmp_path):
 @pytest.mark.parametrize(
     ("root", "out", "message"),
     [
-        ("nowhere", "m.csv", "--root .*nowhere is no folder"),
+        ("nowhere", "m.csv", "argument --root: .*nowhere is not a folder"),
         ("data", "m.txt", "m.txt must be the name of a .csv file"),
         ("empty", "m.csv", "empty holds no images"),
     ],
 )
 def test_a_wrong_command_line_ends_in_an_error_that_names_it(tmp_path, root, out, message):
-    make_tree(tmp_path / "data", {"real/1.png": 0})
+    write_tree(tmp_path / "data", {"real/1.png": 0})
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         run(tmp_path / root, tmp_path / out)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from image_trees import cells_of
 from PIL import Image
 
 from data_prep import ntire
-from data_prep.reading import archives
+from data_prep.writing import manifests
 from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
 from featdistill.records.manifest import parse_distortions, read_manifest
@@ -174,7 +175,7 @@ def test_archives_in_subfolders_and_behind_links_are_found(root, tmp_path):
 def test_an_archive_goes_before_a_folder_of_its_name_and_this_is_said(root, tmp_path, capsys):
     write_part(root, "val_images", {"val_images/other.jpg": jpeg(0)}, "nested")
     assert prepare(root, tmp_path / "out") == 0
-    assert "note: val_images is left out: the archive val_images.zip is used" in capsys.readouterr().out
+    assert "note: val_images is ignored: the archive val_images.zip is used" in capsys.readouterr().out
     assert len(read_manifest(tmp_path / "out" / "val.csv")) == IMAGES["val"]
 
 
@@ -256,8 +257,8 @@ def test_missing_labels_and_splits_are_said_and_give_a_manifest_without_labels(r
     assert prepare(root, tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "note: val has no labels: there is no val_labels.csv" in said
-    assert "note: toy is not there" in said
-    assert "note: train is not whole: shard_1 missing" in said
+    assert "note: toy is missing" in said
+    assert "note: train is incomplete: shard_1 missing" in said
     rows = read_manifest(tmp_path / "out" / "val.csv")
     assert rows["label"].isna().all() and rows["is_distorted"].isna().all() and len(rows) == IMAGES["val"]
     assert not (tmp_path / "out" / "toy.csv").exists()
@@ -265,10 +266,10 @@ def test_missing_labels_and_splits_are_said_and_give_a_manifest_without_labels(r
 
 def test_the_table_counts_each_split(root, tmp_path, capsys):
     prepare(root, tmp_path / "out", "--splits", "val", "train", "toy")
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["split", "images", "real", "AI", "unlabelled", "distorted", "from"]
+    lines = cells_of(capsys.readouterr().out)
+    assert lines[0] == ["split", "images", "real", "AI", "unlabeled", "distorted", "from"]
     assert lines[1] == ["val", "8", "5", "3", "0", "5", "val_images.zip"]
-    assert lines[2] == ["train", "30", "20", "10", "0", "0", "shard_0.zip", "..", "shard_2.zip", "(3)"]
+    assert lines[2] == ["train", "30", "20", "10", "0", "0", "shard_0.zip .. shard_2.zip (3)"]
     assert lines[3] == ["toy", "5", "0", "0", "5", "0", "toy.zip"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["toy.csv", "train.csv", "val.csv"]
 
@@ -291,7 +292,7 @@ def test_a_holdout_of_an_earlier_run_does_not_stay_beside_the_whole_training_spl
     assert (tmp_path / "out" / "holdout.csv").exists()
     prepare(root, tmp_path / "out")
     assert not (tmp_path / "out" / "holdout.csv").exists()
-    assert "holdout.csv, of an earlier run, is removed" in capsys.readouterr().out
+    assert "holdout.csv, from an earlier run, is removed" in capsys.readouterr().out
 
 
 def test_extra_columns_are_joined_by_name_and_unknown_names_are_ignored(root, tmp_path, capsys):
@@ -343,13 +344,13 @@ def test_verify_leaves_unreadable_images_out_and_lists_them(root, tmp_path, caps
 
 
 def test_several_processes_find_the_unreadable_images_that_one_finds(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.writing.parallel._IMAGES_A_TASK", 4)
+    monkeypatch.setattr("data_prep.writing.parallel._ITEMS_PER_TASK", 4)
     members = {f"{i}.jpg": jpeg(i)[: -60 if i % 5 == 3 else None] for i in range(23)}
     write_zip(tmp_path / "a.zip", members)
     locations = [f"{tmp_path}/a.zip::{name}" for name in members]
-    alone = archives.unreadable_images(locations, workers=1)
+    alone = manifests.unreadable_images(locations, workers=1)
     assert list(alone) == [locations[i] for i in (3, 8, 13, 18)]
-    assert archives.unreadable_images(locations, workers=2) == alone
+    assert manifests.unreadable_images(locations, workers=2) == alone
 
 
 def broken_zip(root: Path) -> None:
@@ -449,7 +450,7 @@ FAILURES = {
     "no images": (no_images, "val_images.zip holds no images"),
     "an image missing": (
         without_image,
-        rf"val_labels\.csv names {VAL[0]}\.jpg, which is not there; 1 images are missing",
+        rf"val_labels\.csv names {VAL[0]}\.jpg, which does not exist; 1 images are missing",
     ),
     "a label missing": (without_label, rf"{VAL[-1]}\.jpg has no label in .*val_labels\.csv .*; 1 images"),
     "a label of 2": (relabel(f"{VAL[3]}.jpg,1", f"{VAL[3]}.jpg,2"), rf"row 4 \({VAL[3]}.jpg\): label is '2'"),
@@ -463,7 +464,7 @@ FAILURES = {
     "a label given twice": (label_twice, f"names image {VAL[0]} more than once"),
     "an image in two shards": (image_in_two_shards, "train: two images have one name: .*shard_0.*shard_2"),
     "a label in two shards": (label_in_two_shards, "shard_2/labels.csv names .*, as another label file does"),
-    "a shard without labels": (shard_without_labels, "shard_2.zip holds no labels.csv"),
+    "a shard without labels": (shard_without_labels, "shard_2.zip has no labels.csv"),
     "an archive twice": (archive_twice, "val_images.zip and .*val_images.zip are the same part"),
     "two label files": (labels_twice, "val_labels.csv and .*val_labels.csv differ"),
     "lists of unequal length": (relabel('"[24]"', '"[24, 3]"'), f"{VAL[1]}.jpg: 1 distortions, but 2 scales"),
@@ -495,13 +496,13 @@ def test_wrong_data_end_in_an_error_that_names_them_and_nothing_is_written(root,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--splits", "toy"), "toy is not there: no archive .* toy or toy_images"),
+        (("--splits", "toy"), "toy is missing: no archive .* toy or toy_images"),
         (("--splits", "vall"), r"unknown split 'vall' \(did you mean val\?\)"),
         (("--splits", "val", "--holdout", "0.1"), "--holdout needs the train split"),
-        (("--holdout", "1.5"), "must lie between 0 and 1"),
+        (("--holdout", "1.5"), "argument --holdout: must be between 0 and 1"),
         (("--holdout", "0.0001"), "leaves one side empty"),
         (("--extra", "nowhere.csv"), "cannot read nowhere.csv"),
-        (("--verify", "--workers", "0"), "--workers must be 1 or more"),
+        (("--verify", "--workers", "0"), "argument --workers: must be 1 or more"),
         (("--hold", "0.1"), "unknown argument --hold"),
     ],
 )
@@ -514,7 +515,7 @@ def test_a_wrong_command_line_ends_in_an_error_that_names_it(root, tmp_path, fla
 def test_a_folder_without_any_split_or_no_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no split of the challenge below"):
         prepare(tmp_path, tmp_path / "out")
-    with pytest.raises(UserError, match="nowhere is no folder"):
+    with pytest.raises(UserError, match="nowhere is not a folder"):
         prepare(tmp_path / "nowhere", tmp_path / "out")
 
 

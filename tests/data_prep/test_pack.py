@@ -124,11 +124,13 @@ def test_names_that_no_member_may_have_and_names_that_meet_are_replaced_by_the_r
 
 def test_what_is_of_something_else_is_not_overwritten(make_set, tmp_path):
     manifest = make_set("set", 2)
-    with pytest.raises(UserError, match=r"holds a manifest\.csv of something else"):
+    with pytest.raises(UserError, match="set already exists and was not written by this command"):
         packed(manifest, tmp_path / "set")
     packed(manifest, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "pack.json").read_text())["finished"] is True
-    with pytest.raises(UserError, match="was made from another manifest or with other flags"):
+    with pytest.raises(
+        UserError, match="out was produced with different settings: verify was false, is true"
+    ):
         packed(manifest, tmp_path / "out", "--verify")
     (tmp_path / "set" / "00000.jpg").unlink()
     (tmp_path / "set" / "00001.jpg").unlink()

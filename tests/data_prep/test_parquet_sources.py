@@ -125,7 +125,7 @@ def test_the_same_command_writes_the_same_bytes(source, tmp_path):
 def test_batches_do_not_change_the_rows(source, tmp_path, monkeypatch):
     root = write_set(tmp_path / "root", source)
     run(source, root, tmp_path / "a.csv")
-    monkeypatch.setattr(parquet_parts, "_ROWS_A_BATCH", 5)
+    monkeypatch.setattr(parquet_parts, "_ROWS_PER_BATCH", 5)
     run(source, root, tmp_path / "b.csv")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
@@ -242,7 +242,7 @@ def test_real_images_have_no_generator_and_labels_are_read_in_any_case(tmp_path)
 def test_the_full_community_forensics_is_said_to_have_no_real_images(tmp_path, capsys):
     root = write_set(tmp_path / "root", "community_forensics")
     run("community_forensics", root, tmp_path / "all.csv")
-    assert "no real images here" in capsys.readouterr().out
+    assert "there are no real images" in capsys.readouterr().out
     rows = read_manifest(tmp_path / "all.csv")
     assert [found["architecture"] for found in in_order(rows)] == ["LatDiff", "GAN"] * 12
     assert set(rows["licence"]) == {"unknown"}
@@ -252,9 +252,9 @@ def test_real_images_are_taken_for_a_smaller_set(tmp_path, capsys):
     change = {"label": 0, "model_name": "a camera", "architecture": "none"}
     root = write_set(tmp_path / "root", "community_forensics", **change)
     run("community_forensics", root, tmp_path / "all.csv")
-    assert "warning: 1 real images are here, and the full set has none" in capsys.readouterr().out
+    assert "warning: found 1 real images, and the full set has none" in capsys.readouterr().err
     run("community_forensics", root, tmp_path / "all.csv", "--preset", "community_forensics_small")
-    assert "full set has none" not in capsys.readouterr().out
+    assert "full set has none" not in capsys.readouterr().err
     rows = read_manifest(tmp_path / "all.csv")
     real = in_order(rows)[13]
     assert (real["label"], real["generator"], real["architecture"]) == (0, "", "")
@@ -272,14 +272,14 @@ def test_one_file_is_a_root_too(tmp_path):
 def test_missing_parts_are_told(tmp_path, capsys):
     root = write_set(tmp_path / "root", "openfake")
     run("openfake", root, tmp_path / "all.csv")
-    assert "warning: data/train-00002-of-00003 is missing" in capsys.readouterr().out
+    assert "warning: data/train-00002-of-00003 is missing" in capsys.readouterr().err
     write_part(root / "data" / "train-00002-of-00003.parquet", "openfake", [row("openfake", 1)])
     run("openfake", root, tmp_path / "all.csv")
-    assert "warning" not in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().err
     for part in (0, 2):
         (root / "data" / f"train-{part:05d}-of-00003.parquet").unlink()
     run("openfake", root, tmp_path / "all.csv")
-    assert "data/train-00000-of-00003 and 1 more are missing" in capsys.readouterr().out
+    assert "data/train-00000-of-00003 and 1 more are missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", MODULES)
@@ -333,7 +333,7 @@ def test_damaged_files_are_one_line(tmp_path):
 
 def test_a_root_without_rows_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no parquet files \(.parquet\) are there"):
+    with pytest.raises(UserError, match=r"empty holds no parquet files \(.parquet\)"):
         run("openfake", tmp_path / "empty", tmp_path / "all.csv")
     (tmp_path / "text.csv").write_text("a")
     with pytest.raises(UserError, match="no parquet files"):

@@ -33,10 +33,10 @@ def test_ditfake_keeps_the_photographs_that_repeat_once(tmp_path, capsys, kind):
     assert (ai["protocol_sets"] == ai["generator"]).all()
     assert rows.loc[f"test1/{SD3}/1_fake/2.png", "group"] == real.loc[f"test1/{FLUX}/0_real/2.png", "group"]
     assert set(rows["source"]) == {"ditfake"} and set(rows["licence"]) == {UNKNOWN}
-    text = capsys.readouterr().out
-    assert "note: 6 images are copies of others" in text
-    assert "warning: 9 real images are here, 15000 are promised" in text
-    assert f"warning: 3 AI images of {FLUX} are here, 5000 are promised" in text
+    shown = capsys.readouterr()
+    assert "note: 6 images are byte-for-byte copies of others" in shown.out
+    assert "warning: 9 real images found, 15000 published" in shown.err
+    assert f"warning: 3 AI images of {FLUX} found, 5000 published" in shown.err
 
 
 def test_ditfake_is_found_nested_in_other_capitals_and_as_one_archive_a_generator(tmp_path):
@@ -57,7 +57,7 @@ def test_deepfake60k_goes_by_the_two_names_with_or_without_a_train_level(tmp_pat
         f"{front}FAKE/7.png": (1, "", "7", UNKNOWN),
         f"{front}Real/7.png": (0, "", "7", UNKNOWN),
     }
-    assert "warning: 2 images are here, 60000 are promised" in capsys.readouterr().out
+    assert "warning: 2 images found, 60000 published" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,7 +80,7 @@ def test_genimage_is_read_as_published_and_the_alphabet_does_not_invert_it(tmp_p
         (1, "BigGAN", "", "x", "BigGAN"),
         (0, "", "val", "x", "glide"),
     ]
-    assert "warning: promised, but none are here: ADM, VQDM" in capsys.readouterr().out
+    assert "warning: published, but not found: ADM, VQDM" in capsys.readouterr().err
 
 
 def test_every_name_that_genimage_is_known_by_gives_one_of_its_eight_generators(tmp_path):
@@ -90,7 +90,7 @@ def test_every_name_that_genimage_is_known_by_gives_one_of_its_eight_generators(
         genimage.GENERATORS[path.split("/")[0].lower()] for path in rows.index
     ]
     assert rows["generator"].nunique() == 8
-    assert sum(genimage.SOURCE.promised.values()) == 1_331_167 + 1_350_000
+    assert sum(genimage.SOURCE.published.values()) == 1_331_167 + 1_350_000
 
 
 UFD = {
@@ -140,7 +140,7 @@ def test_universalfakedetect_has_shared_photographs_once_with_the_sets_that_they
 def test_the_protocol_has_19_sets(tmp_path):
     named = {*universalfakedetect.FORENSYNTHS, *universalfakedetect.REALS_OF}
     assert len(named) == 19 and len(universalfakedetect.LAION_SETS) == 7
-    assert {name for name, label in universalfakedetect.SOURCE.promised if label} == named
+    assert {name for name, label in universalfakedetect.SOURCE.published if label} == named
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,19 +206,19 @@ def test_diffusionface_knows_its_methods_and_says_when_there_are_no_photographs(
         "Part1/DDIM/3_out.png": (1, "DDIM", "face 3", "academic use only"),
         "fake/LDM/sd15_00004.png": (1, "LDM", "face 4", "academic use only"),
     }
-    assert "warning: there are no real images; give CelebAMask-HQ by --reals" in capsys.readouterr().out
+    assert "warning: there are no real images; add CelebAMask-HQ with --reals" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--preset diffface-edit or diffusionface is needed"),
+        ([], "--preset diffface-edit or diffusionface is required"),
         (["--preset", "difface-edit"], "unknown preset 'difface-edit' (did you mean diffface-edit?)"),
-        (["--preset", "diffface-edit", "--map", "a=fake"], "--map takes FOLDER=real"),
-        (["--preset", "diffface-edit", "--map", "a=ai", "A=real"], "--map gives A twice"),
-        (["--preset", "diffface-edit", "--map", "DDIM=skip"], "folders that are skipped"),
+        (["--preset", "diffface-edit", "--map", "a=fake"], "--map accepts FOLDER=real"),
+        (["--preset", "diffface-edit", "--map", "a=ai", "A=real"], "--map contradicts itself about A"),
+        (["--preset", "diffface-edit", "--map", "DDIM=skip"], "all images are in folders that are skipped"),
         (["--preset", "diffface-edit"], "folder 'DDIM' has images, but no folder on its path"),
-        (["--preset", "diffface-edit"], "say it by --map FOLDER=real"),
+        (["--preset", "diffface-edit"], "use --map FOLDER=real"),
     ],
 )
 def test_diffface_asks_for_what_it_cannot_know(tmp_path, flags, message):

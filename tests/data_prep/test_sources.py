@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_trees import KINDS, picture, write_tree
+from image_trees import KINDS, cells_of, picture, write_tree
 
 from data_prep import aigcdetect, deepfake60k, diffface, ditfake, genimage, universalfakedetect
 from data_prep.reading import files as source_files
 from data_prep.reading.files import ImageFile, find_images
+from data_prep.writing import sampling
 from data_prep.writing import source as sources
 from featdistill.command_line import UserError
 from featdistill.images.reading import decode, read_image
@@ -51,7 +52,7 @@ def test_an_archive_goes_before_its_folder_and_the_note_says_so(tmp_path, capsys
         f"{root}/sd.zip::ai/1.png",
         f"{root}/sdxl/ai/1.png",
     ]
-    assert "note: the folder sd/ is left out: the archive sd.zip is used" in capsys.readouterr().out
+    assert "note: the folder sd/ is ignored: the archive sd.zip is used" in capsys.readouterr().out
 
 
 def test_the_last_part_of_a_divided_archive_is_an_error_unless_it_was_unpacked(tmp_path, capsys):
@@ -60,7 +61,7 @@ def test_the_last_part_of_a_divided_archive_is_an_error_unless_it_was_unpacked(t
         find_images(root)
     write_tree(root, {"sd/ai/2.png": 1})
     assert [file.path for file in find_images(root)] == ["other/ai/1.png", "sd/ai/2.png"]
-    assert "sd.zip, one part of several, is left out" in capsys.readouterr().out
+    assert "sd.zip, one part of several, is ignored" in capsys.readouterr().out
 
 
 def test_what_cannot_be_read_in_place_is_named(tmp_path, capsys):
@@ -103,7 +104,7 @@ def test_one_folder_on_the_path_decides_by_its_whole_name_in_any_case():
     assert source_files.one_on_path(file_at("Nature/nature/1.png"), known, "a label") == (0, 0)
     with pytest.raises(UserError, match=r"folder 'x/rainy' has images, but no folder .* a label: ai, nature"):
         source_files.one_on_path(file_at("x/rainy/1.png"), known, "a label")
-    with pytest.raises(UserError, match="folder 'AI/nature' lies under 'AI' and 'nature', which disagree"):
+    with pytest.raises(UserError, match="folder 'AI/nature' is below 'AI' and 'nature', which disagree"):
         source_files.one_on_path(file_at("AI/nature/1.png"), known, "a label")
 
 
@@ -125,14 +126,14 @@ def test_a_subset_has_the_size_asked_for_and_each_stratum_its_share(kinds, data)
         }
     )
     limit = data.draw(st.integers(1, len(kinds) + 5))
-    taken = sources.proportional_subset(frame, limit, seed=3)
+    taken = sampling.proportional_subset(frame, limit, seed=3)
     assert len(taken) == min(limit, len(frame))
     share = len(taken) / len(frame)
     counts = strata(taken)
     for key, rows in strata(frame).items():
         assert abs(counts.get(key, 0) - share * rows) < 1
     order = data.draw(st.permutations(range(len(frame))))
-    shuffled = sources.proportional_subset(frame.iloc[order].reset_index(drop=True), limit, seed=3)
+    shuffled = sampling.proportional_subset(frame.iloc[order].reset_index(drop=True), limit, seed=3)
     assert set(shuffled["name"]) == set(taken["name"])
     assert taken["name"].tolist() == [name for name in frame["name"] if name in set(taken["name"])]
 
@@ -140,7 +141,7 @@ def test_a_subset_has_the_size_asked_for_and_each_stratum_its_share(kinds, data)
 def test_another_seed_takes_another_subset():
     names = [f"{i}.png" for i in range(200)]
     frame = make_manifest({"image": names, "name": names, "label": [0] * 200})
-    first, second = (set(sources.proportional_subset(frame, 50, seed)["name"]) for seed in (0, 1))
+    first, second = (set(sampling.proportional_subset(frame, 50, seed)["name"]) for seed in (0, 1))
     assert first != second and len(first) == len(second) == 50
 
 
@@ -149,7 +150,7 @@ def test_equal_images_are_kept_once_and_their_groups_and_sets_are_joined(tmp_pat
     root = write_tree(tmp_path / "data", {"a.png": 0, "b.png": 0, "c.png": 0, "d.png": 1, "e.png": 2}, kind)
     found = find_images(root)
     columns = {
-        **source_files.columns_of(found),
+        **source_files.read_rows(found, lambda file: {}),
         "label": [0, 0, 0, 1, 1],
         "group": ["a", "b", "c", "b", "e"],
         "protocol_sets": ["x", "y;x", "z", "y", ""],
@@ -160,12 +161,14 @@ def test_equal_images_are_kept_once_and_their_groups_and_sets_are_joined(tmp_pat
     assert kept["group"][0] == kept["group"][1] != kept["group"][2]
 
 
-SOURCE = sources.Source("mine", "My set", "nowhere", "none", promised={("", 0): 2, ("a", 1): 5, ("b", 1): 9})
+SOURCE = sources.Source(
+    "mine", "My set", "nowhere", "none", row=dict, published={("", 0): 2, ("a", 1): 5, ("b", 1): 9}
+)
 
 
 def arguments(out: Path, **changes) -> Namespace:
     settings = {"limit": None, "holdout": None, "seed": 0, "verify": False, "workers": 1}
-    return Namespace(out=str(out), **{**settings, **changes})
+    return Namespace(out=out, **{**settings, **changes})
 
 
 def test_the_table_holds_what_was_found_against_what_was_promised(tmp_path, capsys):
@@ -173,33 +176,35 @@ def test_the_table_holds_what_was_found_against_what_was_promised(tmp_path, caps
     columns = {"image": names, "name": names, "label": [0, 0, 1, 1, 1, None]}
     columns["generator"] = ["", "", "a", "a", "c", ""]
     assert sources.finish(columns, SOURCE, arguments(tmp_path / "m.csv", limit=3)) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = capsys.readouterr()
+    lines = cells_of(shown.out)
     # One of three goes to each of the larger strata, and of equal remainders the first by name takes one.
-    assert lines[:8] == [
-        ["My", "set"],
-        ["label", "generator", "promised", "found", "taken"],
-        ["real", "2", "2", "1"],
+    assert shown.out.startswith("My set\n") and lines == [
+        ["label", "generator", "published", "found", "taken"],
+        ["real", "", "2", "2", "1"],
         ["AI", "a", "5", "2", "1"],
         ["AI", "b", "9", "0", "0"],
         ["AI", "c", "-", "1", "0"],
-        ["unlabelled", "-", "1", "1"],
-        ["all", "16", "6", "3"],
+        ["unlabeled", "", "-", "1", "1"],
+        ["all", "", "16", "6", "3"],
     ]
-    text = [" ".join(line) for line in lines]
-    assert "warning: 2 AI images of a are here, 5 are promised" in text
-    assert "warning: promised, but none are here: b" in text
-    assert sum(line.startswith("warning") for line in text) == 2
+    assert shown.err.splitlines() == [
+        "warning: 2 AI images of a found, 5 published",
+        "warning: published, but not found: b",
+    ]
     rows = read_manifest(tmp_path / "m.csv")
     assert set(rows["source"]) == {"mine"} and set(rows["licence"]) == {"none"}
 
 
 @pytest.mark.parametrize(("images", "warned"), [(949, True), (950, True), (951, False), (1_049, False)])
 def test_counts_published_in_steps_may_differ_by_half_a_step(tmp_path, capsys, images, warned):
-    source = sources.Source("mine", "My set", "nowhere", "none", promised_images=1_000, rounding=100)
+    source = sources.Source(
+        "mine", "My set", "nowhere", "none", row=dict, published_total=1_000, rounding=100
+    )
     names = [f"{i}.png" for i in range(images)]
     columns = {"image": names, "name": names, "label": [0] * images}
     sources.finish(columns, source, arguments(tmp_path / "m.csv"))
-    assert (f"warning: {images} images are here, 1000 are promised" in capsys.readouterr().out) is warned
+    assert (f"warning: {images} images found, 1000 published" in capsys.readouterr().err) is warned
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
@@ -214,11 +219,11 @@ def test_every_help_says_where_the_data_come_from_and_under_what_terms(module, c
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--limit", "0"], "--limit must be 1 or more, not 0"),
-        (["--holdout", "1"], "--holdout must lie between 0 and 1, not 1.0"),
-        (["--workers", "0"], "--workers must be 1 or more"),
-        (["--out", "m.txt"], "--out m.txt must be the name of a .csv file"),
-        (["--root", "nowhere"], "--root nowhere does not exist"),
+        (["--limit", "0"], "argument --limit: must be 1 or more, not 0"),
+        (["--holdout", "1"], "argument --holdout: must be between 0 and 1, not 1"),
+        (["--workers", "0"], "argument --workers: must be 1 or more"),
+        (["--out", "m.txt"], "argument --out: m.txt must be the name of a .csv file"),
+        (["--root", "nowhere"], "argument --root: nowhere does not exist"),
         (["--limt", "3"], "unknown argument --limt .did you mean --limit"),
     ],
 )

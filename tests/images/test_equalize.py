@@ -9,8 +9,9 @@ import pytest
 from conftest import smooth_picture
 from PIL import Image
 
-from data_prep import equalise as command
+from data_prep import equalize as command
 from data_prep.writing import copies as image_copies
+from data_prep.writing import parallel
 from featdistill.command_line import UserError
 from featdistill.images.equalization import Equalization, common_sizes, cut, equalize, equalized_jpeg
 from featdistill.images.reading import decode, encode_jpeg, read_bytes, read_image
@@ -212,6 +213,7 @@ def test_an_image_that_lies_on_its_side_counts_as_it_is_seen(tmp_path):
 
 
 def test_a_copy_that_was_stopped_ends_with_the_bytes_of_a_whole_one(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_ITEMS_PER_TASK", 4)
     run(manifest, tmp_path / "whole", "--workers", "2")
 
     def stop(*arguments):
@@ -243,7 +245,7 @@ def test_a_finished_copy_is_left_alone_and_other_settings_are_refused(manifest, 
     before = (out / "images.zip").stat().st_mtime_ns
     assert run(manifest, out) == 0 and "nothing to do" in capsys.readouterr().out
     assert (out / "images.zip").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="made otherwise: seed was 0, is 5"):
+    with pytest.raises(UserError, match="was produced with different settings: seed was 0, is 5"):
         run(manifest, out, "--seed", "5")
 
 
@@ -263,9 +265,9 @@ def test_an_unreadable_image_is_named_and_left_out(manifest, tmp_path):
         (("--size", "squar"), r"unknown --size 'squar' \(did you mean square\?\)"),
         (("--size", "square", "9"), "a side of 16 px or more"),
         (("--size", "square", "64", "64"), "a side of 16 px or more"),
-        (("--quality-range", "95", "75"), "--quality-range must be from 1 to 100"),
-        (("--quality-range", "0", "75"), "--quality-range must be from 1 to 100"),
-        (("--workers", "0"), "--workers 1 or more"),
+        (("--quality-range", "95", "75"), "--quality-range needs the lower quality first"),
+        (("--quality-range", "0", "75"), "argument --quality-range: must be from 1 to 100"),
+        (("--workers", "0"), "argument --workers: must be 1 or more"),
     ],
 )
 def test_flags_that_make_no_sense_are_one_clear_error(manifest, tmp_path, flags, message):
@@ -274,8 +276,11 @@ def test_flags_that_make_no_sense_are_one_clear_error(manifest, tmp_path, flags,
     assert not (tmp_path / "copy").exists()
 
 
-def test_a_name_that_cannot_stand_in_an_archive_is_refused(manifest, tmp_path):
-    for name, message in (("../x.png", "cannot stand in an archive"), ("00.png", r"both be 00\.jpg")):
+def test_a_name_that_cannot_be_used_in_an_archive_is_refused(manifest, tmp_path):
+    for name, message in (
+        ("../x.png", "cannot be used in an archive"),
+        ("00.png", r"both be called 00\.jpg"),
+    ):
         frame = read_manifest(manifest)
         frame.loc[1, "name"] = name
         write_manifest(frame, manifest)

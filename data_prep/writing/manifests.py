@@ -1,0 +1,86 @@
+"""Manifests and the files next to them: the hold-out, and the list of images that could not be read."""
+
+import logging
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from data_prep.writing.parallel import map_in_order
+from featdistill import atomic
+from featdistill.images.reading import BrokenImage, read_image
+from featdistill.records import manifest
+
+_log = logging.getLogger(__name__)
+
+
+def write_manifests(frame: pd.DataFrame, args: Namespace) -> int:
+    """Write a manifest to `args.out`, and with `args.holdout` the hold-out to a file next to it.
+
+    With `args.verify`, images that cannot be read are left out of both.
+
+    Returns:
+        The exit status.
+    """
+    held_path = args.out.with_suffix(".holdout.csv")
+    frames = {args.out: frame}
+    if args.holdout is not None:
+        training, held = manifest.split_holdout(frame, args.holdout, args.seed)
+        frames = {args.out: training, held_path: held}
+    remove_old_holdout(held_path, args.out, is_replaced=args.holdout is not None)
+    unreadable = 0
+    for path, part in frames.items():
+        real, ai = ((part["label"] == label).sum() for label in (0, 1))
+        sources = part["source"].nunique()
+        _log.info(f"{path}: {len(part)} images, {real} real, {ai} AI, from {sources} sources")
+        unreadable += write_readable(part, path, args)
+    return 1 if unreadable else 0
+
+
+def write_readable(frame: pd.DataFrame, path: Path, args: Namespace) -> int:
+    """Write a manifest; with `args.verify`, without the images that cannot be read.
+
+    Those are listed in `<manifest>.errors.csv` (columns name, reason).
+
+    Returns:
+        The number of images that could not be read; 0 without `args.verify`.
+    """
+    faults = unreadable_images(frame["image"].tolist(), args.workers) if args.verify else {}
+    broken = frame["image"].isin(list(faults))
+    manifest.write_manifest(frame[~broken], path)
+    rows = frame.loc[broken, ["name", "image"]].itertuples(index=False)
+    errors_path = path.with_suffix(".errors.csv")
+    write_or_remove(errors_path, ("name", "reason"), [(name, faults[image]) for name, image in rows])
+    if faults:
+        _log.info(f"{broken.sum()} unreadable images are left out of {path}; see {errors_path}")
+    return int(broken.sum())
+
+
+def unreadable_images(locations: list[str], workers: int) -> dict[str, str]:
+    """Decode images and return why, by location, for those that cannot be read."""
+    reasons = map_in_order(_why_unreadable, locations, workers, "verify")
+    return {location: reason for location, reason in zip(locations, reasons, strict=True) if reason}
+
+
+def remove_old_holdout(path: Path, training: Path, *, is_replaced: bool) -> None:
+    """Remove the hold-out of an earlier run: its rows may be training rows now."""
+    if path.exists() and not is_replaced:
+        _log.info(f"note: {path}, from an earlier run, is removed: its rows may be in {training}")
+    path.unlink(missing_ok=True)
+
+
+def write_or_remove(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
+    """Write a CSV; where there are no rows, remove the one of an earlier run."""
+    if rows:
+        atomic.write_text(path, atomic.csv_text(header, rows))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _why_unreadable(location: str) -> str:
+    try:
+        read_image(location)
+    except BrokenImage as error:
+        return str(error)
+    return ""
