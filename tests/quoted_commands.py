@@ -30,7 +30,7 @@ class Quote:
         where: the file, and the line of the string.
         module: import name of the program.
         arguments: the words after it; within a sentence, up to the next bracket or semicolon.
-        is_complete: it is a line of its own without gaps, so all of it can be parsed.
+        is_complete: it is a line of its own, with flags and without gaps, so all of it can be parsed.
     """
 
     where: str
@@ -91,7 +91,7 @@ def _quotes_in(text: str, where: str) -> list[Quote]:
                 continue
             module = match["module"] or match["script"].replace("/", ".")
             is_line = is_launched and line.startswith("    ") and match.end() == len(code)
-            is_complete = is_line and bool(arguments) and not _GAP.search(arguments)
+            is_complete = is_line and "--" in arguments and not _GAP.search(arguments)
             found.append(Quote(where, module, _words(arguments), is_complete))
     return found
 
