@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The whole way, one line a stage: archives -> manifests -> stage 1 -> stage 2 -> predictions -> scores -> zip.
+# The whole pipeline, one line per stage: archives -> manifests -> stage 1 -> stage 2 -> predictions -> scores -> zip.
 #
-#   bash run_all.sh                                    the demo: synthetic data made on the spot, no download, CPU
-#   PROFILE=paper DATA=archives bash run_all.sh        the paper's way on the official archives in DATA
+#   bash run_all.sh                                    the demo: synthetic data, no downloads, CPU
+#   PROFILE=paper DATA=archives bash run_all.sh        the paper's experts on the official archives in DATA
 #   METHOD=featdistill_crd bash run_all.sh             the paper's other reading of stage 2, or any recipe on top
 #
-# A second run goes on where the first was stopped. Further settings, by environment: MANIFESTS and RUNS (where
-# manifests and results go), EXPERTS (recipes to train), METHOD (recipes on top of each), GPUS (processes to launch),
+# Running it again continues where it stopped. Further settings, as environment variables: MANIFESTS and RUNS (folders
+# for manifests and results), EXPERTS (recipes to train), METHOD (recipes on top of each), GPUS (processes to launch),
 # PYTHON.
 set -euo pipefail
-# Threads that wait must not keep a core busy that loader workers or other programs need.
+# Waiting threads must not occupy cores that loader workers or other programs need.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 cd "$(dirname "${BASH_SOURCE[0]}")"
-# A stage that is asked to stop saves and ends with status 0: what comes after it must not begin.
+# A stage that is told to stop saves and ends with status 0; the stages after it must not start.
 trap 'exit 143' TERM
 
 PROFILE=${PROFILE:-demo}
@@ -34,7 +34,7 @@ case $PROFILE in
     exit 2 ;;
 esac
 
-launch() { # one process, or one a GPU
+launch() { # one process, or one per GPU
   if [ "$GPUS" -gt 1 ]; then
     "$PYTHON" -m accelerate.commands.launch --multi_gpu --num_machines 1 --num_processes "$GPUS" \
       --mixed_precision no --dynamo_backend no "$@"
@@ -45,7 +45,7 @@ launch() { # one process, or one a GPU
 
 # Data
 [ "$PROFILE" = paper ] || "$PYTHON" -m data_prep.demo --out "$DATA"
-more=() # the demo's own table of generators; the challenge publishes none
+more=() # the demo has a table of generators; the challenge does not publish one
 [ ! -f "$DATA/generators.csv" ] || more=(--extra "$DATA/generators.csv")
 "$PYTHON" -m data_prep.ntire --root "$DATA" --out "$MANIFESTS" --holdout "$HOLDOUT" "${more[@]}"
 data=(--train "$MANIFESTS/train.csv" --val "$MANIFESTS/holdout.csv")
@@ -58,24 +58,24 @@ for expert in $EXPERTS; do
   experts+=("$RUNS/stage2/$expert/expert")
 done
 
-# Predictions: the experts of stage 2. Status 1 says that some images could not be read; the rest is there.
+# Predictions of the stage-2 experts. Status 1: some images could not be read, the rest is done.
 manifests=() predictions=() labels=()
 for split in val val_hard public_test private_test; do
   [ -f "$MANIFESTS/$split.csv" ] || continue
   manifests+=("$MANIFESTS/$split.csv") predictions+=("$RUNS/predictions/$split.csv")
-  # The organisers keep the labels of the private test; the demo's organisers are at hand.
+  # Labels of the private test exist only in the demo.
   answers="$DATA/organisers/${split}_labels.csv"
   if [ -f "$answers" ]; then labels+=("$answers"); else labels+=("$MANIFESTS/$split.csv"); fi
 done
 launch predict.py --manifest "${manifests[@]}" --experts "${experts[@]}" --out "$RUNS/predictions" || [ $? -eq 1 ]
 
-# Scores of the splits whose labels are known, and the report
+# Scores of the splits with known labels, and the report
 failed=0
 "$PYTHON" evaluate.py --predictions "${predictions[@]}" --labels "${labels[@]}" --out "$RUNS/scores" || failed=$?
-known=() # the ledger of submissions notes them
+known=() # for the ledger of submissions
 [ ! -f "$RUNS/scores/metrics.json" ] || known=(--scores "$RUNS/scores/metrics.json")
 
-# The zips of the validation and of the test phase; one that is refused does not keep the others from being made.
+# Zips of the validation and the test phase; if one is refused, the others are still written.
 if [ -f "$MANIFESTS/val.csv" ] && [ -f "$MANIFESTS/val_hard.csv" ]; then
   "$PYTHON" make_submission.py --profile val --val "$RUNS/predictions/val.csv" \
     --val-hard "$RUNS/predictions/val_hard.csv" --out "$RUNS/submission_val.zip" "${known[@]}" || failed=$?
