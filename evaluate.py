@@ -279,7 +279,7 @@ def _take(argv: list[str], flag: str) -> list[str]:
     if flag not in argv:
         return []
     start = argv.index(flag)
-    flags = (place for place in range(start + 1, len(argv)) if argv[place].startswith("--"))
+    flags = (index for index in range(start + 1, len(argv)) if argv[index].startswith("--"))
     end = next(flags, len(argv))
     values = argv[start + 1 : end]
     del argv[start:end]

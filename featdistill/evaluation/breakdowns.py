@@ -39,14 +39,14 @@ def breakdowns(frame: pd.DataFrame) -> dict[str, Table]:
     is_probability = are_probabilities(score)
 
     def table(groups: dict) -> dict:
-        """Return a row for each group of row numbers."""
-        return {name: row(np.sort(rows)) for name, rows in groups.items()}
+        return {str(name): row(rows) for name, rows in groups.items()}
 
     def row(rows: np.ndarray) -> dict:
-        own_label, own_score = label[rows], score[rows]
-        auc, low, high = auc_interval(own_label, own_score)
-        counts = {"n": len(rows), "real": int((own_label == 0).sum()), "ai": int((own_label == 1).sum())}
-        shares = accuracies(own_label, own_score) if is_probability else dict.fromkeys(ACCURACIES)
+        """Return the row of a table for the images with these numbers."""
+        labels, scores = label[rows], score[rows]
+        auc, low, high = auc_interval(labels, scores)
+        counts = {"n": len(rows), "real": int((labels == 0).sum()), "ai": int((labels == 1).sum())}
+        shares = accuracies(labels, scores) if is_probability else dict.fromkeys(ACCURACIES)
         return {"auc": auc, "low": low, "high": high, **counts, **shares}
 
     real, ai = np.flatnonzero(label == 0), np.flatnonzero(label == 1)
@@ -55,8 +55,8 @@ def breakdowns(frame: pd.DataFrame) -> dict[str, Table]:
     chains = [[(name, level_of(name, scale)) for name, scale in chain] for chain in frame["chain"]]
     distortion_levels: dict[str, Table] = {}
     steps = ({step for step in chain if step[1] is not None} for chain in chains)
-    for (name, level), found in table(_rows_by_key(steps)).items():
-        distortion_levels.setdefault(name, {})[str(level)] = found
+    for (name, level), rows in _rows_by_key(steps).items():
+        distortion_levels.setdefault(name, {})[str(level)] = row(rows)
     strongest = ({max(level or 0 for _, level in chain)} - {0} if chain else () for chain in chains)
     lengths = (
         [0] if state == 0 else [len(chain)] if state == 1 and chain else []
@@ -72,12 +72,12 @@ def breakdowns(frame: pd.DataFrame) -> dict[str, Table]:
     size = pd.cut(longer, [0, *_SIZES], labels=list(_SIZES.values()))
     sizes = {name: np.flatnonzero(size == name) for name in _SIZES.values()}
     return {
-        "generators": {name: {**found, "n": found["ai"]} for name, found in generators.items()},
+        "generators": {name: {**one, "n": one["ai"]} for name, one in generators.items()},
         "distortions": table(_rows_by_key({name for name, _ in chain} for chain in chains)),
         "distortion_levels": distortion_levels,
-        "levels": {str(level): found for level, found in table(_rows_by_key(strongest)).items()},
-        "chain_lengths": {str(length): found for length, found in table(_rows_by_key(lengths)).items()},
-        "sources": {name: {**found, "against": against[name]} for name, found in table(sources).items()},
+        "levels": table(_rows_by_key(strongest)),
+        "chain_lengths": table(_rows_by_key(lengths)),
+        "sources": {name: {**one, "against": against[name]} for name, one in table(sources).items()},
         "sizes": table({name: rows for name, rows in sizes.items() if len(rows)}),
     }
 
@@ -93,7 +93,7 @@ def level_of(name: str, scale: float) -> int | None:
         operation = LIBRARIES[library].get(name)
         if operation is None or not isinstance(scale, (int, float)):
             continue
-        gaps = [abs(scale - own) for own in operation.scales]
+        gaps = [abs(scale - known) for known in operation.scales]
         nearest = int(np.argmin(gaps))
         if gaps[nearest] <= operation.spread + 1e-9:
             return nearest + 1
@@ -108,7 +108,7 @@ def _rows_of(names: pd.Series) -> dict[str, np.ndarray]:
 def _rows_by_key(keys: Iterable[Iterable]) -> dict:
     """Return for each key, sorted, the numbers of the rows that have it."""
     rows_of: dict = {}
-    for row, own in enumerate(keys):
-        for key in own:
+    for row, keys_of_row in enumerate(keys):
+        for key in keys_of_row:
             rows_of.setdefault(key, []).append(row)
     return {key: np.array(rows_of[key]) for key in sorted(rows_of)}

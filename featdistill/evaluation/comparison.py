@@ -62,7 +62,7 @@ def run_names(paths: list[str]) -> list[str]:
     """Return the shortest ends of the paths, without extension, that distinguish the runs."""
     parts = [Path(path).absolute().with_suffix("").parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(own[-length:]) for own in parts]
+        names = ["/".join(path[-length:]) for path in parts]
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]

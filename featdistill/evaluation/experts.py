@@ -21,8 +21,8 @@ def rank_correlations(scores: Sequence[np.ndarray]) -> list[list[float | None]]:
     Returns:
         (M, M); None for an expert whose scores are all equal, or where there are fewer than two images.
     """
-    found = pd.DataFrame(dict(enumerate(scores))).corr(method="spearman").astype(object)
-    return found.where(found.notna(), None).to_numpy().tolist()
+    correlations = pd.DataFrame(dict(enumerate(scores))).corr(method="spearman").astype(object)
+    return correlations.where(correlations.notna(), None).to_numpy().tolist()
 
 
 def corrected_errors(
@@ -68,10 +68,9 @@ def per_expert(
     rows: list[dict] = [{"clean_auc": None, "robust_auc": None, "intervals": {}} for _ in scores]
     mean = {}
     for metric in ("clean_auc", "robust_auc"):
-        own = scores[:, parts[metric]]
-        variances = np.diag(auc_covariance(label[parts[metric]], own))
-        for row, values, variance in zip(rows, own, variances, strict=True):
-            row[metric] = roc_auc(label[parts[metric]], values)
+        labels, part = label[parts[metric]], scores[:, parts[metric]]
+        for row, values, variance in zip(rows, part, np.diag(auc_covariance(labels, part)), strict=True):
+            row[metric] = roc_auc(labels, values)
             row["intervals"][metric] = list(auc_bounds(row[metric], variance))
         aucs = [row[metric] for row in rows[1:]]
         mean[metric] = float(np.mean(aucs)) if aucs and None not in aucs else None

@@ -74,7 +74,7 @@ def best_threshold(label: np.ndarray, score: np.ndarray) -> float | None:
     flagged = float(thresholds[best])
     below = float(thresholds[best + 1]) if best + 1 < len(thresholds) else math.nextafter(flagged, -math.inf)
     middle = below + (flagged - below) / 2
-    # Between adjacent floats there is no number.
+    # There is nothing between adjacent floats.
     return middle if middle < flagged else below
 
 
@@ -103,13 +103,13 @@ def reliability(label: np.ndarray, score: np.ndarray, bins: int = CALIBRATION_BI
     totals, ai = (np.bincount(position, weights, bins) for weights in (score, label))
     return [
         {
-            "low": float(edges[place]),
-            "high": float(edges[place + 1]),
+            "low": float(edges[number]),
+            "high": float(edges[number + 1]),
             "n": count,
-            "mean_score": float(totals[place] / count) if count else None,
-            "ai_share": float(ai[place] / count) if count else None,
+            "mean_score": float(totals[number] / count) if count else None,
+            "ai_share": float(ai[number] / count) if count else None,
         }
-        for place, count in enumerate(images)
+        for number, count in enumerate(images)
     ]
 
 

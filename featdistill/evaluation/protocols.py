@@ -100,7 +100,7 @@ def score(name: str, predictions: list[str], labels: list[str] | None = None) ->
     eligible = ~training & ~unlabelled
     scored, unreadable = np.isfinite(images["score"].to_numpy()), images["unreadable"].to_numpy()
     members, left_out = _members(images, protocol, eligible & scored)
-    rows = [_score_set(title, images[own & eligible]) for title, own in members.items()]
+    rows = [_score_set(title, images[rows & eligible]) for title, rows in members.items()]
     complete = [row for row in rows if not row["missing"]]
     in_complete = np.logical_or.reduce([members[row["name"]] for row in complete])
     absent = in_complete & eligible & ~scored & ~unreadable
@@ -180,7 +180,7 @@ def _read(predictions: list[str], labels: list[str] | None) -> pd.DataFrame:
                 "make the manifest with data_prep.genimage or data_prep.universalfakedetect"
             )
         scores, listed = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=bool)
-        for path in (path for path, own in zip(predictions, sources, strict=True) if own == source):
+        for path in (path for path, other in zip(predictions, sources, strict=True) if other == source):
             frame = read_predictions(path)
             positions = label_rows(frame, rows)
             twice = frame["name"].to_numpy(dtype=object)[np.isfinite(scores[positions])]
@@ -212,13 +212,13 @@ def _members(
     others: dict[str, int] = {}
     codes, texts = pd.factorize(cells.to_numpy(dtype=object), sort=True)
     for code, text in enumerate(texts):
-        own = codes == code
+        has_text = codes == code
         for name in text.split(_SEPARATOR):
             title = match_set(name, protocol)
             if title is not None:
-                members[title] |= own
-            elif (own & counted).any():
-                others[name.strip()] = others.get(name.strip(), 0) + int((own & counted).sum())
+                members[title] |= has_text
+            elif (has_text & counted).any():
+                others[name.strip()] = others.get(name.strip(), 0) + int((has_text & counted).sum())
     return members, others
 
 

@@ -60,11 +60,11 @@ def load_splits(predictions: list[str], labels: list[str] | None = None) -> list
     rows = [label_rows(frame, truths[source]) for frame, source in zip(frames, sources, strict=True)]
     shared = labels is not None and len(labels) == 1
     splits = []
-    for name, path, source, frame, own in zip(names, predictions, sources, frames, rows, strict=True):
+    for name, path, source, frame, covered in zip(names, predictions, sources, frames, rows, strict=True):
         # One label file may hold several splits: rows that a file with other images covers are not missing.
-        others = [other for other in rows if shared and not np.isin(other, own).any()]
-        unreadable = count_unreadable(frame, truths[source], np.concatenate([own, *others]))
-        joined = join(frame, truths[source], own)
+        others = [other for other in rows if shared and not np.isin(other, covered).any()]
+        unreadable = count_unreadable(frame, truths[source], np.concatenate([covered, *others]))
+        joined = join(frame, truths[source], covered)
         known = (joined["label"] >= 0).to_numpy()
         with_label = joined[known].reset_index(drop=True)
         splits.append(Split(name, Path(path), source, with_label, unreadable, int((~known).sum())))

@@ -53,33 +53,34 @@ def markdown(result: dict) -> str:
 
 def csv_rows(result: dict) -> Iterator[tuple]:
     """Yield the rows of `CSV_HEADER`: every metric of every split; of a group as `generators/flux/auc`."""
-    for split, found in result["splits"].items():
-        images, sizes = found["images"], {"clean_auc": found["clean"], "robust_auc": found["distorted"]}
-        counts = sizes | {"real_accuracy": found["real"], "ai_accuracy": found["ai"]}
-        for name in (*AUCS, *_MORE):
-            low, high = found["intervals"].get(name, (None, None))
-            yield split, name, found[name], low, high, counts.get(name, images)
-        for name in ACCURACIES if "threshold" in found else ():
-            yield split, f"threshold/{name}", found["threshold"][name], None, None, counts.get(name, images)
-        for expert, own in found["experts"]["experts"].items():
-            for name, n in sizes.items():
-                yield split, f"experts/{expert}/{name}", own[name], *own["intervals"][name], n
-        tables = {key: found[key] for key in _GROUPS}
-        for distortion, levels in found["distortion_levels"].items():
+    for name, split in result["splits"].items():
+        of_part = {"clean_auc": split["clean"], "robust_auc": split["distorted"]}
+        counts = of_part | {"real_accuracy": split["real"], "ai_accuracy": split["ai"]}
+        for metric in (*AUCS, *_MORE):
+            low, high = split["intervals"].get(metric, (None, None))
+            yield name, metric, split[metric], low, high, counts.get(metric, split["images"])
+        for metric in ACCURACIES if "threshold" in split else ():
+            n = counts.get(metric, split["images"])
+            yield name, f"threshold/{metric}", split["threshold"][metric], None, None, n
+        for expert, row in split["experts"]["experts"].items():
+            for metric, n in of_part.items():
+                yield name, f"experts/{expert}/{metric}", row[metric], *row["intervals"][metric], n
+        tables = {key: split[key] for key in _GROUPS}
+        for distortion, levels in split["distortion_levels"].items():
             tables[f"distortion_levels/{distortion}"] = levels
         for key, groups in tables.items():
             for group, row in groups.items():
-                name, n = f"{key}/{group}", row["real"] + row["ai"]
-                yield split, f"{name}/auc", row["auc"], row["low"], row["high"], n
-                for share, of_class in zip(ACCURACIES, (n, row["real"], row["ai"]), strict=True):
-                    yield split, f"{name}/{share}", row[share], None, None, of_class
+                n = row["real"] + row["ai"]
+                yield name, f"{key}/{group}/auc", row["auc"], row["low"], row["high"], n
+                for metric, of_class in zip(ACCURACIES, (n, row["real"], row["ai"]), strict=True):
+                    yield name, f"{key}/{group}/{metric}", row[metric], None, None, of_class
 
 
 def comparison_markdown(result: dict) -> str:
     """Return the ranking and the differences of `comparison.compare`."""
     runs = [
-        [str(place), run["name"], *(with_interval(run[key], run["intervals"][key]) for key in METRICS)]
-        for place, run in enumerate(result["runs"], start=1)
+        [str(rank), run["name"], *(with_interval(run[key], run["intervals"][key]) for key in METRICS)]
+        for rank, run in enumerate(result["runs"], start=1)
     ]
     verdicts = {True: "yes", False: "no", None: "n/a"}
     pairs = [
@@ -167,12 +168,12 @@ def _notes(splits: dict[str, dict]) -> list[str]:
             if split[state]:
                 notes.append(f"{name}: {state} images, left out: {split[state]:,}")
         if "threshold" in split:
-            own = split["threshold"]
-            optimistic = " (the same images, so optimistic)" if own["chosen_on"] == name else ""
-            shares = ", ".join(number(own[key]) for key in ACCURACIES)
+            threshold = split["threshold"]
+            optimistic = " (the same images, so optimistic)" if threshold["chosen_on"] == name else ""
+            shares = ", ".join(number(threshold[key]) for key in ACCURACIES)
             notes.append(
-                f"{name}: accuracy, real, AI at {own['value']:.4g}, the threshold chosen on "
-                f"{own['chosen_on']}{optimistic}: {shares}"
+                f"{name}: accuracy, real, AI at {threshold['value']:.4g}, the threshold chosen on "
+                f"{threshold['chosen_on']}{optimistic}: {shares}"
             )
     named = official_metrics(splits)
     for kind, title in ((False, "clean_auc"), (True, "clean_hard_auc")):
@@ -215,8 +216,8 @@ def _expert_table(splits: dict[str, dict]) -> str:
     if not any(split["experts"]["experts"] for split in splits.values()):
         return "The predictions have no columns of single experts."
     rows = []
-    for split, found in splits.items():
-        experts = found["experts"]
+    for split, metrics in splits.items():
+        experts = metrics["experts"]
         shown = experts["experts"] | {"mean of experts": experts["mean"], "ensemble": experts["ensemble"]}
         for name, row in shown.items():
             intervals = row.get("intervals", {})
@@ -229,8 +230,8 @@ def _group_table(splits: dict[str, dict], key: str, note: str) -> list[str]:
     """Return a table with one row per group and split: hardest first, or in the groups' own order."""
     rows = []
     pixel_free = any("pixel_free_auc" in row for split in splits.values() for row in split[key].values())
-    for split, found in splits.items():
-        groups = list(found[key].items())
+    for split, metrics in splits.items():
+        groups = list(metrics[key].items())
         if key not in _ORDERED:
             groups.sort(
                 key=lambda group: (math.inf if group[1]["auc"] is None else group[1]["auc"], group[0])

@@ -180,55 +180,45 @@ def measure(
     covariance = auc_covariance(label, fused)
     single = {name: [roc_auc(label, row) for row in rows] for name, rows in experts.items()}
 
-    def mean_over(rows: list[int]) -> tuple[float, np.ndarray]:
-        """Return the mean AUC of rows and the weights with which all rows enter it."""
-        return float(auc[rows].mean()), np.isin(np.arange(len(auc)), rows) / len(rows)
-
-    def means(rows: list[int]) -> dict[str, Any]:
-        mean, weights = mean_over(rows)
-        bounds = auc_bounds(mean, weights @ covariance @ weights)
-        return {"mean_robust_auc": mean, "mean_robust_auc_interval": list(bounds)}
-
-    def drop_to(rows: list[int]) -> tuple[float, float | None, float | None]:
-        mean, weights = mean_over(rows)
-        difference = mean_over([0])[1] - weights
+    def summary(rows: list[int]) -> dict[str, float | None]:
+        """Return the mean AUC over rows and its drop from the first row, with their intervals."""
+        weights = np.isin(np.arange(len(auc)), rows) / len(rows)
+        change = np.eye(len(auc))[0] - weights
+        mean = float(auc[rows].mean())
         drop = float(auc[0] - mean)
-        return drop, *difference_bounds(drop, difference @ covariance @ difference)
+        low, high = auc_bounds(mean, weights @ covariance @ weights)
+        drop_low, drop_high = difference_bounds(drop, change @ covariance @ change)
+        return {
+            "auc": mean,
+            "low": low,
+            "high": high,
+            "drop": drop,
+            "drop_low": drop_low,
+            "drop_high": drop_high,
+        }
 
-    found = []
-    for row, cell in enumerate(cells, start=1):
-        low, high = auc_bounds(float(auc[row]), covariance[row, row])
-        drop, drop_low, drop_high = drop_to([row])
-        found.append(
-            {
-                "library": cell.library,
-                "operation": cell.operation,
-                "level": cell.level,
-                "scale": cell.scale,
-                "auc": float(auc[row]),
-                "low": low,
-                "high": high,
-                "drop": drop,
-                "drop_low": drop_low,
-                "drop_high": drop_high,
-                "n": len(label),
-                "experts": {name: aucs[row] for name, aucs in single.items()},
-            }
-        )
+    def robust(rows: list[int]) -> dict[str, Any]:
+        mean = summary(rows)
+        return {"mean_robust_auc": mean["auc"], "mean_robust_auc_interval": [mean["low"], mean["high"]]}
+
     rows_of: dict[str, list[int]] = {}
+    measured = []
     for row, cell in enumerate(cells, start=1):
         rows_of.setdefault(cell.library, []).append(row)
+        which = {"library": cell.library, "operation": cell.operation, "level": cell.level}
+        aucs = {name: values[row] for name, values in single.items()}
+        measured.append({**which, "scale": cell.scale, **summary([row]), "n": len(label), "experts": aucs})
     everywhere = list(range(1, len(auc)))
-    drop, *drop_bounds = drop_to(everywhere)
+    clean, overall = summary([0]), summary(everywhere)
     return {
-        "clean_auc": float(auc[0]),
-        "clean_auc_interval": list(auc_bounds(float(auc[0]), covariance[0, 0])),
-        **means(everywhere),
-        "mean_drop": drop,
-        "mean_drop_interval": drop_bounds,
-        "libraries": {library: means(rows) for library, rows in rows_of.items()},
-        "clean_experts": {name: aucs[0] for name, aucs in single.items()},
-        "cells": found,
+        "clean_auc": clean["auc"],
+        "clean_auc_interval": [clean["low"], clean["high"]],
+        **robust(everywhere),
+        "mean_drop": overall["drop"],
+        "mean_drop_interval": [overall["drop_low"], overall["drop_high"]],
+        "libraries": {library: robust(rows) for library, rows in rows_of.items()},
+        "clean_experts": {name: values[0] for name, values in single.items()},
+        "cells": measured,
     }
 
 

@@ -36,8 +36,8 @@ def summary(result: dict[str, Any]) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """Return all tables."""
     parts = ["# Robustness sweep", *_headline(result), "## Worst cells", _worst(result)]
-    for library, found in result["libraries"].items():
-        mean = with_interval(found["mean_robust_auc"], found["mean_robust_auc_interval"])
+    for library, means in result["libraries"].items():
+        mean = with_interval(means["mean_robust_auc"], means["mean_robust_auc_interval"])
         parts += [f"## Library {library}", f"Mean robust AUC {mean}.", _library(result, library)]
     if result["left_out"]:
         lines = [
