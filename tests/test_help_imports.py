@@ -24,6 +24,7 @@ KNOWN = {
     "data_prep.distort_split",
     "data_prep.ditfake",
     "data_prep.equalise",
+    "data_prep.equalize",
     "data_prep.folders",
     "data_prep.genimage",
     "data_prep.hard_negatives",
@@ -31,13 +32,10 @@ KNOWN = {
     "data_prep.openfake",
     "data_prep.pack",
     "data_prep.universalfakedetect",
-    "distill",
     "featdistill backbones",
     "featdistill convert",
     "featdistill explain",
     "featdistill fuse",
-    "predict",
-    "train",
 }
 # Each command in a child process of its own, which starts with nothing imported but this.
 SCRIPT = """
