@@ -23,6 +23,8 @@ PROGRAMS = [
 PROGRAMS += [("featdistill", tool) for tool in TOOLS]
 # A word in capitals stands for a value, such as N for a number or NAME for a name.
 _PLACEHOLDER = re.compile(r"[A-Z_]+")
+# What a parser may have against values in a text: placeholders, and files that are not here.
+_ONLY_HERE = re.compile(r"invalid \w+ value: '[A-Z_]+'|is not a folder|is not a file|does not exist; see")
 
 
 class Parsed(Exception):
@@ -70,7 +72,7 @@ def complaint(parse, quote: Quote) -> str:
                 return f"the recipe {name} does not exist"
     if quote.is_complete:
         message = parse(module, arguments)
-        return "" if re.search(rf"invalid \w+ value: '{_PLACEHOLDER.pattern}'", message) else message
+        return "" if _ONLY_HERE.search(message) else message
     tool = arguments[:1] if module == "featdistill" else []
     flags = [match.group() for word in arguments if (match := re.match(r"--[\w-]+", word))]
     messages = [parse(module, tool), *(parse(module, [*tool, flag]) for flag in flags)]
