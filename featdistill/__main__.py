@@ -1,35 +1,128 @@
-"""The tools of the package: `python -m featdistill` lists them."""
+"""The tools of the package: `python -m featdistill` lists them.
 
-import importlib
+Each imports what it runs only after its arguments are parsed, so that `--help` answers at once.
+"""
+
+import logging
 import sys
 
-from featdistill import command_line
-from featdistill.command_line import UserError
+from featdistill import atomic, command_line
+from featdistill.command_line import Parser, UserError, within
 
-# By name: the module whose `main` it is, and what it does.
-TOOLS = {
-    "backbones": ("models.backbones", "list the backbones, or show what one of them is"),
-    "convert": ("models.released", "turn the authors' released experts into expert folders"),
-    "explain": ("interactive.explain", "draw which parts of an image an expert looks at"),
-    "fuse": (
-        "inference.fusion_fit",
-        "fit the weights and temperatures of an ensemble on labels",
-    ),
-    "plot": ("training.plot_run", "plot the training curves of one or more runs"),
-}
+_log = logging.getLogger(__name__)
 
 
-def main(argv: list[str]) -> int:
+def backbones(arguments: list[str]) -> None:
+    """list the backbones, or describe one"""
+    parser = Parser(description="The backbones an expert can be built on; nothing is downloaded.")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--list", action="store_true", help="list the backbones that have short names")
+    action.add_argument("--show", metavar="NAME", help="describe one, also timm:NAME and open_clip:NAME")
+    args = parser.parse_args(arguments)
+    from featdistill.models.backbones import BACKBONES, facts_table
+
+    print(facts_table(list(BACKBONES) if args.list else [args.show]))
+
+
+def convert(arguments: list[str]) -> None:
+    """turn the authors' released experts into expert folders"""
+    parser = Parser(description="Convert the authors' released experts, once, into expert folders.")
+    parser.add_argument("folder", help="folder with manifest.json and the files it lists")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where to write one folder per expert")
+    args = parser.parse_args(arguments)
+    from featdistill.models.released import convert
+
+    convert(args.folder, args.out)
+
+
+def explain(arguments: list[str]) -> None:
+    """draw which parts of an image an expert looks at"""
+    parser = Parser(description="Draw what an expert sees in an image, and where it looks.")
+    parser.add_argument("image", metavar="IMAGE", help="an image file, or archive.zip::member")
+    parser.add_argument("--expert", required=True, metavar="DIR", help="folder of the expert")
+    parser.add_argument("--out", required=True, metavar="FILE.png", help="where to write the picture")
+    for flag, choices, purpose in (
+        ("--mask", ("texture", "smooth", "random"), "which patches to hide"),
+        ("--mask-select", ("top", "sample"), "by the order of texture, or drawn in proportion to it"),
+        ("--mask-score", ("differences", "sobel", "variance"), "how texture is measured"),
+    ):
+        parser.add_argument(flag, choices=choices, default=choices[0], help=purpose)
+    parser.add_argument(
+        "--mask-ratio", type=within(0, 1, float), default=0.5, help="share of the patches to hide"
+    )
+    parser.add_argument("--seed", type=within(0), default=0, help="random seed of masks that are drawn")
+    args = parser.parse_args(arguments)
+    from featdistill.interactive.explain import explain_file
+
+    mask = {"mask": args.mask, "ratio": args.mask_ratio, "select": args.mask_select, "score": args.mask_score}
+    print(explain_file(args.image, args.expert, args.out, **mask, seed=args.seed))
+
+
+def fuse(arguments: list[str]) -> None:
+    """fit the weights and temperatures of an ensemble on labelled predictions"""
+    parser = Parser(description="Fit the weights and temperatures of an ensemble on labelled predictions.")
+    parser.add_argument(
+        "--predictions", nargs="+", required=True, metavar="FILE.csv", help="files written by predict.py"
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="FILE",
+        help="manifests or official label files: one per predictions file, in the same order, or one for all "
+        "(default: the manifests named in the sidecars)",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE.json", help="where to write the fusion")
+    parser.add_argument(
+        "--method", default="logit_mean", choices=("probability_mean", "logit_mean"), help="what is averaged"
+    )
+    parser.add_argument("--folds", type=within(3), default=5, help="folds of the cross-validation")
+    parser.add_argument("--seed", type=within(0), default=0, help="random seed of the folds")
+    args = parser.parse_args(arguments)
+    from featdistill.inference import fusion_fit
+
+    rows, files = fusion_fit.read_labelled(args.predictions, args.labels)
+    fitted = fusion_fit.fit(rows, args.method, args.folds, args.seed)
+    content = fusion_fit.report(rows, fitted, files, args.seed)
+    atomic.write_json(args.out, content)
+    print(fusion_fit.score_table(content))
+    gain = content["held_out_gain"]
+    print(
+        f"gain over {gain['over']} with equal weights, mean of the held-out folds: {gain['auc']:+.5f} AUC, "
+        f"standard error {gain['standard_error']:.5f}"
+    )
+    print(f"{args.out}: fitted on {len(rows.label):,} rows, pull to equal weights {fitted.strength:g}")
+    if gain["auc"] <= 0:
+        _log.warning(
+            "the fitted weights are not better than equal ones on held-out folds; use probability_mean or "
+            "logit_mean"
+        )
+
+
+def plot(arguments: list[str]) -> None:
+    """plot the training curves of one or several runs"""
+    parser = Parser(description="Draw the curves of one or several training runs in one PNG.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of train.py and distill.py")
+    parser.add_argument("--out", required=True, metavar="FILE.png", help="where to write the picture")
+    args = parser.parse_args(arguments)
+    from featdistill.training import plot_run
+
+    plot_run.draw(plot_run.read_runs(args.runs), args.out)
+    print(f"{len(args.runs)} runs -> {args.out}")
+
+
+TOOLS = {tool.__name__: tool for tool in (backbones, convert, explain, fuse, plot)}
+
+
+def main(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m featdistill TOOL [arguments]\n\nTOOL --help shows the arguments of a tool.\n")
-        for name, (_, purpose) in TOOLS.items():
-            print(f"  {name:10} {purpose}")
-        return 0
+        print("\n".join(f"  {name:10} {tool.__doc__}" for name, tool in TOOLS.items()))
+        return
     if argv[0] == "--debug":
-        raise UserError("--debug goes behind the name of a tool")
-    tool = command_line.one_of("tool", argv[0], TOOLS)
-    sys.argv = [f"python -m featdistill {tool}", *argv[1:]]
-    return importlib.import_module(f"featdistill.{TOOLS[tool][0]}").main(argv[1:])
+        raise UserError("--debug comes after the name of a tool")
+    name = command_line.one_of("tool", argv[0], TOOLS)
+    sys.argv = [f"python -m featdistill {name}", *argv[1:]]
+    TOOLS[name](argv[1:])
 
 
 if __name__ == "__main__":

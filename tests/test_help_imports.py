@@ -12,7 +12,6 @@ from test_quoted_commands import PROGRAMS
 HEAVY = {"torch", "timm", "open_clip", "accelerate", "pandas", "sklearn", "matplotlib", "gradio"}
 # Commands that still import some of these.
 KNOWN = {
-    "app",
     "data_prep.aigcdetect",
     "data_prep.audit",
     "data_prep.combine",
@@ -32,10 +31,6 @@ KNOWN = {
     "data_prep.openfake",
     "data_prep.pack",
     "data_prep.universalfakedetect",
-    "featdistill backbones",
-    "featdistill convert",
-    "featdistill explain",
-    "featdistill fuse",
 }
 # Each command in a child process of its own, which starts with nothing imported but this.
 SCRIPT = """

@@ -1,7 +1,7 @@
-"""How the logits of many experts become one score.
+"""Combine the logits of several experts into one score.
 
-The paper takes the plain mean of the probabilities (section 4.4, eq. 3). The mean of logits, weights and
-temperatures are options beside it; `fusion_fit` finds weights and temperatures on labelled rows.
+The paper uses the plain mean of the probabilities (section 4.4, eq. 3). The mean of the logits, weights and
+temperatures are further options; `fusion_fit` fits weights and temperatures on labelled rows.
 """
 
 import json
@@ -22,12 +22,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Fusion:
-    """How experts' logits become one score.
+    """A way to combine experts' logits into one score.
 
     Attributes:
         method: `probability_mean` or `logit_mean` (the sigmoid of the mean of the logits).
-        weights: by the expert's name, >= 0; they are scaled to the sum 1. None: all equal.
-        temperature: by the expert's name, > 0, divides its logit. None: 1 for all.
+        weights: by expert, >= 0, scaled to the sum 1. None: all equal.
+        temperature: by expert, > 0, divides its logit. None: 1 for all.
 
     Raises:
         UserError: the method is unknown, or a weight or a temperature is out of range.
@@ -43,19 +43,18 @@ class Fusion:
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"the temperature of expert {name} is {value}; it must be above 0")
         if self.weights is not None:
-            object.__setattr__(self, "weights", _normalised(self.weights))
+            object.__setattr__(self, "weights", _normalized(self.weights))
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise a `UserError` unless the weights and the temperatures are those of exactly these experts."""
+        """Raise a `UserError` unless weights and temperatures are for exactly these experts."""
         for what, values in (("weight", self.weights), ("temperature", self.temperature)):
-            if values is None:
+            if values is None or set(values) == set(names):
                 continue
-            unknown = [name for name in values if name not in names]
-            missing = [name for name in names if name not in values]
-            if missing or unknown:
-                extra = f" and has one for {name_list(unknown)}, which is not there" if unknown else ""
-                lacking = f"no {what} for expert {name_list(missing)}" if missing else f"all {what}s"
-                raise UserError(f"the fusion has {lacking}{extra}; the experts are {', '.join(names)}")
+            if missing := [name for name in names if name not in values]:
+                difference = f"no {what} for expert {name_list(missing)}"
+            else:
+                difference = f"a {what} for unknown experts: {name_list(set(values) - set(names))}"
+            raise UserError(f"the fusion has {difference}; the experts are {', '.join(names)}")
 
     def apply(self, logits: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Return P(AI) of each image.
@@ -65,11 +64,11 @@ class Fusion:
             names: of the experts, in the order of `logits`.
 
         Returns:
-            (N,) float64 in [0, 1]. A fused logit above 36.7 gives 1, the nearest that float64 has.
+            (N,) float64 in [0, 1]; exactly 1 for fused logits above 36.7, the limit of float64.
 
         Raises:
             UserError: see `check`.
-            ValueError: `logits` has another shape.
+            ValueError: the number of rows of `logits` is not that of the names.
         """
         self.check(names)
         if logits.ndim != 2 or len(logits) != len(names):
@@ -83,10 +82,10 @@ class Fusion:
 
     def describe(self) -> dict[str, Any]:
         """Return the fusion as plain JSON, for the sidecar of the predictions."""
-        found: dict[str, Any] = {"method": self.method}
+        description: dict[str, Any] = {"method": self.method}
         for key, values in (("weights", self.weights), ("temperature", self.temperature)):
-            found[key] = None if values is None else {name: float(values[name]) for name in sorted(values)}
-        return found
+            description[key] = values and {name: float(values[name]) for name in sorted(values)}
+        return description
 
     def _mean(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         if self.weights is None:
@@ -95,7 +94,7 @@ class Fusion:
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return P(AI) of logits in float64: in float32 every logit above 17 gives 1, and they all tie."""
+    """Return P(AI) of logits in float64: in float32, all logits above 17 would tie at 1."""
     positive = np.exp(-np.abs(logits.astype(np.float64)))
     return np.where(logits >= 0, 1, positive) / (1 + positive)
 
@@ -103,29 +102,29 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 def logits_of(probability: np.ndarray) -> np.ndarray:
     """Return the logits of P(AI), float64.
 
-    A probability of exactly 0 or 1 counts as its neighbour in float64, so that logits lie in [-744.5, 36.8].
+    The probabilities 0 and 1 count as their neighbours in float64, so that logits are in [-744.5, 36.8].
     """
     inside = np.clip(probability, np.nextafter(0.0, 1.0), np.nextafter(1.0, 0.0))
     return np.log(inside) - np.log1p(-inside)
 
 
 def parse_fusion(text: str) -> Fusion:
-    """Return the fusion that a command line names: a method, or the path of a JSON file made by the fit."""
+    """Return the fusion that `--fusion` names: a method, or a JSON file written by the fit."""
     if text in METHODS:
         return Fusion(text)
     if Path(text).is_file():
         return read_fusion(text)
     raise UserError(
-        f"unknown fusion '{text}'{nearest(text, METHODS)}; known: {', '.join(METHODS)}, or the path of a "
-        "JSON file that python -m featdistill fuse wrote"
+        f"unknown fusion '{text}'{nearest(text, METHODS)}; known: {', '.join(METHODS)}, or a file written by "
+        "python -m featdistill fuse"
     )
 
 
 def parse_weights(text: str, names: Sequence[str]) -> dict[str, float]:
-    """Return the weights of `clip_l14_a=2,siglip_a=1` by the expert's name, scaled to the sum 1.
+    """Parse weights such as `clip_l14_a=2,siglip_a=1` and scale them to the sum 1.
 
     Raises:
-        UserError: an expert is unknown, missing or given twice, a weight is no number >= 0, or all are 0.
+        UserError: an expert is unknown, missing or named twice, a weight is not a number >= 0, or all are 0.
     """
     weights: dict[str, float] = {}
     for part in text.split(","):
@@ -138,38 +137,38 @@ def parse_weights(text: str, names: Sequence[str]) -> dict[str, float]:
         try:
             weights[name] = float(value)
         except ValueError as error:
-            raise UserError(f"--weights: the weight of expert {name} is '{value}', no number") from error
+            raise UserError(f"--weights: the weight of expert {name} is '{value}', not a number") from error
     missing = [name for name in names if name not in weights]
     if missing:
         raise UserError(f"--weights has no weight for expert {name_list(missing)}; 0 leaves an expert out")
-    return _normalised(weights)
+    return _normalized(weights)
 
 
 def read_fusion(path: str | Path) -> Fusion:
-    """Read a fusion that `python -m featdistill fuse` wrote.
+    """Read a file that `python -m featdistill fuse` wrote.
 
     Raises:
-        UserError: the file is none of ours, or a value in it is out of range.
+        UserError: the file has another format, or a value in it is out of range.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content["version"] != FORMAT_VERSION:
-            raise UserError(f"it has version {content['version']}, and this program reads {FORMAT_VERSION}")
+            raise UserError(f"it has version {content['version']}; this program reads {FORMAT_VERSION}")
         tables = [content.get(key) for key in ("weights", "temperature")]
         numbers = [table and {name: float(value) for name, value in table.items()} for table in tables]
         return Fusion(str(content["method"]), *numbers)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no fusion that python -m featdistill fuse wrote: {error!r}") from error
+        raise UserError(f"{path} was not written by python -m featdistill fuse ({error!r})") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _normalised(weights: dict[str, float]) -> dict[str, float]:
+def _normalized(weights: dict[str, float]) -> dict[str, float]:
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise UserError(f"the weight of expert {name} is {weight}; it must be 0 or more")
     total = math.fsum(weights.values())
     if total <= 0:
         raise UserError("all weights are 0; give at least one expert a weight above 0")
-    # Weights that were scaled before stay the same to the last bit when they come back from a file.
+    # Weights that were read from a file are scaled already, and must not change in the last bit.
     return dict(weights) if abs(total - 1) < 1e-12 else {name: w / total for name, w in weights.items()}

@@ -1,1 +1,1 @@
-"""One image at a time: the page of `app.py`, and maps of what an expert looks at."""
+"""One image at a time: what an expert looks at (`explain`), and the page of `app.py` (`page`, `session`)."""

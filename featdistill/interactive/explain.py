@@ -1,10 +1,10 @@
-"""What an expert sees in an image: its input, the texture of its patches, what masking hides, where it looks.
+"""What an expert sees in an image: its input, the texture of the patches, a mask, and where it looks.
 
     python -m featdistill explain photo.jpg --expert runs/stage2/clip_l14_a/expert --out photo.png
     python -m featdistill explain photo.jpg --expert ... --out photo.png --mask random --mask-ratio 0.3
 
-Which map of the expert is shown depends on its backbone, see `token_maps`; its title says which one it is.
-It shows where the expert looks, not why the image is one or the other.
+What the map of the expert shows depends on its backbone (see `token_maps`); its title says it. It shows where
+the expert looks, not why it calls the image real or AI-generated.
 """
 
 import math
@@ -15,16 +15,16 @@ import numpy as np
 import torch
 
 from featdistill import atomic
-from featdistill.command_line import Parser, UserError
+from featdistill.command_line import UserError
 from featdistill.data.preprocessing import prepare
 from featdistill.images.reading import BrokenImage, read_image
 from featdistill.models.expert import Expert, load_expert, read_card
-from featdistill.models.masking import KINDS, SCORES, SELECTIONS, PatchMasking, fill_patches, texture_scores
+from featdistill.models.masking import PatchMasking, fill_patches, texture_scores
 from featdistill.models.token_maps import LOGIT, token_map
 from featdistill.report.gallery import ExpertMap, Explainer
 
-_PANEL_IN, _TOP_IN, _BOTTOM_IN, _DPI = 3.1, 0.75, 0.45, 120
-# How much of a map covers the grey image below it.
+_SIZE_IN, _DPI = (12.4, 4.0), 120
+# Opacity of a map over the gray image.
 _ALPHA = 0.7
 
 
@@ -38,7 +38,7 @@ def explain(
     score: str = "differences",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return what there is to be shown of an image.
+    """Return the maps of an image.
 
     Args:
         expert: in evaluation mode.
@@ -47,166 +47,136 @@ def explain(
 
     Returns:
         `image` (S, S, 3) uint8, the expert's input; `texture` (rows, columns) int64, the score of each patch;
-        `mask` (rows, columns) bool, the patches that are hidden; `masked` (S, S, 3) uint8, the input without
-        them; `map` (rows, columns) float32 and `map_kind`, see `token_maps`; `logit` and `probability`.
+        `mask` (rows, columns) bool, the masked patches; `masked` (S, S, 3) uint8, the masked input; `map`
+        (rows, columns) float32 and `map_kind`, see `token_maps`; `logit` and `probability`.
     """
     masking = PatchMasking(expert, mask, ratio=ratio, select=select, score=score, seed=seed)
     pixels = prepare(image, *expert.preprocessing.key)
-    one, place = pixels[None], torch.zeros(1, dtype=torch.int64)
-    texture = texture_scores(one, masking.patch_px, score)
-    hidden = masking.mask(one, place, place)
-    masked = fill_patches(one, hidden, masking.patch_px, masking.colour.cpu())
-    found = token_map(expert, pixels)
+    batch, zero = pixels[None], torch.zeros(1, dtype=torch.int64)
+    texture = texture_scores(batch, masking.patch_px, score)
+    hidden = masking.mask(batch, epoch=zero, index=zero)
+    masked = fill_patches(batch, hidden, masking.patch_px, masking.color.cpu())
+    seen = token_map(expert, pixels)
     grid = math.isqrt(texture.shape[1])
     return {
         "image": pixels.permute(1, 2, 0).numpy(),
         "texture": texture.view(grid, grid).numpy(),
         "mask": hidden.view(grid, grid).numpy(),
         "masked": masked[0].permute(1, 2, 0).numpy(),
-        "map": found.values.numpy(),
-        "map_kind": found.kind,
-        "logit": found.logit,
-        "probability": 1 / (1 + math.exp(-found.logit)),
+        "map": seen.values.numpy(),
+        "map_kind": seen.kind,
+        "logit": seen.logit,
+        "probability": 1 / (1 + math.exp(-seen.logit)),
     }
 
 
 def explainer(folder: str | Path) -> Explainer:
-    """Return what lays an expert's map over images, for the report's surest mistakes.
+    """Return the function that lays an expert's map over images, for the errors shown in the report.
 
     Raises:
-        UserError: the folder holds no expert.
+        UserError: the folder is not an expert.
     """
     expert = load_expert(folder)
     name = _name(expert, folder)
 
     def explained(image: np.ndarray) -> ExpertMap:
-        found = explain(expert, image)
-        return ExpertMap(overlay(found), name, _colouring(found)[0], found["probability"])
+        maps = explain(expert, image)
+        return ExpertMap(overlay(maps), name, _title_and_colors(maps)[0], maps["probability"])
 
     return explained
 
 
-def overlay(found: dict[str, Any]) -> np.ndarray:
-    """Return the map over the grey input as (S, S, 3) uint8, in the colours of `draw`.
+def explain_file(location: str, folder: str, out: str, **mask: Any) -> str:
+    """Draw the maps of an image file, and return what they show in one line.
 
     Args:
-        found: what `explain` returned.
+        location: path of an image, or archive.zip::member.
+        folder: the expert's.
+        out: path of the PNG.
+        mask: see `explain`.
+
+    Raises:
+        UserError: the image or the expert cannot be read, or an option of the mask is unknown.
     """
+    expert = load_expert(folder)
+    try:
+        image = read_image(location)
+    except BrokenImage as error:
+        raise UserError(f"cannot read {location}: {error}") from error
+    maps = explain(expert, image, **mask)
+    hidden = maps["mask"]
+    mask_title = f"{mask.get('mask', 'texture')} masked, {hidden.sum()} of {hidden.size} patches"
+    draw(maps, f"{Path(location).name}, seen by {_name(expert, folder)}", mask_title, out)
+    return f"P(AI) {maps['probability']:.4f}; {maps['map_kind']} -> {out}"
+
+
+def overlay(maps: dict[str, Any]) -> np.ndarray:
+    """Return the map of `explain` over the gray input as (S, S, 3) uint8, in the colors of `draw`."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
-    _, colours = _colouring(found)
-    scaled = Normalize(colours.get("vmin"), colours.get("vmax"))(found["map"])
-    painted = colormaps[colours["cmap"]](scaled)[..., :3]
-    side = found["image"].shape[0]
-    down, across = (np.arange(side) * tokens // side for tokens in found["map"].shape)
-    grey = found["image"].mean(axis=2)[..., None]
-    mixed = _ALPHA * 255 * painted[np.ix_(down, across)] + (1 - _ALPHA) * grey
+    _, colors = _title_and_colors(maps)
+    scaled = Normalize(colors.get("vmin"), colors.get("vmax"))(maps["map"])
+    painted = colormaps[colors["cmap"]](scaled)[..., :3]
+    side = maps["image"].shape[0]
+    rows, columns = (np.arange(side) * tokens // side for tokens in maps["map"].shape)
+    gray = maps["image"].mean(axis=2)[..., None]
+    mixed = _ALPHA * 255 * painted[np.ix_(rows, columns)] + (1 - _ALPHA) * gray
     return mixed.round().astype(np.uint8)
 
 
-def draw(found: dict[str, Any], title: str, mask_title: str, out: str | Path) -> None:
-    """Write a PNG of four panels; the same content gives the same bytes.
+def draw(maps: dict[str, Any], title: str, mask_title: str, out: str | Path) -> None:
+    """Write a PNG of four panels; equal content gives equal bytes.
 
     Args:
-        found: what `explain` returned.
-        title: stands above all panels, before P(AI).
-        mask_title: how the mask was made.
+        maps: result of `explain`.
+        title: title above all panels, before P(AI).
+        mask_title: title of the masked image.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure((4 * _PANEL_IN, _PANEL_IN + _TOP_IN + _BOTTOM_IN), dpi=_DPI)
+    figure = Figure(_SIZE_IN, dpi=_DPI)
     FigureCanvasAgg(figure)
-    height = _PANEL_IN + _TOP_IN + _BOTTOM_IN
-    image, side = found["image"], found["image"].shape[0]
-    grey = image.mean(axis=2)
-    panels = []
-    for number in range(4):
-        box = (number / 4 + 0.006, _BOTTOM_IN / height, 0.25 - 0.012, _PANEL_IN / height - 0.01)
-        panels.append(figure.add_axes(box))
-        panels[-1].set_axis_off()
-    panels[0].imshow(image)
-    panels[0].set_title(f"input, {side} x {side} px", fontsize=10, loc="left")
-    texture = ("texture of each patch (square root)", {"cmap": "viridis"})
-    for panel, values, (name, colours) in (
-        (panels[1], np.sqrt(found["texture"]), texture),
-        (panels[3], found["map"], _colouring(found)),
-    ):
-        panel.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        shown = panel.imshow(values, alpha=_ALPHA, extent=(-0.5, side - 0.5, side - 0.5, -0.5), **colours)
+    panels = figure.subplots(1, 4)
+    figure.subplots_adjust(left=0.006, right=0.994, bottom=0.08, top=0.86, wspace=0.04)
+    image, side = maps["image"], maps["image"].shape[0]
+    contents = (
+        (image, None, f"input, {side} x {side} px", {}),
+        (image, np.sqrt(maps["texture"]), "texture of each patch (square root)", {"cmap": "viridis"}),
+        (maps["masked"], None, mask_title, {}),
+        (image, maps["map"], *_title_and_colors(maps)),
+    )
+    for panel, (picture, values, name, colors) in zip(panels, contents, strict=True):
+        panel.set_axis_off()
         panel.set_title(name, fontsize=10, loc="left")
-        left, _, width, _ = panel.get_position().bounds
-        # A little narrower than the panel, so that its last number has room.
-        box = (left + 0.05 * width, 0.62 * _BOTTOM_IN / height, 0.9 * width, 0.2 * _BOTTOM_IN / height)
-        bar = figure.add_axes(box)
-        scale = figure.colorbar(shown, cax=bar, orientation="horizontal", ticks=MaxNLocator(5))
-        scale.ax.tick_params(labelsize=7)
-    panels[2].imshow(found["masked"])
-    panels[2].set_title(mask_title, fontsize=10, loc="left")
-    figure.text(0.006, 1 - 0.25 / height, title, fontsize=12, va="center")
-    text = f"P(AI) = {found['probability']:.3f}"
-    figure.text(0.994, 1 - 0.25 / height, text, fontsize=12, va="center", ha="right", weight="bold")
-    with atomic.replace_file(out) as beside:
-        # Without matplotlib's version in the file, the bytes depend on the content alone.
-        figure.savefig(beside, format="png", metadata={"Software": None})
+        if values is None:
+            panel.imshow(picture)
+            continue
+        panel.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+        shown = panel.imshow(values, alpha=_ALPHA, extent=(-0.5, side - 0.5, side - 0.5, -0.5), **colors)
+        # A little narrower than the panel, to leave room for the last number.
+        scale = panel.inset_axes((0.05, -0.05, 0.9, 0.03))
+        figure.colorbar(shown, cax=scale, orientation="horizontal", ticks=MaxNLocator(5))
+        scale.tick_params(labelsize=7)
+    figure.text(0.006, 0.94, title, fontsize=12, va="center")
+    text = f"P(AI) = {maps['probability']:.3f}"
+    figure.text(0.994, 0.94, text, fontsize=12, va="center", ha="right", weight="bold")
+    with atomic.replace_file(out) as temporary:
+        # Without matplotlib's version in the file, its bytes depend on the content alone.
+        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def _colouring(found: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return what an expert's map is called, and the colours that it is shown in."""
-    kind = found["map_kind"]
+def _title_and_colors(maps: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the title of an expert's map, and its colors for matplotlib."""
+    kind = maps["map_kind"]
     if kind != LOGIT:
         return kind, {"cmap": "viridis"}
-    # Real and AI-generated have colours of their own, and 0 has none.
-    most = float(np.abs(found["map"]).max())
-    return f"{kind} (red: AI)", {"cmap": "coolwarm", "vmin": -most, "vmax": most}
+    # Two colors for real and AI-generated, and none for 0.
+    limit = float(np.abs(maps["map"]).max())
+    return f"{kind} (red: AI)", {"cmap": "coolwarm", "vmin": -limit, "vmax": limit}
 
 
 def _name(expert: Expert, folder: str | Path) -> str:
     return read_card(folder).get("recipe", {}).get("name", expert.spec.name)
-
-
-def build_parser() -> Parser:
-    parser = Parser(description="Draw what an expert sees in an image, and where it looks.")
-    parser.add_argument("image", metavar="IMAGE", help="an image file, or archive.zip::member")
-    parser.add_argument("--expert", required=True, metavar="EXPERT", help="the expert's folder")
-    parser.add_argument("--out", required=True, metavar="FILE.png", help="where the picture goes")
-    parser.add_argument("--mask", choices=KINDS[1:], default="texture", help="which patches are hidden")
-    parser.add_argument("--mask-ratio", type=float, default=0.5, help="share of the patches that is hidden")
-    parser.add_argument(
-        "--mask-select", choices=SELECTIONS, default="top", help="the first by texture, or drawn by it"
-    )
-    parser.add_argument(
-        "--mask-score", choices=SCORES, default="differences", help="how the texture of a patch is measured"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of masks that are drawn")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = build_parser().parse_args(argv)
-    if not 0 <= arguments.mask_ratio <= 1:
-        raise UserError(f"--mask-ratio must lie between 0 and 1, not {arguments.mask_ratio}")
-    if arguments.seed < 0:
-        raise UserError(f"--seed must be at least 0, not {arguments.seed}")
-    expert = load_expert(arguments.expert)
-    try:
-        image = read_image(arguments.image)
-    except BrokenImage as error:
-        raise UserError(f"cannot read {arguments.image}: {error}") from error
-    found = explain(
-        expert,
-        image,
-        mask=arguments.mask,
-        ratio=arguments.mask_ratio,
-        select=arguments.mask_select,
-        score=arguments.mask_score,
-        seed=arguments.seed,
-    )
-    hidden = found["mask"]
-    mask_title = f"{arguments.mask} masked, {hidden.sum()} of {hidden.size} patches"
-    name = _name(expert, arguments.expert)
-    draw(found, f"{Path(arguments.image).name}, seen by {name}", mask_title, arguments.out)
-    print(f"P(AI) {found['probability']:.4f}; {found['map_kind']} -> {arguments.out}")
-    return 0

@@ -1,7 +1,7 @@
-"""An expert: backbone, head and preprocessing as one thing that scores, saves and loads.
+"""An expert: backbone, head and preprocessing in one module that can be saved and loaded.
 
-Head and logit are those of the paper's release: D -> 256, ReLU, dropout, -> one logit (its softmax over two
-classes equals the sigmoid of their difference, so that its last layer folds into one output).
+The head is that of the paper's release: D -> 256, ReLU, dropout, -> one logit. (The release has two outputs;
+their softmax equals the sigmoid of their difference.)
 """
 
 import dataclasses
@@ -19,19 +19,20 @@ from torch import Tensor, nn
 from featdistill import __version__, atomic
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import Preprocessing
-from featdistill.models.backbones import Backbone, BackboneSpec, build, resolve_spec
+from featdistill.models.backbones import build, resolve_spec
+from featdistill.models.encoders import Backbone, BackboneSpec
 
 WEIGHTS_FILE, CARD_FILE = "expert.safetensors", "expert.json"
 _FORMAT = 1
 
 
 class Encoded(NamedTuple):
-    """What an expert makes of a batch.
+    """The output of an expert for a batch.
 
     Attributes:
         logit: (B,) float32.
-        feature: (B, D), the pooled feature that the head sees.
-        tokens: patch tokens (B, N, C) of the last layers, in their order; the last after the final norm.
+        feature: (B, D), the pooled feature, which is the input of the head.
+        tokens: patch tokens (B, N, C) of the last layers; see `Backbone.intermediates`.
     """
 
     logit: Tensor
@@ -40,11 +41,11 @@ class Encoded(NamedTuple):
 
 
 class Expert(nn.Module):
-    """Images in, one logit an image out; P(AI-generated) is its sigmoid.
+    """Images in, one logit per image out; P(AI-generated) is its sigmoid.
 
     Args:
         backbone: the image encoder.
-        spec: how the backbone is built, so that a saved expert can be rebuilt without its pretrained weights.
+        spec: how to build the backbone, so that loading an expert does not need the pretrained weights.
         head_hidden: width of the head's hidden layer; 0 for a linear head.
         head_dropout: dropout before the last layer.
         resize: see `Preprocessing`.
@@ -70,7 +71,7 @@ class Expert(nn.Module):
             self.head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(backbone.feature_dim, 1))
         for name, values in (("mean", backbone.mean), ("std", backbone.std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
-        # Depthwise convolutions are several times faster so; transformers do not mind.
+        # Depthwise convolutions are several times faster in this layout; for transformers it is the same.
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -78,17 +79,16 @@ class Expert(nn.Module):
         return self.encode(images, keep=keep).logit
 
     def encode(self, images: Tensor, layers: int = 1, keep: Tensor | None = None) -> Encoded:
-        """Return all that objectives compare; see `Encoded`.
+        """Return logits, features and tokens.
 
         Args:
             images: (B, 3, S, S), uint8 or float in [0, 1].
-            layers: of how many of the last layers the tokens are wanted.
-            keep: the places (B, K) int64 of the patches whose tokens the backbone's blocks get, see
-                `Backbone.intermediates`; None for all.
+            layers: number of last layers whose tokens are returned.
+            keep: positions of the patch tokens to compute; see `Backbone.intermediates`.
         """
         images = images / 255 if images.dtype == torch.uint8 else images
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        # Normalised in float32 whatever the weights are, so that only the result is rounded to their type.
+        # Normalized in float32, so that only the result is rounded to the type of the weights.
         images = images.to(next(self.backbone.parameters()).dtype)
         if layers == 1 and keep is None:
             feature, *tokens = self.backbone(images)
@@ -116,11 +116,11 @@ def save_expert(expert: Expert, folder: str | Path, card: dict[str, Any] | None 
     """Write `expert.safetensors` and `expert.json` as one folder, atomically.
 
     Args:
-        card: what else is known of the expert: what it was trained on and with, its metrics.
+        card: further entries of `expert.json`: training data, recipe, metrics.
     """
-    with atomic.replace_folder(folder) as beside:
+    with atomic.replace_folder(folder) as temporary:
         state = {key: value.detach().cpu().contiguous() for key, value in expert.state_dict().items()}
-        safetensors.torch.save_file(state, beside / WEIGHTS_FILE)
+        safetensors.torch.save_file(state, temporary / WEIGHTS_FILE)
         content = {
             "format": _FORMAT,
             "backbone": dataclasses.asdict(expert.spec),
@@ -128,15 +128,15 @@ def save_expert(expert: Expert, folder: str | Path, card: dict[str, Any] | None 
             "preprocessing": dataclasses.asdict(expert.preprocessing),
             **(card or {}),
             "versions": versions(),
-            "weights_sha256": atomic.sha256_of(beside / WEIGHTS_FILE),
+            "weights_sha256": atomic.sha256_of(temporary / WEIGHTS_FILE),
         }
-        atomic.write_json(beside / CARD_FILE, content)
-        # safetensors writes files that only their owner can read, whatever the umask.
-        shutil.copymode(beside / CARD_FILE, beside / WEIGHTS_FILE)
+        atomic.write_json(temporary / CARD_FILE, content)
+        # safetensors ignores the umask and writes files that only their owner can read.
+        shutil.copymode(temporary / CARD_FILE, temporary / WEIGHTS_FILE)
 
 
 def load_expert(folder: str | Path) -> Expert:
-    """Read an expert's folder; the result is in evaluation mode, on the CPU, in float32.
+    """Load an expert in evaluation mode, on the CPU, in float32.
 
     Raises:
         UserError: a file is missing or damaged, or the weights do not fit the description.
@@ -163,18 +163,18 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     """Return the content of an expert's `expert.json`."""
     path = Path(folder) / CARD_FILE
     if not path.is_file():
-        raise UserError(f"{folder} is no expert: it has no {CARD_FILE}")
+        raise UserError(f"{folder} is not an expert: it has no {CARD_FILE}")
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is no valid JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(card, dict) or card.get("format") != _FORMAT:
-        raise UserError(f"{path} is of a format that this version does not read")
+        raise UserError(f"{path} has a format that this version cannot read")
     return card
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that decide what an expert computes."""
+    """Return the versions of the packages that compute an expert's scores."""
     return {
         "featdistill": __version__,
         "torch": torch.__version__,
@@ -184,17 +184,16 @@ def versions() -> dict[str, str]:
 
 
 def latest_experts(root: str | Path = "runs") -> list[Path]:
-    """Return the experts of the last run: of the run finished last, and of its siblings in the same folder.
+    """Return the experts of the run that finished last and of the other runs in the same folder.
 
-    So four runs below `runs/paper/stage2/` are one ensemble.
+    The four runs in `runs/paper/stage2/`, for example, are one ensemble.
 
     Raises:
         UserError: there is no finished run.
     """
-    found = sorted(Path(root).glob("**/expert/expert.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    cards = sorted(Path(root).glob("**/expert/expert.json"), key=lambda path: path.stat().st_mtime)
+    if not cards:
         raise UserError(
-            f"no trained expert below {root}/; run train.py and distill.py first, or give --experts DIR"
+            f"no trained expert below {root}/; run train.py and distill.py first, or use --experts DIR"
         )
-    siblings = found[-1].parent.parent.parent
-    return sorted(card.parent for card in found if card.parent.parent.parent == siblings)
+    return sorted(card.parent for card in cards if card.parents[2] == cards[-1].parents[2])

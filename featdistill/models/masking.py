@@ -1,12 +1,12 @@
-"""Texture-aware masking: hide parts of the training images that the student sees, by their texture.
+"""Texture-aware masking: hide parts of the student's training images, chosen by their texture.
 
-A reading of MPFT (arXiv 2601.03586), of which no more than the idea is known to us: textured areas, which
-carry the patterns of the generators seen in training, are masked, so that the model attends to how an image
-deviates from real ones. How texture is measured, what share is masked and how are ours. `smooth` and `random`
+Our reading of MPFT (arXiv 2601.03586), of which we know only the idea: textured areas, which carry the
+patterns of the generators seen in training, are masked, so that the model learns how an image deviates from
+real ones. The measure of texture, the share that is masked, and the method are ours. `smooth` and `random`
 are its controls.
 
-Only the student's own pass in training is masked. A teacher, and the clean view of the consistency part, see
-whole images; an expert that is scored is not masked.
+Only the student's forward pass in training is masked: teachers, the clean view of the consistency loss, and
+experts that are evaluated see whole images.
 """
 
 import torch
@@ -17,29 +17,29 @@ from featdistill.command_line import UserError, one_of
 from featdistill.models.expert import Expert
 from featdistill.recipe_groups import Masking
 
-KINDS = ("none", "texture", "smooth", "random")
+KINDS = ("texture", "smooth", "random")
 LEVELS = ("pixel", "token")
 SELECTIONS = ("top", "sample")
 SCORES = ("differences", "sobel", "variance")
-# Side of a patch of networks that do not cut the image into patches themselves: that of most transformers.
+# Side of a patch for networks that do not cut the image into patches: that of most transformers.
 _PATCH_PX = 16
 _32_BITS = 0xFFFFFFFF
 
 
 def texture_scores(images: Tensor, patch_px: int, score: str = "differences") -> Tensor:
-    """Measure the texture of each patch, in whole numbers, so that every device gives the same.
+    """Measure the texture of each patch in integers, which are equal on every device.
 
-    | score | is, over the pixels of the patch and summed over its three channels |
+    | score | sum over the pixels and the three channels of a patch |
     |---|---|
-    | `differences` | the absolute differences of neighbours: horizontal, vertical and both diagonals |
-    | `sobel` | the squares of both Sobel derivatives, of the pixels that have eight neighbours |
-    | `variance` | the variance, times the square of the number of pixels |
+    | `differences` | absolute differences of neighbours: horizontal, vertical and both diagonals |
+    | `sobel` | squares of both Sobel derivatives, for pixels that have eight neighbours in the patch |
+    | `variance` | variance times the square of the number of pixels |
 
-    `differences` is PatchCraft's measure (arXiv 2311.12397). Pixels beyond the patch are never looked at.
+    `differences` is PatchCraft's measure (arXiv 2311.12397). Pixels outside the patch do not count.
 
     Args:
         images: (B, 3, S, S) uint8.
-        patch_px: side of a patch; what is left over at the right and at the bottom belongs to none.
+        patch_px: side of a patch; the margin at the right and the bottom belongs to none.
 
     Returns:
         (B, N) int64, row by row, N = (S // patch_px) ** 2.
@@ -49,18 +49,18 @@ def texture_scores(images: Tensor, patch_px: int, score: str = "differences") ->
     grid = images.shape[-1] // patch_px
     whole = images[..., : grid * patch_px, : grid * patch_px]
     patches = whole.unflatten(3, (grid, patch_px)).unflatten(2, (grid, patch_px))
-    # (B, 3, rows, y, columns, x) -> (3, y, x, B, rows, columns): long inner loops, whatever the patch.
+    # (B, 3, rows, y, columns, x) -> (3, y, x, B, rows, columns): long inner loops for any size of patch.
     patches = patches.permute(1, 3, 5, 0, 2, 4).int().contiguous()
     measure = {"differences": _differences, "sobel": _sobel, "variance": _variance}
     return measure[one_of("texture score", score, SCORES)](patches).flatten(1)
 
 
 def uniforms(seed: int, epoch: Tensor, index: Tensor, count: int) -> Tensor:
-    """Draw numbers that are a function of (seed, epoch, index), whatever the device and the batch.
+    """Draw numbers that depend on (seed, epoch, index) alone, not on the device or the batch.
 
-    A 32-bit hash of the four numbers in whole-number arithmetic, which needs no generator and compiles. Its
-    multipliers, of an integer hash found by search (github.com/skeeto/hash-prospector), are below 2^31, so
-    that no product overflows.
+    A 32-bit hash in integer arithmetic, which needs no generator and can be compiled. Its multipliers are
+    those of an integer hash found by search (github.com/skeeto/hash-prospector); both are below 2^31, so that
+    no product overflows.
 
     Args:
         epoch, index: (B,) int64, at least 0.
@@ -71,16 +71,16 @@ def uniforms(seed: int, epoch: Tensor, index: Tensor, count: int) -> Tensor:
     state = torch.full_like(index, seed & _32_BITS)
     for value in (epoch, index):
         state = _hash((_hash(state) + value) & _32_BITS)
-    # The golden ratio in 32 bits, by which neighbouring places get far apart.
-    places = torch.arange(count, device=index.device) * 0x9E3779B9
-    return (_hash((state[:, None] + places) & _32_BITS).double() + 0.5) / 2**32
+    # Multiples of the golden ratio in 32 bits, which are far apart.
+    steps = torch.arange(count, device=index.device) * 0x9E3779B9
+    return (_hash((state[:, None] + steps) & _32_BITS).double() + 0.5) / 2**32
 
 
 def masked_count(kind: str, ratio: float, patches: int) -> int:
-    """Return how many of an image's patches are masked; at least one is left.
+    """Return how many of an image's patches are masked; at least one is not.
 
-    `smooth` masks as many as `texture` leaves at 1 - `ratio`, so that at 0.5 they are complements even where
-    the patches are odd in number.
+    `smooth` masks those that `texture` leaves at 1 - `ratio`, so that at 0.5 they are complements even for an
+    odd number of patches.
     """
     share = 1 - ratio if kind == "smooth" else ratio
     count = int(share * patches + 0.5)
@@ -88,56 +88,54 @@ def masked_count(kind: str, ratio: float, patches: int) -> int:
 
 
 def patch_order(scores: Tensor | None, draws: Tensor | None) -> Tensor:
-    """Return (B, N) int64: the places of the patches, in the order in which texture-aware masking takes them.
+    """Return (B, N) int64: the positions of the patches in the order in which they are masked.
 
     Args:
-        scores: (B, N) texture scores, or None: in random order.
-        draws: (B, N) in (0, 1): draw in proportion to the scores, without replacement; patches without any
-            texture come last. None: from the highest score to the lowest, equal ones from the top left on.
+        scores: (B, N) texture scores; None for random order.
+        draws: (B, N) in (0, 1), to draw in proportion to the scores, without replacement; patches without
+            texture come last. None to sort by descending score, equal ones from the top left.
     """
     if draws is None:
         return torch.argsort(scores, dim=1, descending=True, stable=True)
-    # The first of several exponential clocks is each of them in proportion to its rate, and so is the next.
+    # Of exponential clocks, each rings first with a probability proportional to its rate.
     rates = 1.0 if scores is None else scores.double().clamp(min=1e-9)
     return torch.argsort(-torch.log(draws) / rates, dim=1, stable=True)
 
 
-def fill_patches(images: Tensor, mask: Tensor, patch_px: int, colour: Tensor) -> Tensor:
-    """Paint the masked patches.
+def fill_patches(images: Tensor, mask: Tensor, patch_px: int, color: Tensor) -> Tensor:
+    """Fill the masked patches with a color.
 
     Args:
         images: (B, 3, S, S) uint8.
         mask: (B, N) bool, row by row.
-        colour: (3, 1, 1) uint8.
+        color: (3, 1, 1) uint8.
     """
     grid, size = images.shape[-1] // patch_px, images.shape[-1]
     painted = mask.unflatten(1, (grid, grid)).repeat_interleave(patch_px, 1).repeat_interleave(patch_px, 2)
     rest = size - grid * patch_px
-    return torch.where(pad(painted, (0, rest, 0, rest))[:, None], colour, images)
+    return torch.where(pad(painted, (0, rest, 0, rest))[:, None], color, images)
 
 
 class PatchMasking(nn.Module):
-    """Hides patches of the images of a training batch; in evaluation mode it hides nothing.
+    """Masks patches of a training batch; does nothing in evaluation mode.
 
-    Real and AI-generated images are treated alike: labels are not looked at. What is drawn for an image is a
-    function of (seed, epoch, index).
+    Labels are ignored. The mask of an image depends on (seed, epoch, index) alone.
 
     Args:
-        expert: the student, whose patches they are: those of its transformer, so that both levels hide the
-            same; 16 px for other networks.
+        expert: the student. Patches are those of its transformer, or of 16 px for other networks.
         kind: `texture`, `smooth` or `random`.
-        ratio: share of the patches that is hidden.
-        level: `pixel` paints them with the colour that the expert normalises to 0, rounded to 8 bits; `token`
-            leaves their tokens out before the transformer's blocks, which takes less time. Tokens keep the
-            positions of their places, and class and register tokens stay.
-        select: `top`, or `sample`: drawn in proportion to the score.
+        ratio: share of the patches that is masked.
+        level: `pixel` fills them with the color that the expert normalizes to 0, rounded to 8 bits. `token`
+            removes their tokens before the transformer's blocks, which is faster; the others keep their
+            position embeddings, and class and register tokens stay.
+        select: `top`, or `sample` to draw in proportion to the score.
         score: see `texture_scores`.
-        probability: how likely an image is masked at all. The images of a forward pass must have equally many
-            tokens, so that at the level of tokens it holds for all of them together, by torch's random state.
+        probability: probability that an image is masked. At the token level it applies to the whole batch,
+            by torch's random state, because all images of a batch need equally many tokens.
         seed: the run's seed.
 
     Raises:
-        UserError: the backbone cannot leave tokens out.
+        UserError: an option is unknown, or the backbone cannot leave tokens out.
     """
 
     def __init__(
@@ -153,30 +151,29 @@ class PatchMasking(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.kind = one_of("mask", kind, KINDS[1:])
+        self.kind = one_of("mask", kind, KINDS)
         self.level = one_of("mask level", level, LEVELS)
         self.is_drawn = kind == "random" or one_of("mask selection", select, SELECTIONS) == "sample"
         self.score, self.ratio, self.probability, self.seed = score, ratio, probability, seed
         backbone = expert.backbone
         if level == "token" and not backbone.drops_tokens:
             raise UserError(
-                f"{expert.spec.name} cannot leave tokens out before its blocks; give --mask-level pixel"
+                f"{expert.spec.name} cannot leave tokens out before its blocks; use --mask-level pixel"
             )
-        self.patch_px = (
-            backbone.input_size // backbone.grid if backbone.grid else min(_PATCH_PX, backbone.input_size)
-        )
-        colour = (torch.tensor(backbone.mean) * 255).round().to(torch.uint8)
-        self.register_buffer("colour", colour.view(3, 1, 1), persistent=False)
+        size = backbone.input_size
+        self.patch_px = size // backbone.grid if backbone.grid else min(_PATCH_PX, size)
+        color = (torch.tensor(backbone.mean) * 255).round().to(torch.uint8)
+        self.register_buffer("color", color.view(3, 1, 1), persistent=False)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Return the images as the student is to see them, and which of their tokens it keeps.
+        """Return the images that the student sees, and the tokens that it keeps.
 
         Args:
-            batch: `images` (B, 3, S, S) uint8; where something is drawn, `epoch` and `index` (B,) int64.
+            batch: `images` (B, 3, S, S) uint8; for random masks also `epoch` and `index` (B,) int64.
 
         Returns:
-            Images (B, 3, S, S) uint8, and None or the places (B, K) int64 of the tokens that are kept, in
-            ascending order.
+            Images (B, 3, S, S) uint8, and the positions (B, K) int64 of the tokens to keep, ascending, or
+            None for all.
         """
         images = batch["images"]
         if not self.training:
@@ -185,12 +182,12 @@ class PatchMasking(nn.Module):
             return images, None
         mask = self.mask(images, batch.get("epoch"), batch.get("index"))
         if self.level == "pixel":
-            return fill_patches(images, mask, self.patch_px, self.colour), None
+            return fill_patches(images, mask, self.patch_px, self.color), None
         kept = mask.shape[1] - masked_count(self.kind, self.ratio, mask.shape[1])
         return images, torch.argsort(mask.byte(), dim=1, stable=True)[:, :kept]
 
     def mask(self, images: Tensor, epoch: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-        """Return (B, N) bool: which patches of the images (B, 3, S, S) uint8 are hidden."""
+        """Return (B, N) bool: which patches of the images (B, 3, S, S) uint8 are masked."""
         patches = (images.shape[-1] // self.patch_px) ** 2
         is_chance = self.level == "pixel" and self.probability < 1
         draws = None
@@ -241,7 +238,7 @@ def _sobel(patches: Tensor) -> Tensor:
 
 
 def _shifted(values: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return all but two of the values along a side, from the first, second and third on."""
+    """Return the values along a side, starting at the first, second and third, each two shorter."""
     length = values.shape[dim] - 2
     return tuple(values.narrow(dim, first, length) for first in range(3))
 

@@ -1,7 +1,7 @@
-"""The authors' released files: what their manifest says of them, whether they are that, and their tensors.
+"""The authors' released files: their manifest, its verification, and their tensors.
 
-The manifest, `manifest.json` beside the files, is `{"schema_version": 1, "files": {NAME: {"size_bytes": ...,
-"sha256": ..., "num_heads": ...}}}`, where `num_heads` may be left out.
+The manifest, `manifest.json` next to the files, is `{"schema_version": 1, "files": {NAME: {"size_bytes": ...,
+"sha256": ..., "num_heads": ...}}}`, where `num_heads` is optional.
 """
 
 import json
@@ -20,12 +20,12 @@ from featdistill.command_line import UserError
 
 MANIFEST_FILE = "manifest.json"
 _SCHEMA_VERSION = 1
-# A name becomes a folder and a column: it must not lead elsewhere.
+# A name becomes a folder and a column, so it must not lead elsewhere.
 _FILE_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)\.pth")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TOWER, _INNER = "vision_encoder.", "vision_model."
-# Buffers that older versions of transformers wrote; they count up from 0.
-_NO_WEIGHTS = ("embeddings.position_ids",)
+# A buffer of older versions of transformers, which counts up from 0.
+_POSITION_IDS = "embeddings.position_ids"
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class ReleasedFile:
     """A file as the manifest describes it.
 
     Attributes:
-        path: where it is.
+        path: path of the file.
         size_bytes: its size.
         sha256: SHA-256 of its bytes, in hexadecimal.
-        num_heads: attention heads of its backbone, or None where the manifest does not say.
+        num_heads: number of attention heads of its backbone; None if the manifest does not state it.
     """
 
     path: Path
@@ -46,76 +46,76 @@ class ReleasedFile:
 
 
 def read_manifest(folder: str | Path) -> dict[str, ReleasedFile]:
-    """Read the manifest of a folder of released files; the files themselves are not looked at.
+    """Read the manifest of a folder of released files, but not the files.
 
     Returns:
         Files by their names without `.pth`, in the manifest's order.
 
     Raises:
-        UserError: there is no manifest, or it is not of the form that this version reads.
+        UserError: there is no manifest, or it has another format.
     """
     path = Path(folder) / MANIFEST_FILE
     if not path.is_file():
-        raise UserError(f"{folder} holds no released experts: it has no {MANIFEST_FILE}")
+        raise UserError(f"{folder} has no released experts: it has no {MANIFEST_FILE}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is no valid JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != _SCHEMA_VERSION:
         raise UserError(f"{path} has schema_version {version}; this version reads {_SCHEMA_VERSION}")
     entries = content.get("files")
     if not isinstance(entries, dict) or not entries:
-        raise UserError(f"{path} names no files")
+        raise UserError(f"{path} lists no files")
     files = {}
     for name, entry in entries.items():
-        found = _FILE_NAME.fullmatch(name)
-        if not found:
-            raise UserError(f"{path} names the file {name!r}; a plain name that ends in .pth is wanted")
+        match = _FILE_NAME.fullmatch(name)
+        if not match:
+            raise UserError(f"{path} lists the file {name!r}; a name must be plain and end in .pth")
         entry = entry if isinstance(entry, dict) else {}
         size, sha256, heads = (entry.get(key) for key in ("size_bytes", "sha256", "num_heads"))
         sha256 = sha256.lower() if isinstance(sha256, str) else ""
-        for key, good in (
+        for key, is_valid in (
             ("size_bytes", type(size) is int),
             ("sha256", _SHA256.fullmatch(sha256)),
             ("num_heads", heads is None or (type(heads) is int and heads > 0)),
         ):
-            if not good:
-                raise UserError(f"{path}: {key} of {name} is {entry.get(key)!r}")
-        files[found[1]] = ReleasedFile(Path(folder) / name, size, sha256, heads)
+            if not is_valid:
+                raise UserError(f"{path}: {key} of {name} is {entry.get(key)!r}, which is not valid")
+        files[match[1]] = ReleasedFile(Path(folder) / name, size, sha256, heads)
     return files
 
 
 def verify(files: Iterable[ReleasedFile]) -> None:
-    """Hold files against their manifest: first the sizes of all, which costs nothing, then their SHA-256.
+    """Compare files with their manifest: first all sizes, which takes no time, then all SHA-256.
 
     Raises:
-        UserError: a file is missing or is another one.
+        UserError: a file is missing or differs.
     """
     files = list(files)
     for file in files:
         if not file.path.is_file():
-            raise UserError(f"{file.path} does not exist, but {MANIFEST_FILE} names it")
+            raise UserError(f"{file.path} does not exist, but {MANIFEST_FILE} lists it")
         size = file.path.stat().st_size
         if size != file.size_bytes:
             raise UserError(
-                f"{file.path} has {size} bytes, {MANIFEST_FILE} says {file.size_bytes}; fetch it again"
+                f"{file.path} has {size} bytes, {MANIFEST_FILE} says {file.size_bytes}; download it again"
             )
     for file in files:
         sha256 = atomic.sha256_of(file.path)
         if sha256 != file.sha256:
             raise UserError(
-                f"{file.path} has the SHA-256 {sha256}, {MANIFEST_FILE} says {file.sha256}; fetch it again"
+                f"{file.path} has the SHA-256 {sha256}, {MANIFEST_FILE} says {file.sha256}; download it again"
             )
 
 
 class ReleasedTensors:
-    """The weights of a file by their names without prefixes; each is taken out once.
+    """The weights of a file by their names without prefixes; each can be taken once.
 
-    transformers spells the names of a tower with or without `vision_model.`, by its version.
+    Depending on its version, transformers spells the names of a tower with or without `vision_model.`.
 
     Raises:
-        UserError: the file is no state dict of an image tower and a classifier.
+        UserError: the file is not a state dict of an image tower and a classifier.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,11 +132,11 @@ class ReleasedTensors:
             if name in self._spelling:
                 raise UserError(f"{path} has {name} twice, as {self._spelling[name]} and as {key}")
             self._spelling[name] = key
-            if name in _NO_WEIGHTS:
+            if name == _POSITION_IDS:
                 continue
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-                raise UserError(f"{path}: {key} is {kind}, no tensor of floating-point numbers")
+                raise UserError(f"{path}: {key} is {kind}, not a tensor of floating-point numbers")
             self._tensors[name] = value
 
     def has(self, beginnings: tuple[str, ...]) -> bool:
@@ -148,16 +148,16 @@ class ReleasedTensors:
         return len({name.split(".")[2] for name in self._tensors if name.startswith("encoder.layers.")})
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
-        """Return the shape of a tensor, which must have so many dimensions."""
+        """Return the shape of a tensor, which must have this number of dimensions."""
         shape = tuple(self._get(name).shape)
         if len(shape) != dimensions or 0 in shape:
             raise UserError(f"{self.path}: {self.key(name)} is {shape}, expected {dimensions} sides above 0")
         return shape
 
     def length(self, name: str) -> int:
-        """Return the length of the vector `name` of the layers, as most of them have it.
+        """Return the length that the vector `name` has in most layers.
 
-        So a single misshapen one is what an error names, and not all the others.
+        If one of them is misshapen, errors then name that one and not all others.
         """
         first = f"encoder.layers.0.{name}"
         lengths = [self.shape(first, 1)[0]]
@@ -165,28 +165,24 @@ class ReleasedTensors:
         return mode(lengths)
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """Take out a tensor of the given shape, as a float32 copy."""
+        """Remove a tensor of the given shape and return it as a float32 copy."""
         tensor = self._get(name)
         if tensor.shape != shape:
             raise UserError(f"{self.path}: {self.key(name)} is {tuple(tensor.shape)}, expected {shape}")
         del self._tensors[name]
         return tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
-    def take_pair(self, name: str, *shape: int) -> tuple[Tensor, Tensor]:
-        """Take out the weight of a layer, of the given shape, and its bias, as long as its first side."""
-        return self.take(f"{name}.weight", *shape), self.take(f"{name}.bias", shape[0])
-
     def key(self, name: str) -> str:
-        """Return a name as the file spells it, or would."""
+        """Return the file's spelling of a name, also of one that it does not have."""
         outside = {"classifier": "", "visual_projection": _TOWER}
         return self._spelling.get(name) or outside.get(name.split(".")[0], self._prefix) + name
 
     def finish(self) -> None:
-        """Raise a `UserError` where anything was not taken."""
-        left = [self.key(name) for name in self._tensors]
-        if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise UserError(f"{self.path} has the key {left[0]}{more}, which no such expert has")
+        """Raise a `UserError` unless everything was taken."""
+        rest = [self.key(name) for name in self._tensors]
+        if rest:
+            more = f" and {len(rest) - 1} more" if len(rest) > 1 else ""
+            raise UserError(f"{self.path} has the key {rest[0]}{more}, which no such expert has")
 
     def _get(self, name: str) -> Tensor:
         if name not in self._tensors:
@@ -195,16 +191,16 @@ class ReleasedTensors:
 
 
 def _read_state(path: Path) -> dict[str, object]:
-    """Return the state dict in a file, which may be the `model_state_dict` of a larger dict."""
+    """Return the state dict of a file, which may be the `model_state_dict` of a larger dict."""
     try:
-        # What is mapped into memory is read when it is taken, and is no second copy. The format that PyTorch
-        # wrote before its zip files cannot be mapped.
+        # Memory-mapped tensors are read when they are taken, without a second copy in memory. The format that
+        # PyTorch used before zip files cannot be mapped.
         mmap = zipfile.is_zipfile(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # torch raises a zoo of types for a file that is none of its own
+    except Exception as error:  # torch raises many types for files in other formats
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no readable weights file: {type(error).__name__}: {reason}") from error
+        raise UserError(f"{path} is not a readable weights file: {type(error).__name__}: {reason}") from error
     state = content.get("model_state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise UserError(f"{path} holds no state dict, neither by itself nor as model_state_dict")
+        raise UserError(f"{path} has no state dict, neither at the top nor as model_state_dict")
     return state

@@ -1,8 +1,8 @@
-"""Two small transformers of the paper's two kinds, for the demo and the tests.
+"""Small versions of the paper's two transformers, for the demo and the tests.
 
-`clip` has a class token and a projection, `siglip` attention pooling and no class token. A convolutional stem
-on the image and its high-pass residual takes the place of the patch embedding, so that they learn local
-traces from random weights, a few thousand images and a minute.
+`clip` has a class token and a projection, `siglip` attention pooling and no class token. Instead of a patch
+embedding they have a convolutional stem on the image and its high-pass residual, so that random weights learn
+local traces within a minute from a few thousand images.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from featdistill.command_line import UserError
 
-STRIDE_PX = 16  # the stem halves the resolution four times
+_STRIDE_PX = 16  # the stem halves the resolution four times
 _KINDS = {
     "clip": {"global_pool": "token", "class_token": True, "num_classes": 64},
     "siglip": {"global_pool": "map", "class_token": False, "num_classes": 0},
@@ -30,10 +30,10 @@ def tiny_transformer(kind: str, size: int) -> VisionTransformer:
         size: side of the input in px, a multiple of 16.
 
     Raises:
-        UserError: the size is no such multiple.
+        UserError: the size does not fit.
     """
-    if size < STRIDE_PX or size % STRIDE_PX:
-        raise UserError(f"input size {size} px is no multiple of the {STRIDE_PX} px a token of tiny_{kind}")
+    if size < _STRIDE_PX or size % _STRIDE_PX:
+        raise UserError(f"input size {size} px of tiny_{kind} is not a multiple of {_STRIDE_PX} px")
     model = VisionTransformer(
         img_size=size,
         patch_size=1,
@@ -44,7 +44,7 @@ def tiny_transformer(kind: str, size: int) -> VisionTransformer:
         embed_layer=partial(HybridEmbed, backbone=_convolutional_stem((24, 48, 64, 96))),
         **_KINDS[kind],
     )
-    # The usual 0.02 of large transformers leaves a gradient of next to nothing in one this narrow.
+    # With the standard deviation 0.02 of large transformers, gradients of one this narrow vanish.
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -52,7 +52,7 @@ def tiny_transformer(kind: str, size: int) -> VisionTransformer:
 
 
 class HighPass(nn.Module):
-    """Add the residual against the mean of 3 x 3 pixels, times 4: (B, 3, S, S) -> (B, 6, S, S)."""
+    """Append 4 times the difference from the mean of 3 x 3 pixels: (B, 3, S, S) -> (B, 6, S, S)."""
 
     def forward(self, images: Tensor) -> Tensor:
         smooth = avg_pool2d(pad(images, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
@@ -60,7 +60,7 @@ class HighPass(nn.Module):
 
 
 def _convolutional_stem(widths: tuple[int, ...]) -> nn.Sequential:
-    """Halve the resolution once a layer; BatchNorm lets the transformer behind it learn at once."""
+    """Return convolutions of stride 2; BatchNorm lets the transformer after them learn at once."""
     layers: list[nn.Module] = [HighPass()]
     for before, width in zip((6, *widths[:-1]), widths, strict=True):
         layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU()]

@@ -1,11 +1,11 @@
-"""Where in an image an expert looks: one number a token, by the way in which its backbone pools them.
+"""Where in an image an expert looks: one number per patch token, which depends on how the backbone pools.
 
-| pooling | the number of a token |
+| pooling | number of a token |
 |---|---|
-| class token (CLIP, DINO, DINOv2) | attention that the class token pays it in the last block, mean of heads |
-| attention pooling (SigLIP, CoCa) | attention that the pooling pays it, mean of heads |
-| mean of tokens or of the map (BEiT, Swin, ConvNeXt, DINOv3) | the logit, were all tokens like this one |
-| any other (CLIP's ResNets) | the norm of the token |
+| class token (CLIP, DINO, DINOv2) | attention it gets from the class token in the last block, mean of heads |
+| attention pooling (SigLIP, CoCa) | attention it gets from the pooling, mean of heads |
+| mean of tokens or of the map (BEiT, Swin, ConvNeXt, DINOv3) | the logit if every token were like it |
+| any other (CLIP's ResNets) | its norm |
 """
 
 from typing import NamedTuple
@@ -15,21 +15,22 @@ from timm.layers import AttentionPoolLatent
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
-from featdistill.models.encoders import Backbone, TimmBackbone
+from featdistill.models.encoders import Backbone
 from featdistill.models.expert import Expert
+from featdistill.models.timm_encoders import TimmBackbone
 
 CLASS_TOKEN = "attention of the class token, last block"
 POOLING = "attention of the pooling"
-LOGIT = "logit, were all tokens like this one"
+LOGIT = "logit if every token were like this one"
 NORM = "norm of the token"
 
 
 class TokenMap(NamedTuple):
-    """What an expert makes of the parts of one image.
+    """The map of one image.
 
     Attributes:
         values: (rows, columns) float32 on the CPU.
-        kind: what they are, one of the constants of this module.
+        kind: what the values are, one of the constants of this module.
         logit: of the whole image.
     """
 
@@ -41,9 +42,9 @@ class TokenMap(NamedTuple):
 @torch.inference_mode()
 def token_map(expert: Expert, image: Tensor) -> TokenMap:
     """Return the map of one image (3, S, S) uint8; the expert is in evaluation mode."""
-    backbone, seen = expert.backbone, []
-    kind, attention = _attention_of(backbone)
-    handle = attention and attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    inputs: list[tuple[Tensor, ...]] = []
+    kind, attention = _attention_of(expert.backbone)
+    handle = attention and attention.register_forward_pre_hook(lambda _, call: inputs.append(call))
     try:
         encoded = expert.encode(image[None].to(expert.mean.device))
     finally:
@@ -51,8 +52,8 @@ def token_map(expert: Expert, image: Tensor) -> TokenMap:
             handle.remove()
     tokens = encoded.tokens[-1][0]
     if attention:
-        # What the pooling and the class token pay to class and register tokens comes first.
-        values = _weights(attention, seen[0])[-len(tokens) :]
+        # Class and register tokens come first.
+        values = _weights(attention, inputs[0])[-len(tokens) :]
     elif kind == LOGIT:
         values = _token_logits(expert, tokens)
     else:
@@ -62,15 +63,16 @@ def token_map(expert: Expert, image: Tensor) -> TokenMap:
 
 
 def _attention_of(backbone: Backbone) -> tuple[str, nn.Module | None]:
-    """Return the kind of a backbone's map, and the attention that it is read from, if it is."""
-    if not isinstance(backbone, TimmBackbone) and hasattr(backbone.visual, "transformer"):
+    """Return the kind of a backbone's map, and for the first two kinds the attention that it is read from."""
+    model = _timm_model(backbone)
+    # Only open_clip's own transformer has the first of these attributes; open_clip is slow to import.
+    if model is None and hasattr(backbone.visual, "transformer"):
         visual = backbone.visual
         if visual.attn_pool is not None:
             return POOLING, visual.attn_pool.attn
         last = visual.transformer.resblocks[-1].attn
-        is_read = visual.pool_type == "tok" and isinstance(last, nn.MultiheadAttention)
-        return (CLASS_TOKEN, last) if is_read else (NORM, None)
-    model = _timm_model(backbone)
+        is_supported = visual.pool_type == "tok" and isinstance(last, nn.MultiheadAttention)
+        return (CLASS_TOKEN, last) if is_supported else (NORM, None)
     pool = getattr(model, "global_pool", "avg")
     if isinstance(model, VisionTransformer):
         if isinstance(model.attn_pool, AttentionPoolLatent):
@@ -83,13 +85,12 @@ def _attention_of(backbone: Backbone) -> tuple[str, nn.Module | None]:
 
 
 def _timm_model(backbone: Backbone) -> nn.Module | None:
-    if isinstance(backbone, TimmBackbone):
-        return backbone.model
-    return getattr(backbone.visual, "trunk", None)  # of an open_clip model on timm's
+    """Return the timm model inside a backbone of either library."""
+    return backbone.model if isinstance(backbone, TimmBackbone) else getattr(backbone.visual, "trunk", None)
 
 
 def _weights(attention: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    """Return (tokens,): the attention that the first query pays to each token, mean of heads."""
+    """Return (tokens,): the attention weights of the first query, mean of heads."""
     if isinstance(attention, nn.MultiheadAttention):
         return attention(*inputs, need_weights=True)[1][0, 0]
     hidden = inputs[0]
@@ -106,7 +107,7 @@ def _weights(attention: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
 
 
 def _token_logits(expert: Expert, tokens: Tensor) -> Tensor:
-    """Return (N,): the expert's logits of maps that hold nothing but one of the tokens (N, C)."""
+    """Return (N,): for each of the tokens (N, C) the logit of an image whose tokens are all equal to it."""
     backbone = expert.backbone
     model = _timm_model(backbone)
     prefix = getattr(model, "num_prefix_tokens", None)
@@ -116,8 +117,6 @@ def _token_logits(expert: Expert, tokens: Tensor) -> Tensor:
         features = tokens[:, None, None]
     else:
         features = tokens[:, :, None, None]
-    if isinstance(backbone, TimmBackbone):
-        pooled = model.forward_head(features, pre_logits=not backbone.projects)
-    else:
-        pooled = backbone.visual.head(model.forward_head(features))
+    is_timm = isinstance(backbone, TimmBackbone)
+    pooled = backbone.pool(features) if is_timm else backbone.visual.head(model.forward_head(features))
     return expert.head(pooled)[:, 0]

@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor, nn, no_grad
 
+from featdistill.models.encoders import tokens_at
 from featdistill.models.expert import Expert
 from featdistill.models.masking import PatchMasking
-from featdistill.models.token_dropping import tokens_at
 from featdistill.recipe_groups import Distillation, Objective
 from featdistill.training.contrastive import ContrastiveDistillation
 from featdistill.training.objectives import binary_cross_entropy, consistency, layers_alignment, token_cosine

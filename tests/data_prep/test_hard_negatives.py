@@ -397,7 +397,7 @@ def test_an_autoencoder_of_diffusers_is_called_as_it_wants_to_be(monkeypatch, na
             "argument --step-size: must be more than 0",
         ),
         (("--method", "pgd", "--expert", "x", "--autoencoder", "a:b"), "is for --method reconstruct"),
-        (("--method", "pgd", "--expert", "nowhere"), r"nowhere is no expert: it has no expert\.json"),
+        (("--method", "pgd", "--expert", "nowhere"), r"nowhere is not an expert: it has no expert\.json"),
     ],
 )
 def test_flags_that_make_no_sense_are_one_clear_error(make_set, tmp_path, flags, message):

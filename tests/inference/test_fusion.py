@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from featdistill.__main__ import main
 from featdistill.command_line import UserError
 from featdistill.inference import fusion, fusion_fit
 from featdistill.inference.fusion import Fusion, parse_fusion, parse_weights
@@ -134,7 +135,7 @@ def test_a_fusion_of_other_experts_is_refused():
     chosen = Fusion("logit_mean", {"a": 1.0, "b": 1.0})
     with pytest.raises(UserError, match="no weight for expert c"):
         chosen.apply(random_logits(), ["a", "b", "c"])
-    with pytest.raises(UserError, match="has one for b, which is not there"):
+    with pytest.raises(UserError, match="a weight for unknown experts: b"):
         chosen.check(["a"])
     with pytest.raises(UserError, match="no temperature for expert b"):
         Fusion("logit_mean", None, {"a": 1.0}).check(["a", "b"])
@@ -156,7 +157,7 @@ def test_weights_are_read_from_the_command_line():
         ("clip_l14_a=0,siglip_a=0,siglip_b=0", "all weights are 0"),
         ("clip_l14_a=1,siglip_a=1", "no weight for expert siglip_b"),
         ("clip_l14_a=1,clip_l14_a=1,siglip_a=1,siglip_b=1", "names expert clip_l14_a twice"),
-        ("clip_l14_a=much,siglip_a=1,siglip_b=1", "clip_l14_a is 'much', no number"),
+        ("clip_l14_a=much,siglip_a=1,siglip_b=1", "clip_l14_a is 'much', not a number"),
         ("clip_l14_a", "'clip_l14_a' is not EXPERT=WEIGHT"),
     ],
 )
@@ -179,11 +180,11 @@ def test_a_fusion_is_named_by_its_method_or_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no fusion"),
-        ("[]", "is no fusion"),
-        ('{"version": 1, "method": "logit_mean", "weights": [1, 2]}', "is no fusion"),
-        ('{"version": 1, "method": "logit_mean", "weights": {"a": "x"}}', "is no fusion"),
-        ('{"version": 2, "method": "logit_mean"}', "has version 2, and this program reads 1"),
+        ("{", "was not written by"),
+        ("[]", "was not written by"),
+        ('{"version": 1, "method": "logit_mean", "weights": [1, 2]}', "was not written by"),
+        ('{"version": 1, "method": "logit_mean", "weights": {"a": "x"}}', "was not written by"),
+        ('{"version": 2, "method": "logit_mean"}', "has version 2; this program reads 1"),
         ('{"version": 1, "method": "logit_mean", "temperature": {"a": -1}}', "temperature of expert a is -1"),
     ],
 )
@@ -268,12 +269,11 @@ def test_no_weights_on_a_grid_lose_less_than_the_fitted_ones(method, strength):
         logit = weights @ columns
         return pull + (np.logaddexp(0, logit) - target * logit).mean()
 
+    found = fusion_fit.fit_weights(columns, label, method, strength)
     if method == "probability_mean":
-        found = fusion_fit._probability_weights(columns, label, strength)
         grid = [(value, 1 - value) for value in np.linspace(0, 1, 400)]
         assert found.sum() == pytest.approx(1, abs=1e-9)
     else:
-        found = fusion_fit._logit_weights(columns, label, strength)
         grid = itertools.product(np.linspace(0, 2, 60), repeat=2)
     assert (found >= 0).all()
     assert loss(found) <= min(map(loss, grid)) + 1e-9
@@ -316,7 +316,7 @@ def test_a_group_is_never_on_both_sides_of_a_fold():
     group = np.repeat(np.arange(30), 8)
     label, group_names = group % 2, [f"group {number}" for number in group]
     together, ignored = [], []
-    for seed in range(2):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         logits = 2 * rng.normal(size=(24, 30))[:, group] + 0.1 * rng.normal(size=(24, 240))
         fitted = fusion_fit.fit(labelled(logits, label, group_names), folds=3)
@@ -348,8 +348,8 @@ def test_too_few_groups_of_a_label_are_refused():
     )
     with pytest.raises(UserError, match="label 0 is in 2 groups"):
         fusion_fit.assign_folds(rows, 5, 0)
-    with pytest.raises(UserError, match="must be 3 or more, not 2"):
-        fusion_fit.assign_folds(rows, 2, 0)
+    with pytest.raises(UserError, match="--folds: must be 3 or more, not 2"):
+        main(["fuse", "--predictions", "val.csv", "--out", "fusion.json", "--folds", "2"])
 
 
 @pytest.fixture
@@ -379,16 +379,16 @@ def make_files(tmp_path):
 
 
 def run(*arguments):
-    return fusion_fit.main([str(argument) for argument in arguments])
+    main(["fuse", *map(str, arguments)])
 
 
 def test_the_fit_writes_a_fusion_with_its_sources_and_the_same_bytes_again(make_files, tmp_path, capsys):
     val, val_manifest = make_files()
     hard, _ = make_files("hard", seed=12, unknown=40)
     first, second = tmp_path / "a.json", tmp_path / "b.json"
-    assert run("--predictions", val, hard, "--out", first) == 0
+    run("--predictions", val, hard, "--out", first)
     text = capsys.readouterr().out
-    assert run("--predictions", val, hard, "--out", second) == 0
+    run("--predictions", val, hard, "--out", second)
     assert first.read_bytes() == second.read_bytes()
     content = json.loads(first.read_text())
     assert content["fitted_on"]["rows"] == 440
@@ -405,16 +405,17 @@ def test_the_fit_writes_a_fusion_with_its_sources_and_the_same_bytes_again(make_
     assert f"{table['logit_mean, fitted, held-out rows']['auc']:.5f}" in text
 
 
-def test_a_fit_that_gains_nothing_is_called_that(make_files, tmp_path, capsys):
+def test_a_fit_that_gains_nothing_warns(make_files, tmp_path, caplog):
     path, _ = make_files(noise=(1.0, 1.0), count=60)
     run("--predictions", path, "--out", tmp_path / "a.json")
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["held_out_gain"]["auc"] <= 0
-    assert "the fitted weights are no better than equal ones on held-out folds" in capsys.readouterr().out
+    assert "the fitted weights are not better than equal ones on held-out folds" in caplog.text
+    caplog.clear()
     uneven, _ = make_files("uneven", noise=(1.0, 2.0), scale=12)
     run("--predictions", uneven, "--out", tmp_path / "b.json")
     assert json.loads((tmp_path / "b.json").read_text())["held_out_gain"]["auc"] > 0
-    assert "no better" not in capsys.readouterr().out
+    assert "not better" not in caplog.text
 
 
 def test_official_labels_give_the_fit_of_the_manifest(make_files, tmp_path):
@@ -458,5 +459,5 @@ def test_input_that_cannot_be_fitted_is_refused_by_its_path(make_files, tmp_path
         fusion_fit.read_labelled([str(bare)], None)
     name, score, *_ = text[1].split(",")
     bare.write_text("\n".join([text[0], f"{name},{score},1.5,0.1", *text[2:]]) + "\n")
-    with pytest.raises(UserError, match=r"bare.csv: column clip holds numbers outside"):
+    with pytest.raises(UserError, match=r"bare.csv: column clip has numbers outside"):
         fusion_fit.read_labelled([str(bare)], [str(manifest)])

@@ -127,7 +127,7 @@ def test_what_is_not_there_is_one_clear_error(make_set, tmp_path, experts, monke
         run("--images", "empty", "--experts", *experts)
     with pytest.raises(UserError, match="no trained expert below runs/"):
         run("--split", "val")
-    with pytest.raises(UserError, match=r"empty is no expert: it has no expert\.json"):
+    with pytest.raises(UserError, match=r"empty is not an expert: it has no expert\.json"):
         run("--manifest", str(make_set("val", 2)), "--experts", "empty")
     with pytest.raises(UserError, match=r"nothing to score"):
         run("--experts", *experts)

@@ -6,9 +6,10 @@ from conftest import smooth_picture
 from PIL import Image
 from torch.nn import functional
 
+from featdistill.__main__ import main
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import prepare
-from featdistill.interactive.explain import explain, main, overlay
+from featdistill.interactive.explain import explain, overlay
 from featdistill.models.backbones import resolve_spec
 from featdistill.models.expert import Expert, create_expert, save_expert
 from featdistill.models.masking import PatchMasking, texture_scores
@@ -130,7 +131,7 @@ def test_the_command_writes_a_picture_and_the_same_bytes_again(tmp_path, capsys)
     Image.fromarray(smooth_picture(1)).save(tmp_path / "photo.png")
     flags = [str(tmp_path / "photo.png"), "--expert", str(tmp_path / "expert"), "--mask", "random"]
     for name in ("one.png", "two.png"):
-        assert main([*flags, "--out", str(tmp_path / name)]) == 0
+        main(["explain", *flags, "--out", str(tmp_path / name)])
     assert "attention of the class token" in capsys.readouterr().out
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     width, height = Image.open(tmp_path / "one.png").size
@@ -141,9 +142,9 @@ def test_the_command_writes_a_picture_and_the_same_bytes_again(tmp_path, capsys)
     ("flags", "message"),
     [
         (["none.png"], r"cannot read .*none\.png"),
-        (["photo.png", "--mask-ratio", "1.5"], "--mask-ratio must lie between 0 and 1"),
+        (["photo.png", "--mask-ratio", "1.5"], "--mask-ratio: must be from 0 to 1, not 1.5"),
         (["photo.png", "--mask", "textur"], "invalid choice: 'textur'"),
-        (["photo.png", "--seed", "-1"], "--seed must be at least 0"),
+        (["photo.png", "--seed", "-1"], "--seed: must be 0 or more, not -1"),
     ],
 )
 def test_what_cannot_be_explained_is_one_clear_error(tmp_path, flags, message):
@@ -151,5 +152,5 @@ def test_what_cannot_be_explained_is_one_clear_error(tmp_path, flags, message):
     Image.fromarray(smooth_picture(1)).save(tmp_path / "photo.png")
     flags = [str(tmp_path / flags[0]), *flags[1:], "--expert", str(tmp_path / "expert")]
     with pytest.raises(UserError, match=message):
-        main([*flags, "--out", str(tmp_path / "out.png")])
+        main(["explain", *flags, "--out", str(tmp_path / "out.png")])
     assert not (tmp_path / "out.png").exists()

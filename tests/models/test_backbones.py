@@ -9,9 +9,12 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.swin_transformer import SwinTransformer
 
+from featdistill.__main__ import main
 from featdistill.command_line import UserError
-from featdistill.models.backbones import BACKBONES, BackboneSpec, TimmBackbone, build, main, resolve_spec
+from featdistill.models.backbones import BACKBONES, build, resolve_spec
+from featdistill.models.encoders import BackboneSpec
 from featdistill.models.expert import create_expert, load_expert, save_expert
+from featdistill.models.timm_encoders import TimmBackbone
 
 
 def encode(name: str, input_size: int | None = None):
@@ -83,10 +86,9 @@ def test_a_backbone_gives_a_pooled_feature_and_patch_tokens(name, input_size, fe
 
 def test_the_list_shows_the_dimensions_of_every_backbone_of_the_paper(capsys):
     """Built on the meta device: shapes only."""
-    assert main(["--list"]) == 0
-    found = {line.split()[0]: " ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines()}
-    del found["name"]
-    assert found == {
+    main(["backbones", "--list"])
+    lines = [line.strip("| ").split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert {name.strip(): " ".join(" ".join(cells).split()) for name, *cells in lines} == {
         "swin_t": "27.5 224 768 49 x 768 32 MIT",
         "clip_rn50x64": "420.4 448 1024 196 x 4096 32 MIT",
         "mocov3_b": "85.8 224 768 196 x 768 16 CC BY-NC 4.0",
@@ -105,8 +107,8 @@ def test_the_list_shows_the_dimensions_of_every_backbone_of_the_paper(capsys):
 
 
 def test_one_backbone_of_a_library_can_be_shown(capsys):
-    assert main(["--show", "open_clip:tiny-test-resnet"]) == 0
-    assert capsys.readouterr().out.split()[-9:-4] == ["24", "4", "x", "256", "32"]
+    main(["backbones", "--show", "open_clip:tiny-test-resnet"])
+    assert "|      24 | 4 x 256 |       32 |" in capsys.readouterr().out
 
 
 def test_the_clip_of_the_paper_has_quick_gelu_and_a_class_token():
@@ -164,7 +166,7 @@ def test_open_clip_reads_a_local_file_and_names_one_that_does_not_fit(tiny_open_
     backbone = build(resolve_spec(f"open_clip:{tiny_open_clip}"), str(tmp_path / "clip.pt"))
     torch.testing.assert_close(backbone.visual.proj, whole.visual.proj)
     (tmp_path / "text.pt").write_text("no weights")
-    with pytest.raises(UserError, match=r"text\.pt is no readable weights file"):
+    with pytest.raises(UserError, match=r"text\.pt is not a readable weights file"):
         build(resolve_spec(f"open_clip:{tiny_open_clip}"), str(tmp_path / "text.pt"))
     torch.save({"visual.proj": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other\.pt does not fit"):
@@ -226,16 +228,16 @@ def test_positions_of_an_open_clip_file_are_resized_to_the_input(tmp_path, name,
         (
             "dinov2_b",
             230,
-            r"230 px does not fit timm:vit_base_patch14_dinov2: .* patch of 14 px; give 224 or 238",
+            r"230 px does not fit timm:vit_base_patch14_dinov2: .* patch of 14 px; use 224 or 238",
         ),
-        ("timm:test_vit", 8, "8 px does not fit timm:test_vit: .* patch of 16 px; give 16"),
+        ("timm:test_vit", 8, "8 px does not fit timm:test_vit: .* patch of 16 px; use 16"),
         ("timm:test_maxvit", 100, "input size 100 px does not fit timm:test_maxvit: "),
-        ("swin_t", 90, "patch of 4 px; give 88 or 92"),
+        ("swin_t", 90, "patch of 4 px; use 88 or 92"),
         ("timm:test_convnext", 3, "input size 3 px does not fit timm:test_convnext: "),
-        ("open_clip:tiny-test-clip", 36, "patch of 8 px; give 32 or 40"),
-        ("open_clip:tiny-test-resnet", 80, "patch of 32 px; give 64 or 96"),
+        ("open_clip:tiny-test-clip", 36, "patch of 8 px; use 32 or 40"),
+        ("open_clip:tiny-test-resnet", 80, "patch of 32 px; use 64 or 96"),
         ("open_clip:tiny-test-timm", 100, "100"),
-        ("tiny_clip", 100, "input size 100 px is no multiple of the 16 px"),
+        ("tiny_clip", 100, "input size 100 px of tiny_clip is not a multiple of 16 px"),
         ("tiny_clip", -16, "must be at least 1"),
     ],
 )
@@ -281,7 +283,7 @@ def test_the_last_of_several_layers_is_what_the_forward_pass_gives(name):
     assert len(tokens) == 2 and tokens[0].ndim == 3 and tokens[0].shape[1] >= last.shape[1]
     assert not torch.equal(tokens[0], tokens[1])
     for layers in (0, 99):
-        with pytest.raises(UserError, match=f"layers; {layers} of them"):
+        with pytest.raises(UserError, match=f"layers; cannot compare the last {layers}"):
             backbone.intermediates(images, layers)
 
 
@@ -406,7 +408,7 @@ def test_a_backbone_without_gradient_checkpointing_says_so():
         ]
     for backbone in backbones:
         backbone.set_gradient_checkpointing(False)
-        with pytest.raises(UserError, match="has no gradient checkpointing"):
+        with pytest.raises(UserError, match="does not support gradient checkpointing"):
             backbone.set_gradient_checkpointing(True)
 
 
@@ -440,7 +442,7 @@ class Payload:
 
 def test_a_pickle_with_code_is_refused(tmp_path, capsys):
     torch.save({"state_dict": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match=r"evil\.pth is no readable weights file"):
+    with pytest.raises(UserError, match=r"evil\.pth is not a readable weights file"):
         build(resolve_spec("timm:test_vit"), str(tmp_path / "evil.pth"))
     assert "never run" not in capsys.readouterr().out
 

@@ -15,7 +15,7 @@ from featdistill.command_line import UserError
 from featdistill.data.preprocessing import prepare
 from featdistill.models.backbones import BACKBONES, build
 from featdistill.models.expert import load_expert, read_card
-from featdistill.models.released import main, read_released, read_spec, released_hashes
+from featdistill.models.released import convert, read_released, read_spec, released_hashes
 from featdistill.models.released_files import ReleasedTensors
 
 TOWER = "vision_encoder.vision_model."
@@ -203,7 +203,7 @@ def test_any_width_of_the_mlp_is_read(tmp_path, width, hidden):
 def test_released_experts_are_converted_once_and_load_as_they_were_read(tmp_path, capsys):
     contents = {f"Expert_{kind}.pth": random_weights(shapes()) for kind, shapes in SHAPES.items()}
     folder, out = write_release(tmp_path / "weights", contents, num_heads=4), tmp_path / "experts"
-    assert main([str(folder), "--out", str(out)]) == 0
+    convert(folder, out)
     hashes = released_hashes(folder)
     images = torch.rand(2, 3, 32, 32)
     for name, expert in read_released(folder).items():
@@ -219,7 +219,7 @@ def test_released_experts_are_converted_once_and_load_as_they_were_read(tmp_path
     before = {path: path.stat().st_ino for path in out.glob("*/*")}
     torch.save(random_weights(clip_shapes(depth=1)), folder / "Expert_clip.pth")
     write_manifest(folder, num_heads=4)
-    main([str(folder), "--out", str(out)])
+    convert(folder, out)
     kept = {path for path, inode in before.items() if path.stat().st_ino == inode}
     assert kept == set((out / "Expert_siglip").iterdir())
     assert len(load_expert(out / "Expert_clip").backbone.model.blocks) == 1
@@ -228,8 +228,8 @@ def test_released_experts_are_converted_once_and_load_as_they_were_read(tmp_path
 def test_an_expert_that_was_not_converted_is_not_overwritten(tmp_path):
     folder = write_release(tmp_path / "weights", {"a.pth": random_weights(clip_shapes())}, num_heads=4)
     (tmp_path / "experts/a").mkdir(parents=True)
-    with pytest.raises(UserError, match="a exists and is no converted expert"):
-        main([str(folder), "--out", str(tmp_path / "experts")])
+    with pytest.raises(UserError, match="a exists and is not a converted expert"):
+        convert(folder, tmp_path / "experts")
     assert list((tmp_path / "experts/a").iterdir()) == []
 
 
@@ -293,7 +293,7 @@ LAYER = f"{TOWER}encoder.layers.1"
         (
             "siglip",
             with_shape(f"{TOWER}embeddings.position_embedding.weight", 5, 32),
-            "position_embedding.weight is (5, 32), no square of patches",
+            "position_embedding.weight is (5, 32), not a square of patches",
         ),
         ("clip", with_shape(f"{TOWER}embeddings.patch_embedding.weight", 32), "is (32,), expected 4 sides"),
         (
@@ -302,20 +302,20 @@ LAYER = f"{TOWER}encoder.layers.1"
             "classifier.3.weight is (3, 256), expected (2, 256)",
         ),
         ("clip", with_shape("classifier.0.weight", 256, 32), "is (256, 32), expected (256, 24)"),
-        ("clip", lambda state: state | {"classifier.0.bias": 1}, "classifier.0.bias is int, no tensor"),
+        ("clip", lambda state: state | {"classifier.0.bias": 1}, "classifier.0.bias is int, not a tensor"),
         (
             "clip",
             lambda state: state | {"classifier.0.bias": torch.zeros(256, dtype=torch.int64)},
-            "classifier.0.bias is torch.int64, no tensor of floating-point",
+            "classifier.0.bias is torch.int64, not a tensor of floating-point",
         ),
-        ("clip", lambda state: random_weights(clip_shapes(24)), "24 channels do not make 5 heads"),
+        ("clip", lambda state: random_weights(clip_shapes(24)), "24 channels do not divide into 5 heads"),
         (
             "clip",
             lambda state: {"classifier.0.bias": torch.zeros(256)},
-            "the keys of neither CLIP nor SigLIP",
+            "its keys are neither CLIP's nor SigLIP's",
         ),
-        ("clip", lambda state: list(state), "holds no state dict"),
-        ("clip", lambda state: {"model_state_dict": Payload()}, "is no readable weights file"),
+        ("clip", lambda state: list(state), "has no state dict"),
+        ("clip", lambda state: {"model_state_dict": Payload()}, "is not a readable weights file"),
     ],
 )
 def test_a_file_that_holds_anything_else_is_one_clear_error(tmp_path, capsys, kind, damage, message):
@@ -330,7 +330,7 @@ def test_a_file_that_holds_anything_else_is_one_clear_error(tmp_path, capsys, ki
 
 def test_heads_that_are_not_stated_and_do_not_fit_are_asked_for(tmp_path):
     write_release(tmp_path, {"a.pth": random_weights(clip_shapes(96))})
-    with pytest.raises(UserError, match=r"96 channels do not make 1\.5 heads; state num_heads"):
+    with pytest.raises(UserError, match=r"96 channels do not divide into 1\.5 heads; add num_heads"):
         read_released(tmp_path)
 
 
@@ -359,15 +359,15 @@ def replace_text(text):
     ("damage", "message"),
     [
         (lambda folder: (folder / "manifest.json").unlink(), "it has no manifest.json"),
-        (replace_text("{"), "is no valid JSON"),
+        (replace_text("{"), "is not valid JSON"),
         (replace_text('{"schema_version": 2, "files": {}}'), "schema_version 2; this version reads 1"),
         (replace_text("[]"), "schema_version None"),
-        (replace_text('{"schema_version": 1, "files": {}}'), "names no files"),
-        (rename("../a.pth"), "a plain name that ends in .pth is wanted"),
-        (rename("sub/a.pth"), "a plain name that ends in .pth is wanted"),
-        (rename(".."), "a plain name that ends in .pth is wanted"),
-        (rename("c:a.pth"), "a plain name that ends in .pth is wanted"),
-        (rename("b.pth"), "b.pth does not exist, but manifest.json names it"),
+        (replace_text('{"schema_version": 1, "files": {}}'), "lists no files"),
+        (rename("../a.pth"), "a name must be plain and end in .pth"),
+        (rename("sub/a.pth"), "a name must be plain and end in .pth"),
+        (rename(".."), "a name must be plain and end in .pth"),
+        (rename("c:a.pth"), "a name must be plain and end in .pth"),
+        (rename("b.pth"), "b.pth does not exist, but manifest.json lists it"),
         (edit(size_bytes=7), "bytes, manifest.json says 7"),
         (edit(size_bytes=None), "size_bytes of a.pth is None"),
         (edit(sha256="ab" * 32), f"manifest.json says {'ab' * 32}"),
@@ -390,11 +390,11 @@ def test_a_file_of_the_right_size_and_another_byte_is_found_before_it_is_read(tm
     data[len(data) // 2] ^= 1
     (folder / "a.pth").write_bytes(data)
     monkeypatch.setattr(torch, "load", None)
-    with pytest.raises(UserError, match=r"a\.pth has the SHA-256 .*, manifest\.json says .*; fetch it again"):
+    with pytest.raises(UserError, match=r"a\.pth has the SHA-256 .*, manifest\.json says .*; download"):
         read_released(folder)
 
 
 def test_a_file_without_weights_in_it_is_said(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"a\.pth is no readable weights file"):
+    with pytest.raises(UserError, match=r"a\.pth is not a readable weights file"):
         read_released(write_manifest(tmp_path))

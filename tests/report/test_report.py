@@ -231,7 +231,7 @@ def test_explain_needs_an_expert_and_a_page_with_pictures(tmp_path):
     predictions = make_split(tmp_path, "val", rows=20)
     flags = ["--explain", str(tmp_path / "none")]
     for more, message in (
-        ([], "none is no expert"),
+        ([], "none is not an expert"),
         (["--no-report"], "leave out --no-report"),
         (["--gallery", "0"], "leave out --gallery 0"),
         (["--protocol", "genimage"], "unknown argument --explain"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from featdistill.__main__ import main
 from featdistill.command_line import UserError
 from featdistill.training import plot_run
 
@@ -50,23 +51,19 @@ def test_numbers_that_are_missing_leave_a_gap_not_an_error(tmp_path):
 def test_several_runs_become_one_picture_and_the_same_runs_the_same_bytes(tmp_path):
     runs = [write_run(tmp_path / "a", 400), write_run(tmp_path / "b", 250, 0.1, wait=False)]
     for name in ("one", "two"):
-        assert plot_run.main([*map(str, runs), "--out", str(tmp_path / f"{name}.png")]) == 0
+        main(["plot", *map(str, runs), "--out", str(tmp_path / f"{name}.png")])
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     picture = np.asarray(Image.open(tmp_path / "one.png").convert("RGB")).reshape(-1, 3)
-    for color in plot_run.COLORS[:2]:
-        wanted = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
-        assert (picture == wanted).all(axis=1).sum() > 200
-    unused = [int(plot_run.COLORS[2][place : place + 2], 16) for place in (1, 3, 5)]
-    assert not (picture == unused).all(axis=1).any()
+    counts = [(picture == tuple(bytes.fromhex(color[1:]))).all(axis=1).sum() for color in plot_run.COLORS[:3]]
+    assert min(counts[:2]) > 200 and counts[2] == 0
 
 
 def test_a_run_without_metrics_or_with_damaged_ones_is_one_clear_error(tmp_path):
-    out = str(tmp_path / "curves.png")
-    with pytest.raises(UserError, match=r"is not the folder of a run"):
-        plot_run.main([str(tmp_path), "--out", out])
+    with pytest.raises(UserError, match=r"is not a run with metrics"):
+        plot_run.read_runs([str(tmp_path)])
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="is still empty"):
-        plot_run.main([str(tmp_path), "--out", out])
+    with pytest.raises(UserError, match=r"metrics.jsonl is empty"):
+        plot_run.read_runs([str(tmp_path)])
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo\n{"step": 2, "loss": 1.0}\n')
     with pytest.raises(UserError, match="line 1 is not JSON"):
-        plot_run.main([str(tmp_path), "--out", out])
+        plot_run.read_runs([str(tmp_path)])
