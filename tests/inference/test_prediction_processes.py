@@ -4,20 +4,19 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import struct
 import sys
 import time
 import zlib
 from pathlib import Path
 
-import accelerate.utils  # noqa: F401 (before the forks, which then need not import it)
 import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import smooth_picture
 from PIL import Image
+from processes import fork, statuses
 
 import predict
 from featdistill.command_line import UserError
@@ -107,26 +106,6 @@ def project(tmp_path_factory) -> Path:
     return root
 
 
-def fork(task, world: int = 1) -> list[multiprocessing.Process]:
-    """Start `sys.exit(task())` in processes as torchrun would; forked, since importing takes long."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-
-    def main(rank: int) -> None:
-        # After a fork, threads of PyTorch's would wait for others that are gone.
-        torch.set_num_threads(1)
-        if world > 1:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), **address}
-        sys.exit(task())
-
-    context = multiprocessing.get_context("fork")
-    started = [context.Process(target=main, args=(rank,)) for rank in range(world)]
-    for process in started:
-        process.start()
-    return started
-
-
 def start(project: Path, out: Path, world: int = 1) -> list[multiprocessing.Process]:
     """Start `predict.py` in processes of their own."""
 
@@ -139,12 +118,6 @@ def start(project: Path, out: Path, world: int = 1) -> list[multiprocessing.Proc
         return predict.main([*arguments, "--batch-size", str(BATCH), "--workers", "0", "--device", "cpu"])
 
     return fork(task, world)
-
-
-def statuses(processes: list[multiprocessing.Process]) -> list[int | None]:
-    for process in processes:
-        process.join(300)
-    return [process.exitcode for process in processes]
 
 
 def done_batches(out: Path) -> list[int]:

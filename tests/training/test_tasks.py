@@ -1,26 +1,16 @@
 import copy
-import os
-import subprocess
-import sys
-from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
+from task_steps import MOMENTUM_B, READING_B, make_batch, take_steps
 
 import distill
 import train
 from featdistill.command_line import UserError
 from featdistill.models.expert import create_expert, load_expert, save_expert
 from featdistill.recipe_groups import Distillation, Objective
-from featdistill.training.contrastive import gather_parts
 from featdistill.training.objectives import binary_cross_entropy, consistency, dense_alignment
 from featdistill.training.tasks import ClassifyTask, DistillTask
-
-ROOT = Path(__file__).resolve().parents[2]
-READING_B = {"objective": "crd", "teacher_view": "other", "crd_dim": 16, "crd_queue": 24}
-MOMENTUM_B = READING_B | {"teacher_kind": "momentum"}
 
 
 @pytest.fixture
@@ -32,19 +22,6 @@ def expert():
 @pytest.fixture
 def batch():
     return make_batch(4, 2)
-
-
-def make_batch(images: int, seed: int) -> dict[str, torch.Tensor]:
-    """Images with all views; their ids begin at 100 * seed."""
-    generator = torch.Generator().manual_seed(seed)
-    views = torch.randint(0, 256, (3, images, 3, 32, 32), generator=generator).to(torch.uint8)
-    return {
-        "images": views[0],
-        "images_clean": views[1],
-        "images_other": views[2],
-        "label": torch.arange(images) % 3 % 2.0,
-        "index": torch.arange(images) + 100 * seed,
-    }
 
 
 def reading_b(expert, **options) -> DistillTask:
@@ -285,120 +262,3 @@ def test_what_follows_all_weights_does_not_go_with_low_rank_additions(flags):
     if "--ema" in flags:
         with pytest.raises(UserError, match="finetune lora does not change the weights"):
             train.main([*FILES, "--finetune", "lora", *flags])
-
-
-# How a batch is shared out must not matter.
-
-STEPS = 3
-
-
-def batch_free_task(kind: str) -> ClassifyTask:
-    """A task without BatchNorm and dropout; the queue of CRD already holds other images' keys."""
-    torch.manual_seed(0)
-    expert = create_expert("timm:test_vit", "random", input_size=32, head_hidden=8, head_dropout=0.0)
-    if kind == "bce":
-        return ClassifyTask(expert, Objective(ai_weight=2.0))
-    if kind == "dense":
-        return DistillTask(expert, Distillation())
-    task = DistillTask(expert, Distillation(**MOMENTUM_B | {"crd_queue": 72}))
-    keys = torch.nn.functional.normalize(torch.randn(20, 16), dim=1)
-    task.crd.queue.enqueue(keys, torch.arange(20) + 9000, torch.arange(20) % 2.0)
-    return task
-
-
-def take_steps(task, batches, *, parts=1, first=0, total=None, rank=0, world=1) -> dict[str, torch.Tensor]:
-    """Take plain gradient steps as the engine would; return the gradient of the first of them."""
-    trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
-    wrapped = torch.nn.parallel.DistributedDataParallel(task) if world > 1 else task
-    task.train()
-    gradient = {}
-    for step, batch in enumerate(batches, first):
-        share = len(batch["label"]) // (parts * world)
-        for part in range(parts):
-            start = (part * world + rank) * share
-            piece = {key: value[start : start + share] for key, value in batch.items()}
-            with wrapped.no_sync() if world > 1 and part < parts - 1 else nullcontext():
-                (wrapped(piece)["loss"] / parts).backward()
-        gradient = gradient or {name: p.grad.clone() for name, p in trained.items()}
-        optimizer.step()
-        optimizer.zero_grad()
-        task.after_step(step, total or len(batches))
-    return gradient
-
-
-def outcome(kind: str, **sharing) -> dict[str, dict[str, torch.Tensor]]:
-    task = batch_free_task(kind)
-    gradient = take_steps(task, [make_batch(32, seed) for seed in range(STEPS)], **sharing)
-    return {"gradient": gradient, "state": copy.deepcopy(task.state_dict())}
-
-
-@pytest.fixture(scope="module")
-def joint():
-    """What one process makes of the whole batch, in one pass."""
-    return {kind: outcome(kind) for kind in ("bce", "dense", "crd")}
-
-
-def assert_same(found: dict, wanted: dict) -> None:
-    assert all(value.any() for key, value in wanted["gradient"].items() if key.endswith("qkv.weight"))
-    torch.testing.assert_close(found["gradient"], wanted["gradient"], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found["state"], wanted["state"], rtol=1e-4, atol=1e-5)
-    for name in ("ids", "labels", "pointer"):
-        key = f"crd.queue.{name}"
-        assert key not in wanted["state"] or torch.equal(found["state"][key], wanted["state"][key])
-
-
-@pytest.mark.parametrize("kind", ["bce", "dense", "crd"])
-def test_accumulation_equals_the_larger_batch(joint, kind):
-    assert_same(outcome(kind, parts=4), joint[kind])
-
-
-def test_the_queue_has_wrapped_round_in_these_tests(joint):
-    state = joint["crd"]["state"]
-    assert state["crd.queue.pointer"].item() == (20 + 32 * STEPS) % 72
-    assert not (state["crd.queue.ids"] >= 9000).any()
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """What two processes with gloo and DDP, each with two passes a step, make of the same batches."""
-    folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-@pytest.mark.parametrize("kind", ["bce", "dense", "crd"])
-def test_two_processes_equal_one(two_processes, joint, kind):
-    for found in two_processes:
-        assert_same(found[kind], joint[kind])
-
-
-def test_both_processes_hold_the_same_queue(two_processes):
-    states = [found["crd"]["state"] for found in two_processes]
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0] if "queue" in key)
-
-
-def test_keys_are_gathered_by_pass_then_by_process_where_some_are_missing(two_processes):
-    for found in two_processes:
-        ids, values = found["gathered"]
-        assert ids.tolist() == [0, 1, 2, 100, 101, 10, 110, 111, 112]
-        assert values[:, 1].tolist() == [2 * value for value in ids.tolist()]
-
-
-def run_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    found = {kind: outcome(kind, parts=2, rank=rank, world=2) for kind in ("bce", "dense", "crd")}
-    # An image was broken here and there.
-    rows = [torch.arange(count) + 100 * rank + 10 * part for part, count in enumerate(((3, 1), (2, 3))[rank])]
-    parts = [(ids, torch.stack([ids, 2 * ids], dim=1).float()) for ids in rows]
-    torch.save(found | {"gathered": gather_parts(parts)}, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    # Forked, so that the imports are done once.
-    torch.multiprocessing.start_processes(run_process, (sys.argv[1],), nprocs=2, start_method="fork")

@@ -2,15 +2,14 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import set_maker
+from processes import fork, needs_fork, statuses
+from training_runs import SMALL, lines, losses, weights
 
 import distill
 import train
@@ -20,39 +19,6 @@ from featdistill.training.run_folder import RunFolder
 from featdistill.training.tasks import ClassifyTask
 from featdistill.training.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    "--recipe",
-    "demo_clip_a",
-    "--input-size",
-    "32",
-    "--batch-size",
-    "8",
-    "--epochs",
-    "2",
-    "--log-every",
-    "1",
-]
-SMALL += ["--workers", "0", "--score-batch-size", "8"]
-# A transformer without BatchNorm and dropout: what an image gives does not depend on the others of its batch.
-BATCH_FREE = ["--backbone", "timm:test_vit", "--head-dropout", "0"]
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """A training manifest of 40 images and a hold-out of 12, made once."""
-    make = set_maker(tmp_path_factory.mktemp("sets"))
-    return ["--train", str(make("train", 40)), "--val", str(make("val", 12, first=1000))]
-
-
-def weights(run: Path) -> bytes:
-    return (run / "expert-last" / "expert.safetensors").read_bytes()
-
-
-def losses(run: Path) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
-
 
 def test_a_run_folder_holds_what_the_contract_says(sets, tmp_path):
     run = tmp_path / "run"
@@ -60,9 +26,9 @@ def test_a_run_folder_holds_what_the_contract_says(sets, tmp_path):
     description = json.loads((run / "run.json").read_text())
     assert description["stage"] == 1 and description["recipe"]["backbone"] == "tiny_clip"
     assert description["versions"]["torch"] == torch.__version__
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 11))
-    scored = [line for line in lines if "holdout_robust_auc" in line]
+    logged = lines(run)
+    assert [line["step"] for line in logged if "loss" in line] == list(range(1, 11))
+    scored = [line for line in logged if "holdout_robust_auc" in line]
     assert [line["epoch"] for line in scored] == [1, 2]
     card = read_card(run / "expert")
     best = max(scored, key=lambda line: line["holdout_robust_auc"])
@@ -102,20 +68,12 @@ def test_another_seed_gives_another_loss_curve(sets, tmp_path):
     assert losses(tmp_path / "1") != losses(tmp_path / "2")
 
 
-def test_accumulation_takes_the_same_steps_as_the_larger_batch(sets, tmp_path):
-    for parts in ("1", "4"):
-        arguments = [*SMALL, *sets, *BATCH_FREE, "--out", str(tmp_path / parts), "--accumulation", parts]
-        train.main([*arguments, "--epochs", "1"])
-    whole, parted = losses(tmp_path / "1"), losses(tmp_path / "4")
-    assert [loss for _, loss in parted] == pytest.approx([loss for _, loss in whole], rel=1e-4)
-
-
 def test_stage_2_starts_from_its_teacher_and_logs_its_parts(sets, tmp_path):
     train.main([*SMALL, *sets, "--out", str(tmp_path / "one")])
     teacher = tmp_path / "one" / "expert"
     arguments = ["--recipe", "demo_siglip_a", *SMALL[2:], "--teacher", str(teacher)]
     distill.main([*arguments, *sets, "--out", str(tmp_path / "two")])
-    first = json.loads((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()[0])
+    first = lines(tmp_path / "two")[0]
     assert {"bce", "dense", "token_cosine"} <= first.keys()
     assert first["loss"] == pytest.approx(first["bce"] + first["dense"], rel=1e-5)
     card = read_card(tmp_path / "two" / "expert")
@@ -231,26 +189,17 @@ def test_a_run_that_dies_at_three_random_steps_ends_like_an_undisturbed_one(
     assert_equal_runs(tmp_path / "run", tmp_path / "whole")
 
 
-def start(script: str, arguments: list[str]) -> subprocess.Popen:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *arguments], env=environment, stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-def kill_after(script: str, arguments: list[str], run: Path, lines: int) -> None:
+def kill_after(script: str, arguments: list[str], run: Path, count: int) -> None:
     """Start a run and kill it once its log has so many lines."""
-    process = start(script, [*arguments, "--out", str(run)])
-    log, deadline = run / "metrics.jsonl", time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.is_file() and log.read_bytes().count(b"\n") >= lines:
-            break
+    (process,) = fork(lambda: call(script, [*arguments, "--out", str(run)]))
+    log = run / "metrics.jsonl"
+    while process.is_alive() and not (log.is_file() and log.read_bytes().count(b"\n") >= count):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    assert statuses([process]) == [-signal.SIGKILL]
 
 
+@needs_fork
 def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(sets, teacher, tmp_path):
     # Lines of three steps: a kill leaves one that is half full.
     script, arguments = arguments_of("stage 1", sets, teacher)
@@ -265,6 +214,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(sets, teacher,
     assert_equal_runs(run, tmp_path / "whole")
 
 
+@needs_fork
 @pytest.mark.skipif(not os.environ.get("FEATDISTILL_SLOW"), reason="takes minutes; set FEATDISTILL_SLOW=1")
 @pytest.mark.parametrize("reading", READINGS)
 def test_three_kills_of_each_reading_change_nothing(reading, sets, teacher, tmp_path):
@@ -273,8 +223,8 @@ def test_three_kills_of_each_reading_change_nothing(reading, sets, teacher, tmp_
     call(script, [*arguments, "--out", str(tmp_path / "whole")])
     run, rng = tmp_path / "run", np.random.default_rng(len(reading))
     # An epoch writes three lines; each kill comes after some that the run before it had not written.
-    for lines in np.cumsum(rng.integers(3, 9, 3)):
-        kill_after(script, arguments, run, int(lines))
+    for count in np.cumsum(rng.integers(3, 9, 3)):
+        kill_after(script, arguments, run, int(count))
     assert 0 < RunFolder(run).load_state()["step"] < 50
     assert call(script, [*arguments, "--out", str(run)]) == 0
     assert_equal_runs(run, tmp_path / "whole")
@@ -356,9 +306,8 @@ def spoil(patch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
     patch.setattr(ClassifyTask, "forward", spoiled)
 
 
-def lines_of(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "skipped" in line]
+def step_lines(run: Path) -> list[dict]:
+    return [line for line in lines(run) if "skipped" in line]
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -382,7 +331,7 @@ def test_a_step_that_is_not_finite_is_skipped_without_a_trace_and_counted(value,
     assert [name for name, _ in stages] == ["after_step"] * 3 + ["after_skip"] * 2
     before, after = stages[2][1], stages[4][1]
     assert all(torch.equal(before[key], after[key]) for key in before)
-    (line,) = lines_of(tmp_path / "run")
+    (line,) = step_lines(tmp_path / "run")
     assert line["skipped"] == 2 and math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"])
 
 
@@ -393,7 +342,7 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(sets, tmp_path, monkeypatc
         message = r"not finite at 3 steps in a row, up to step 7; lower --learning-rate"
         with pytest.raises(UserError, match=message):
             train.main([*arguments, "--out", str(tmp_path / "run")])
-    assert [line["skipped"] for line in lines_of(tmp_path / "run")] == [0, 1, 1, 0, 1, 1]
+    assert [line["skipped"] for line in step_lines(tmp_path / "run")] == [0, 1, 1, 0, 1, 1]
     # The count survives: a run that is started again does not get past the same place unnoticed.
     assert RunFolder(tmp_path / "run").load_state()["skipped_in_a_row"] == 2
 
@@ -429,33 +378,3 @@ def test_gradient_checkpointing_and_a_balance_and_a_cache_keep_the_run_going(set
     train.main([*cached, "--out", str(tmp_path / "cached")])
     found, wanted = losses(tmp_path / "cached"), losses(tmp_path / "plain")
     assert [loss for _, loss in found] == pytest.approx([loss for _, loss in wanted], rel=1e-4)
-
-
-def test_two_processes_take_the_steps_of_one(sets, tmp_path):
-    """gloo on the CPU: the joint gradient of two halves of a batch is that of the whole."""
-    common = [*SMALL, *sets, *BATCH_FREE, "--epochs", "1"]
-    train.main([*common, "--out", str(tmp_path / "one")])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += [
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-    ]
-    command = [*launch, str(ROOT / "train.py"), *common, "--out", str(tmp_path / "two")]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert [step for step, _ in two] == [step for step, _ in one]
-    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
-    scores = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()][-1]
-        for name in ("one", "two")
-    ]
-    assert scores[0]["holdout_images"] == scores[1]["holdout_images"] == 12
-    assert scores[1]["holdout_clean_auc"] == pytest.approx(scores[0]["holdout_clean_auc"], abs=0.06)

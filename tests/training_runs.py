@@ -1,0 +1,24 @@
+"""Small training runs and what they leave."""
+
+import json
+from pathlib import Path
+
+SMALL = ["--recipe", "demo_clip_a", "--input-size", "32", "--batch-size", "8", "--epochs", "2"]
+SMALL += ["--workers", "0", "--score-batch-size", "8", "--log-every", "1"]
+
+
+def lines(run: Path) -> list[dict]:
+    """Return the lines of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_line(run: Path) -> dict:
+    return lines(run)[-1]
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in lines(run) if "loss" in line]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "expert-last" / "expert.safetensors").read_bytes()
