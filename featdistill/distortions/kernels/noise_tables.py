@@ -9,7 +9,6 @@ from functools import cache
 
 import cv2
 import numpy as np
-from scipy.special import ndtri, pdtr
 
 from featdistill.distortions.kernels.scratch import in_strips
 
@@ -47,12 +46,16 @@ def middle_shares(count: int) -> np.ndarray:
 @cache
 def normal_quantiles(count: int) -> np.ndarray:
     """Return (count,) float64 quantiles of N(0, 1), scaled to variance 1."""
+    from scipy.special import ndtri  # here, because it takes a quarter of a second to import
+
     quantiles = ndtri(middle_shares(count))
     return quantiles / quantiles.std()
 
 
 def poisson_quantiles(means: np.ndarray, count: int) -> np.ndarray:
     """Return quantiles of Poisson distributions, (N, count) float64, for means (N, 1) of 0 or more."""
+    from scipy.special import pdtr
+
     largest = float(means.max())
     numbers = np.arange(int(largest + 10 * largest**0.5) + 20)
     shares = middle_shares(count)
