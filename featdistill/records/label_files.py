@@ -1,7 +1,6 @@
-"""The challenge's label files: a row an image, by the names of their columns."""
+"""The challenge's label files: one row per image, columns found by their names."""
 
 import ast
-import io
 import json
 from collections.abc import Iterable
 
@@ -11,15 +10,14 @@ from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
 from featdistill.images.reading import without_extension
+from featdistill.records.predictions import INDEX_HEADERS, parse_csv
 
 _LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 _FLAGS = {**_LABELS, "false": 0, "true": 1, "": None}
 
 
 def read_table(location: str) -> pd.DataFrame:
-    """Read a CSV that has a row an image.
-
-    A byte order mark and an index column without a name are tolerated.
+    """Read a CSV with one row per image; a byte order mark and unnamed index columns are ignored.
 
     Args:
         location: path of a file, or `archive.zip::member`.
@@ -28,19 +26,16 @@ def read_table(location: str) -> pd.DataFrame:
         All cells as stripped text; the index is `image_name` without its extension.
 
     Raises:
-        UserError: it cannot be read, is no CSV, has no column `image_name`, or names an image twice or not
-            at all.
+        UserError: it cannot be read, is not a CSV, has no column `image_name`, or an image is named twice or
+            not at all.
     """
     try:
-        data = io.BytesIO(image_io.read_bytes(location))
-        table = pd.read_csv(data, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        header, rows = parse_csv(image_io.read_bytes(location), location)
     except image_io.BrokenImage as error:
         raise UserError(f"cannot read {location}: {error}") from error
-    except ValueError as error:
-        raise UserError(f"{location} is no readable CSV: {error}") from error
-    table = table.fillna("")
-    table.columns = table.columns.str.strip()
-    table = table.loc[:, ~table.columns.str.match(r"Unnamed: \d+$")].apply(lambda cells: cells.str.strip())
+    table = pd.DataFrame(rows, columns=[column.strip() for column in header], dtype="object")
+    table = table[[column for column in table if column not in INDEX_HEADERS]]
+    table = table.apply(lambda cells: cells.str.strip())
     _require(table, "image_name", location)
     table.index = pd.Index([without_extension(name) for name in table["image_name"]], dtype="object")
     _refuse(table, "image_name", table["image_name"] == "", location, "the name of an image")
@@ -51,15 +46,15 @@ def read_table(location: str) -> pd.DataFrame:
 
 
 def read_labels(location: str) -> pd.DataFrame:
-    """Read a label file of the challenge, by the names of its columns.
+    """Read a label file of the challenge.
 
     Returns:
         By `image_name` without its extension: `image_name`, `label` (0 real, 1 AI-generated), `is_distorted`
-        (0, 1 or None; without such a column it says whether distortions are listed) and `distortions` (JSON
-        list of [name, scale], `[]` without such a column).
+        (0, 1 or None; without such a column, whether distortions are listed) and `distortions` (JSON list of
+        [name, scale]; `[]` without such a column).
 
     Raises:
-        UserError: as `read_table`, or a label is not 0 or 1, or distortions and scales are no two lists of
+        UserError: as `read_table`, or a label is not 0 or 1, or distortions and scales are not two lists of
             equal length.
     """
     table = read_table(location)
@@ -77,7 +72,7 @@ def read_labels(location: str) -> pd.DataFrame:
         is_distorted = [None] * len(table)
     columns = {"label": labels, "is_distorted": is_distorted, "distortions": distortions}
     return table[["image_name"]].assign(
-        **{k: pd.Series(v, table.index, "object") for k, v in columns.items()}
+        **{name: pd.Series(values, table.index, "object") for name, values in columns.items()}
     )
 
 
@@ -100,23 +95,23 @@ def _distortions(table: pd.DataFrame, location: str) -> list[str]:
         return ["[]"] * len(table)
     _require(table, "distortion_scales", location)
     cells = []
-    for row in zip(table["image_name"], table["distortions"], table["distortion_scales"], strict=True):
+    for name, *lists in table[["image_name", "distortions", "distortion_scales"]].itertuples(index=False):
         try:
-            cells.append(_as_json(*row[1:]))
+            cells.append(_manifest_cell(*lists))
         except ValueError as error:
-            raise UserError(f"{location}: {row[0]}: {error}") from error
+            raise UserError(f"{location}: {name}: {error}") from error
     return cells
 
 
-def _as_json(names: str, scales: str) -> str:
-    """Return the manifest's cell for the two cells of a label file."""
-    pair = [_literal_list(text) for text in (names, scales)]
-    if len(pair[0]) != len(pair[1]):
-        raise ValueError(f"{len(pair[0])} distortions, but {len(pair[1])} scales: {names} and {scales}")
-    if not all(isinstance(name, str) for name in pair[0]):
+def _manifest_cell(names: str, scales: str) -> str:
+    """Return two cells of a label file as the one cell of a manifest."""
+    distortions, values = _literal_list(names), _literal_list(scales)
+    if len(distortions) != len(values):
+        raise ValueError(f"{len(distortions)} distortions, but {len(values)} scales: {names} and {scales}")
+    if not all(isinstance(name, str) for name in distortions):
         raise ValueError(f"the distortions {names} are not all names")
     try:
-        return json.dumps(list(zip(*pair, strict=True)), allow_nan=False)
+        return json.dumps(list(zip(distortions, values, strict=True)), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the scales {scales} cannot be written as JSON: {error}") from error
 
@@ -127,7 +122,7 @@ def _literal_list(text: str) -> list:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = None
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{text[:80]!r} is no list")
+        raise ValueError(f"{text[:80]!r} is not a list")
     return list(value)
 
 
@@ -136,12 +131,12 @@ def _require(table: pd.DataFrame, column: str, location: str) -> None:
         raise UserError(f"{location} has no column {column}; its columns are {', '.join(table.columns)}")
 
 
-def _refuse(table: pd.DataFrame, column: str, bad: pd.Series, location: str, wanted: str) -> None:
-    """Raise a `UserError` that names the first row that is bad."""
+def _refuse(table: pd.DataFrame, column: str, bad: pd.Series, location: str, expected: str) -> None:
+    """Raise a `UserError` that names the first bad row."""
     if bad.any():
         number = bad.to_list().index(True)
         row = table.iloc[number]
         image = row["image_name"] or "no name"
         raise UserError(
-            f"{location}: row {number + 1} ({image}): {column} is '{row[column]}'; it must be {wanted}"
+            f"{location}: row {number + 1} ({image}): {column} is '{row[column]}'; it must be {expected}"
         )

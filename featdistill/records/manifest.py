@@ -1,17 +1,17 @@
-"""The row of a data set: one CSV line an image, whatever the image comes from.
+"""The manifest of a data set: a CSV with one row per image, wherever the image comes from.
 
-Columns (UTF-8, header first; unknown further columns survive a round trip):
+Columns (UTF-8, header first; further columns survive a round trip):
 
 | column | holds |
 |---|---|
 | `image` | path relative to the manifest's folder, absolute path, or `archive.zip::member/name.jpg` |
 | `name` | what a submission calls the image; unique within a manifest |
-| `label` | 0 real, 1 AI-generated, empty unknown |
-| `source`, `generator` | where the image comes from; what made it (empty for real images) |
+| `label` | 0 real, 1 AI-generated, empty if unknown |
+| `source`, `generator` | where the image comes from; what generated it (empty for real images) |
 | `group` | images that belong together: never on both sides of a hold-out |
-| `is_distorted` | 0, 1, or empty where it is not known |
+| `is_distorted` | 0, 1, or empty if unknown |
 | `distortions` | JSON list of [name, scale] in the order of application |
-| `licence` | what is known of it |
+| `licence` | as far as known |
 """
 
 import json
@@ -29,16 +29,13 @@ COLUMNS = ("image", "name", "label", "source", "generator", "group", "is_distort
 
 
 def make_manifest(columns: dict[str, list]) -> pd.DataFrame:
-    """Build a manifest from columns; what is not given of `COLUMNS` is empty, and `distortions` is `[]`.
+    """Build a manifest from columns; `label` and `is_distorted` may hold 0, 1 or None.
 
-    `label` and `is_distorted` may hold 0, 1 or None.
+    A column that is missing of `COLUMNS` is empty, or `[]` for `distortions`.
     """
     frame = pd.DataFrame({name: pd.Series(values, dtype="object") for name, values in columns.items()})
-    for name in COLUMNS:
-        if name not in frame:
-            frame[name] = "[]" if name == "distortions" else ""
-    frame = frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]
-    return _typed(frame, "the rows")
+    frame = _typed(frame, "the rows")
+    return frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
@@ -46,26 +43,23 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
 
     Returns:
         A frame with all of `COLUMNS`; `label` and `is_distorted` are `Int8` with missing values, all else is
-        text. `image` is made absolute (`frame.attrs["path"]` keeps the manifest's own path).
+        text. `image` is made absolute; `frame.attrs["path"]` is the manifest's path.
 
     Raises:
-        UserError: the file is missing or no manifest, a label is not 0, 1 or empty, or a name appears twice.
+        UserError: the file is missing or not a manifest, a label is unknown, or a name appears twice.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"manifest {path} does not exist")
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no readable CSV: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a readable CSV: {error}") from error
     if not isinstance(frame.index, pd.RangeIndex):
-        raise UserError(f"{path} is no manifest: its rows have more cells than its header")
+        raise UserError(f"{path} is not a manifest: its rows have more cells than its header")
     missing = [name for name in ("image", "name") if name not in frame]
     if missing:
-        raise UserError(f"{path} is no manifest: column {', '.join(missing)} is missing")
-    for name in COLUMNS:
-        if name not in frame:
-            frame[name] = "[]" if name == "distortions" else ""
+        raise UserError(f"{path} is not a manifest: column {', '.join(missing)} is missing")
     frame = _typed(frame, str(path))
     folder = os.path.abspath(path.parent)
     frame["image"] = [_absolute(image, folder) for image in frame["image"]]
@@ -74,24 +68,24 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
 
 
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write a manifest atomically; images below its folder get relative paths, so that it can be moved."""
+    """Write a manifest atomically; images below its folder get relative paths, so that both can be moved."""
     path = Path(path)
     frame = _typed(frame.copy(), str(path))
     inside = os.path.join(os.path.abspath(path.parent), "")
     frame["image"] = [image.removeprefix(inside) for image in frame["image"]]
-    with atomic.replace_file(path) as beside:
-        frame.to_csv(beside, index=False, lineterminator="\n")
+    with atomic.replace_file(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def read_manifests(paths: list[str | Path]) -> pd.DataFrame:
-    """Read several manifests as one set of rows. Names may repeat between manifests, not within one."""
+    """Read several manifests as one set of rows; names may repeat between manifests, not within one."""
     frames = [read_manifest(path) for path in paths]
     if len(frames) == 1:
         return frames[0]
-    together = pd.concat(frames, ignore_index=True)
-    further = together.columns.difference(COLUMNS)
-    together[further] = together[further].fillna("")
-    return together
+    rows = pd.concat(frames, ignore_index=True)
+    further = rows.columns.difference(COLUMNS)
+    rows[further] = rows[further].fillna("")
+    return rows
 
 
 def parse_distortions(text: str) -> list[tuple[str, float]]:
@@ -102,31 +96,31 @@ def parse_distortions(text: str) -> list[tuple[str, float]]:
 def split_holdout(frame: pd.DataFrame, share: float, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split rows into (training, hold-out) by whole groups, stratified by label.
 
-    Groups are taken in the order of a hash of (seed, group), so that the order of the rows does not matter; a
-    group too large for what is still wanted is passed over. Rows without a group are groups of their own.
-    Groups are stratified by the labels they hold.
+    Groups are picked in the order of a hash of (seed, group), which the order of the rows does not change; a
+    group larger than what is still missing is skipped. A row without a group is a group of its own. The
+    stratum of a group is the set of its labels.
 
     Args:
-        share: share of the rows that is held out, in (0, 1).
+        share: of the rows to hold out, in (0, 1).
 
     Raises:
-        UserError: `share` is out of range, or one of the two sides would be empty.
+        UserError: `share` is out of range, or one side would be empty.
     """
     if not 0 < share < 1:
-        raise UserError(f"the hold-out share must lie between 0 and 1, not {share}")
+        raise UserError(f"the hold-out share must be between 0 and 1, not {share}")
     group = frame["group"].where(frame["group"] != "", "name:" + frame["name"])
-    # One bit a label, so that the sum over a group's distinct labels tells which ones it holds.
+    # One bit per label, so that the sum over a group's distinct labels tells which ones it has.
     bit = 2 ** frame["label"].fillna(2).astype("int64")
     table = pd.DataFrame({"rows": group.value_counts(sort=False)})
     distinct = pd.DataFrame({"group": group, "bit": bit}).drop_duplicates()
     table["stratum"] = distinct.groupby("group")["bit"].sum()
     table["rank"] = hash_ranks(table.index, seed)
     table = table.sort_values("rank", kind="stable")
-    wanted = (share * table.groupby("stratum")["rows"].sum()).to_dict()
-    held_groups, held_rows = [], dict.fromkeys(wanted, 0)
-    for name, rows, stratum in zip(table.index, table["rows"], table["stratum"], strict=True):
-        if held_rows[stratum] + rows / 2 <= wanted[stratum]:
-            held_rows[stratum] += rows
+    missing = (share * table.groupby("stratum")["rows"].sum()).to_dict()
+    held_groups = []
+    for name, rows, stratum in table[["rows", "stratum"]].itertuples():
+        if rows / 2 <= missing[stratum]:
+            missing[stratum] -= rows
             held_groups.append(name)
     held = group.isin(held_groups)
     if held.all() or not held.any():
@@ -142,7 +136,10 @@ def _absolute(image: str, folder: str) -> str:
 
 
 def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Give `label` and `is_distorted` their type and check what must hold of every manifest."""
+    """Add missing columns, set the types of all, and check labels and names."""
+    for name in COLUMNS:
+        if name not in frame:
+            frame[name] = "[]" if name == "distortions" else ""
     for column in ("label", "is_distorted"):
         text = frame[column].astype("object")
         text = text.where(~text.isna(), "").astype(str).str.strip().str.removesuffix(".0")

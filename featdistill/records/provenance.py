@@ -1,7 +1,7 @@
 """Is an output finished, to be continued, or was it produced with different settings?
 
-A command that writes an output also records, as JSON, what it was made from. `claim` compares that record
-with what is requested now, once and before any work.
+A command records, as JSON, what its output was made from. `claim` compares that record with what is
+requested now, once and before any work.
 """
 
 import json
@@ -17,7 +17,7 @@ _MAX_SHOWN = 3
 
 
 class Claim(Enum):
-    """What a command finds at its output."""
+    """How much there is of an output."""
 
     NEW = "new"
     UNFINISHED = "unfinished"
@@ -37,12 +37,12 @@ def claim(
     """Decide what to do about an output.
 
     Args:
-        output: what is asked about, for the messages.
-        recorded: what it was made from; None where there is no record.
+        output: its name, for the messages.
+        recorded: what it was made from, or None without a record.
         requested: what it would be made from now.
-        finished: whether all of the output is there, given that a record is.
-        occupied: whether something is there, given that no record is.
-        ignore: keys that do not change the result, as `key` or `outer.key`.
+        finished: whether the recorded output is complete.
+        occupied: whether there is an output without a record.
+        ignore: settings that do not change the result, as `key` or `outer.key`.
         remedy: ends the messages.
 
     Raises:
@@ -61,12 +61,11 @@ def claim(
 
 
 def differences(recorded: dict[str, Any], requested: dict[str, Any], ignore: Iterable[str] = ()) -> list[str]:
-    """Return one text per setting that differs, with both values.
+    """Return one text per setting that differs, with both values; nested settings are called `outer.inner`.
 
-    Nested settings are called `outer.inner`. Where a file is given as `path` and `sha256`, its path does not
-    count as long as the content is the same: the file may have moved.
+    The `path` of a file does not count if its `sha256` is the same: the file may have moved.
     """
-    old, new = _flatten(_as_json(recorded)), _flatten(_as_json(requested))
+    old, new = _flatten(as_json(recorded)), _flatten(as_json(requested))
     ignored = set(ignore)
     for key in old:
         if key.endswith("sha256") and old[key] == new.get(key):
@@ -75,8 +74,13 @@ def differences(recorded: dict[str, Any], requested: dict[str, Any], ignore: Ite
     return [f"{key} was {_shown(old, key)}, is {_shown(new, key)}" for key in keys]
 
 
+def as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the value as it is when read back from JSON: lists instead of tuples."""
+    return json.loads(json.dumps(value))
+
+
 def read_record(path: str | Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, or None where there is no file.
+    """Return the JSON object in a file, or None without a file.
 
     Raises:
         UserError: the file does not hold a JSON object.
@@ -93,11 +97,6 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         raise UserError(f"{path} must hold a JSON object; remove it and run the command again")
     return record
-
-
-def _as_json(value: dict[str, Any]) -> dict[str, Any]:
-    """Return what reading the value back from a JSON file would give: lists instead of tuples."""
-    return json.loads(json.dumps(value))
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:

@@ -468,8 +468,8 @@ FAILURES = {
     "an archive twice": (archive_twice, "val_images.zip and .*val_images.zip are the same part"),
     "two label files": (labels_twice, "val_labels.csv and .*val_labels.csv differ"),
     "lists of unequal length": (relabel('"[24]"', '"[24, 3]"'), f"{VAL[1]}.jpg: 1 distortions, but 2 scales"),
-    "a list that is code": (relabel('"[24]"', '"[abs(24)]"'), r"'\[abs\(24\)\]' is no list"),
-    "a list that is a word": (relabel("\"['jpeg']\"", "jpeg"), "'jpeg' is no list"),
+    "a list that is code": (relabel('"[24]"', '"[abs(24)]"'), r"'\[abs\(24\)\]' is not a list"),
+    "a list that is a word": (relabel("\"['jpeg']\"", "jpeg"), "'jpeg' is not a list"),
     "a name that is a number": (relabel("\"['jpeg']\"", "[7]"), "are not all names"),
     "a scale without end": (relabel('"[24]"', '"[1e999]"'), "cannot be written as JSON"),
     "no column label": (
@@ -479,8 +479,8 @@ FAILURES = {
     "no column image_name": (relabel("image_name,", "file,"), "has no column image_name"),
     "no column of scales": (relabel("distortion_scales", "scales"), "has no column distortion_scales"),
     "a row without a name": (relabel(f"{VAL[3]}.jpg", ""), r"row 4 \(no name\): image_name is ''"),
-    "no CSV": (lambda root: (root / "val_labels.csv").write_bytes(b"\xff\xfe\x00"), "is no readable CSV"),
-    "an empty CSV": (lambda root: (root / "val_labels.csv").write_bytes(b""), "is no readable CSV"),
+    "no CSV": (lambda root: (root / "val_labels.csv").write_bytes(b"\xff\xfe\x00"), "is not a readable CSV"),
+    "an empty CSV": (lambda root: (root / "val_labels.csv").write_bytes(b""), "is empty"),
 }
 
 

@@ -344,7 +344,7 @@ def test_wrong_numbers_of_files_and_equal_names_are_users_errors(tmp_path, val, 
     with pytest.raises(UserError, match="two predictions files are called val"):
         run(tmp_path / "out", val, val)
     (tmp_path / "val.csv.json").unlink()
-    with pytest.raises(UserError, match="say with --labels"):
+    with pytest.raises(UserError, match="use --labels"):
         run(tmp_path / "out", val)
 
 

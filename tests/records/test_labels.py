@@ -85,16 +85,16 @@ def test_predictions_are_joined_to_their_labels_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is empty"),
+        ("", "not a readable CSV"),
         ("image_name,label\na,\xe9\n", "UTF-8"),
         ("image_name,score\na,1\n", "neither a manifest"),
         ("image_name,label\na,2\n", "label is '2'"),
         ("image_name,label\na,1\na,0\n", "names image a more than once"),
-        ("image_name,label,distortions,distortion_scales\na,1,jpeg,[]\n", "'jpeg' is no list"),
-        ("image_name,label,distortions,distortion_scales\na,1,__import__('os'),[]\n", "is no list"),
+        ("image_name,label,distortions,distortion_scales\na,1,jpeg,[]\n", "'jpeg' is not a list"),
+        ("image_name,label,distortions,distortion_scales\na,1,__import__('os'),[]\n", "is not a list"),
         ("image_name,label,distortions,distortion_scales\na,1,[3],[1]\n", "are not all names"),
         ("image_name,label,is_distorted\na,1,maybe\n", "is_distorted is 'maybe'"),
-        ("image,name,label,distortions\na,a,1,jpeg\n", "no JSON list"),
+        ("image,name,label,distortions\na,a,1,jpeg\n", "not a JSON list"),
         ("image,name,label\na,a,real\n", "label of a is 'real'"),
     ],
 )

@@ -105,8 +105,8 @@ def test_labels_are_0_1_or_unknown(tmp_path, text):
         ("image,label\na.jpg,1\n", "column name is missing"),
         ("file,score\na.jpg,1\n", "column image, name is missing"),
         ("image,name\na.jpg,a,1\n", "more cells than its header"),
-        ("image,name\na.jpg,a\nb.jpg,b,1\n", "is no readable CSV"),
-        ("", "is no readable CSV"),
+        ("image,name\na.jpg,a\nb.jpg,b,1\n", "is not a readable CSV"),
+        ("", "is not a readable CSV"),
     ],
 )
 def test_what_is_no_manifest_is_an_error_that_names_the_file(tmp_path, text, message):
@@ -120,7 +120,7 @@ def test_a_missing_manifest_and_one_that_is_no_text_are_errors(tmp_path):
     with pytest.raises(UserError, match=r"gone\.csv does not exist"):
         manifest.read_manifest(tmp_path / "gone.csv")
     (tmp_path / "m.csv").write_bytes(b"image,name\n\xff\xfe\x80,a\n")
-    with pytest.raises(UserError, match="no readable CSV"):
+    with pytest.raises(UserError, match="not a readable CSV"):
         manifest.read_manifest(tmp_path / "m.csv")
 
 
@@ -159,7 +159,7 @@ def test_distortions_are_read_in_order():
     assert manifest.parse_distortions("[]") == manifest.parse_distortions("") == []
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10_000), st.integers(40, 80), st.sampled_from([0.1, 0.25, 0.5]))
 def test_a_holdout_divides_rows_but_no_group_whatever_the_order(seed, groups, share):
     rng = np.random.default_rng(seed)
@@ -196,7 +196,7 @@ def test_another_seed_holds_out_other_rows_and_the_same_seed_the_same():
 
 def test_a_group_larger_than_the_holdout_does_not_keep_others_out_of_it():
     frame = make(200, label=[0] * 200, group=["large"] * 100 + [f"g{i}" for i in range(100)])
-    for seed in range(300):
+    for seed in range(60):
         held = manifest.split_holdout(frame, 0.05, seed)[1]
         assert len(held) == 10 and "large" not in set(held["group"])
 

@@ -119,16 +119,16 @@ def test_a_submission_of_either_convention_is_read(tmp_path, mark, line_end, sco
         (b"name,image_name,score\na,a,1\n", "needs one name column"),
         (b"image_name,score,clip\na,1,1\n", "not 'clip' as well"),
         (b"name,score\na,0.1\na,0.2\n", r"repeated names \(1\): a"),
-        (b"name,score\na,high\n", "column score holds 'high'"),
-        (b"name,score\na,\n", "column score holds ''"),
-        (b"name,score\na,nan\n", "column score holds 'nan'"),
-        (b"name,score\na,inf\n", "column score holds 'inf'"),
-        (b"name,score\na,1_0\n", "column score holds '1_0'"),
-        (b"name,score,clip\na,0.1,x\n", "column clip holds 'x'"),
+        (b"name,score\na,high\n", "column score contains 'high'"),
+        (b"name,score\na,\n", "column score contains ''"),
+        (b"name,score\na,nan\n", "column score contains 'nan'"),
+        (b"name,score\na,inf\n", "column score contains 'inf'"),
+        (b"name,score\na,1_0\n", "column score contains '1_0'"),
+        (b"name,score,clip\na,0.1,x\n", "column clip contains 'x'"),
         (b"name,score\na,0.1,0.2\n", "row 1 has 3 fields"),
         (b"name,score,score\na,0.1,0.2\n", "a column appears twice"),
-        (b"\xff\xfen\x00a\x00", "no readable CSV"),
-        (b'name,score\n"a,0.1\n', "no readable CSV"),
+        (b"\xff\xfen\x00a\x00", "not a readable CSV"),
+        (b'name,score\n"a,0.1\n', "not a readable CSV"),
     ],
 )
 def test_anything_else_is_refused_with_the_reason(tmp_path, content, message):
@@ -146,31 +146,6 @@ def test_a_missing_file_and_a_broken_sidecar_are_users_errors(tmp_path):
         (tmp_path / "val.csv.json").write_text(content)
         with pytest.raises(UserError, match=r"val\.csv\.json"):
             predictions.read_sidecar(tmp_path / "val.csv")
-
-
-def test_difference_names_the_keys_with_both_values():
-    assert predictions.difference(SIDECAR, SIDECAR) is None
-    new = {"experts": {"dino": "b" * 64}, "preprocessing": {"size": 336}, "fusion": "logit mean"}
-    line = predictions.difference(SIDECAR, new)
-    assert line == (
-        'experts.clip was "aaaaaaaaaaaa...", is absent; preprocessing.size was 224, is 336; '
-        'experts.dino was absent, is "bbbbbbbbbbbb..."'
-    )
-
-
-def test_difference_takes_no_tuple_for_a_list_and_no_moved_manifest_for_another():
-    old = {"sizes": [1, 2], "manifest": {"path": "a.csv", "sha256": "1"}}
-    assert (
-        predictions.difference(old, {"sizes": (1, 2), "manifest": {"path": "b.csv", "sha256": "1"}}) is None
-    )
-    changed = {"sizes": [1, 2], "manifest": {"path": "a.csv", "sha256": "2"}}
-    assert predictions.difference(old, changed) == 'manifest.sha256 was "1", is "2"'
-
-
-def test_difference_says_how_many_more_keys_differ():
-    line = predictions.difference({}, {str(key): key for key in range(5)})
-    assert line.count("absent") == 3
-    assert line.endswith("; and 2 more")
 
 
 @pytest.mark.parametrize(("place", "relative"), [("manifest.csv", True), ("../elsewhere.csv", False)])

@@ -186,9 +186,9 @@ def test_bad_predictions_are_refused_before_anything_is_written(folder, change, 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("val0003.jpg,nan", "column score holds 'nan', .* for val0003.jpg"),
-        ("val0003.jpg,", "column score holds ''"),
-        ("val0003.jpg,high", "column score holds 'high'"),
+        ("val0003.jpg,nan", "column score contains 'nan', .* for val0003.jpg"),
+        ("val0003.jpg,", "column score contains ''"),
+        ("val0003.jpg,high", "column score contains 'high'"),
         ("val0002.jpg,0.3", r"repeated names \(1\): val0002\.jpg"),
     ],
 )
