@@ -2,13 +2,17 @@
 
 An error that a user can cause is a `UserError`. It ends the program with status 2 and one line on standard
 error; `--debug` shows the traceback instead. What the system refuses (a full disk, no permission) ends alike.
+Any other exception is a defect of the program, with a status of its own.
 """
 
 import argparse
 import difflib
+import io
 import logging
 import math
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -125,20 +129,33 @@ def show_messages() -> None:
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call `main` with the command line and leave with its status.
 
-    Statuses: 0 done; 1 done, but some images could not be read; 2 a user's error; 130 interrupted.
+    Statuses: 0 done; 1 done, but some images could not be read; 2 a user's error; 3 an unexpected error, with
+    its traceback; 130 interrupted; 141 the reader of the output has closed it.
     """
-    arguments = sys.argv[1:]
+    arguments, program = sys.argv[1:], Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        # Text that the terminal's encoding lacks is escaped: a name must not cost the result.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     show_messages()
     try:
         status = main(arguments) or 0
-    except (UserError, OSError) as error:
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        # As after `| head`. Nothing more is written, not even when the interpreter flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    except Exception as error:
         if "--debug" in arguments:
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print(
-            f"{Path(sys.argv[0]).name}: interrupted; run the same command again to continue", file=sys.stderr
-        )
-        status = 130
+        if isinstance(error, UserError | OSError):
+            print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            status = 2
+        else:
+            traceback.print_exc()
+            print(f"{program}: unexpected error; please report it with the lines above", file=sys.stderr)
+            status = 3
     sys.exit(status)

@@ -1,6 +1,9 @@
 """A user's error is one line and status 2; names and flags that are almost right are named."""
 
 import argparse
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -64,13 +67,43 @@ def test_debug_shows_the_traceback(monkeypatch):
         command_line.run(main)
 
 
-def test_a_programmers_error_keeps_its_traceback(monkeypatch):
+def test_an_unexpected_error_shows_its_traceback_and_has_a_status_of_its_own(monkeypatch, capsys):
     def main(arguments):
         raise ValueError("a defect")
 
-    monkeypatch.setattr("sys.argv", ["train.py"])
-    with pytest.raises(ValueError, match="a defect"):
-        command_line.run(main)
+    assert ending_of(main, [], monkeypatch) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2] == "ValueError: a defect" and "unexpected error" in lines[-1]
+
+
+def run_program(body: str, **options) -> subprocess.CompletedProcess:
+    program = (
+        f"from featdistill import command_line\ndef main(arguments):\n    {body}\ncommand_line.run(main)"
+    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, **options)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_text_that_the_output_cannot_encode_is_escaped(encoding):
+    # The last name is how Python shows one on the disk that is not UTF-8.
+    body = "print('é 日本 \\udcff'); print('next')"
+    ended = run_program(body, env=os.environ | {"PYTHONIOENCODING": encoding})
+    shown = "é 日本".encode(encoding, "backslashreplace") + rb" \udcff"
+    assert (ended.returncode, ended.stdout.splitlines(), ended.stderr) == (0, [shown, b"next"], b"")
+
+
+@pytest.mark.parametrize("lines", [2, 100_000])
+def test_a_reader_that_closes_the_pipe_ends_the_program_without_a_word(lines, tmp_path):
+    program = (
+        "from featdistill import command_line\n"
+        f"command_line.run(lambda arguments: [print('a line') for _ in range({lines})] and 0)"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    with (tmp_path / "errors").open("wb") as errors:
+        ended = subprocess.run([sys.executable, "-c", program], stdout=write, stderr=errors)
+    os.close(write)
+    assert ended.returncode == 141 and not (tmp_path / "errors").read_bytes()
 
 
 def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
