@@ -7,23 +7,12 @@ import numpy as np
 
 
 def training_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Return the generator of one image in one epoch of a training run.
-
-    Args:
-        seed: of the run, 0 or more.
-        epoch: counted from 0.
-        index: position of the image in the data set.
-    """
+    """Return the generator of the image at `index` in one epoch of a training run; all are 0 or more."""
     return np.random.default_rng((seed, epoch, index))
 
 
 def evaluation_generator(seed: int, name: str) -> np.random.Generator:
-    """Return the generator of one image of an evaluation split, regardless of its position there.
-
-    Args:
-        seed: of the split, 0 or more.
-        name: the image's name in a submission.
-    """
+    """Return the generator of an image with this name in an evaluation split, wherever it is listed."""
     return np.random.default_rng((seed, int.from_bytes(digest(name)[:16], "little")))
 
 

@@ -72,31 +72,13 @@ def is_available(name: str) -> bool:
     return bool(_entry_points(name)) or _has_builtin(name)
 
 
-def find(name: str) -> Adapter:
-    """Return the adapter of a distortion: that of an entry point, or else the built-in one.
-
-    Raises:
-        UserError: the name is not in `EXTERNAL`, no package provides it, several do, or it cannot be loaded.
-    """
-    return _find(name)[0]
-
-
 def apply(name: str, image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Apply a distortion and check what its adapter returns.
-
-    Args:
-        name: a key of `EXTERNAL`.
-        image: (H, W, 3) uint8 RGB; it is not changed.
-        level: 1 .. 5.
-        rng: source of every random choice.
-
-    Returns:
-        A new (H', W', 3) uint8 RGB array.
+    """Apply a distortion and check what its adapter returns: a new (H', W', 3) uint8 RGB array.
 
     Raises:
         UserError: as for `find`, or the adapter returned something else.
     """
-    adapter, package = _find(name)
+    adapter, package = find(name)
     # A copy, so foreign code can neither change nor return the caller's image.
     result = adapter(image.copy(order="C"), level, rng)
     shape, dtype = getattr(result, "shape", ()), getattr(result, "dtype", None)
@@ -112,8 +94,12 @@ def apply(name: str, image: np.ndarray, level: int, rng: np.random.Generator) ->
 
 # Cached, because searching all installed packages takes milliseconds.
 @cache
-def _find(name: str) -> tuple[Adapter, str]:
-    """Return the adapter and the name of the package that provides it."""
+def find(name: str) -> tuple[Adapter, str]:
+    """Return the adapter of a distortion, that of an entry point or else the built-in one, and its package.
+
+    Raises:
+        UserError: the name is not in `EXTERNAL`, no package provides it, several do, or it cannot be loaded.
+    """
     entry_points = _entry_points(name)
     if not entry_points and _has_builtin(name):
         return partial(_cheng2020, _load(name, *_CHENG2020)), _CHENG2020[0]

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from featdistill.atomic import replace_file
-from featdistill.command_line import Parser, UserError, one_of
+from featdistill.command_line import Parser, UserError, one_of, within
 from featdistill.distortions.operation import LEVELS, MIN_SIDE_PX, Operation
 from featdistill.images.reading import BrokenImage, read_image
 
@@ -16,16 +16,8 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".tif
 
 
 def main(library: dict[str, Operation], description: str, argv: list[str] | None = None) -> int:
-    """Run the command line of a library.
-
-    Args:
-        library: name -> operation.
-        description: the script's docstring, whose first line `--help` shows.
-        argv: the arguments; None for those of the process.
-    """
+    """Run the command line of a library; `--help` shows the first line of the description."""
     options = _build_parser(description).parse_args(argv)
-    if options.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {options.seed}")
     if options.list:
         print(listing(library))
     elif options.sheet:
@@ -90,15 +82,6 @@ def draw_sheet(
 
     The operations are applied to the middle square of the image at the size of a cell, because a resize
     afterwards would hide noise. Those that need something that is not installed are left out.
-
-    Args:
-        library: name -> operation.
-        image: (H, W, 3) uint8 RGB.
-        seed: of the random operations.
-        level: the only level, or None for all.
-
-    Returns:
-        (height, width, 3) uint8 RGB.
     """
     side = CELL_PX if level is None else _SMALL_CELL_PX
     cell = np.asarray(ImageOps.fit(Image.fromarray(image), (side, side), Image.Resampling.BICUBIC))
@@ -146,7 +129,7 @@ def _build_parser(description: str) -> Parser:
     )
     parser.add_argument("--out", metavar="PNG", help="output file of --sheet")
     parser.add_argument("--level", type=int, choices=LEVELS, help="show only this level on the sheet")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the random operations, 0 or more")
+    parser.add_argument("--seed", type=within(0), default=0, help="random seed of the random operations")
     return parser
 
 

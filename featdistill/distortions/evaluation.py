@@ -8,7 +8,6 @@ else's model is listed too, and applied if a package provides it.
 """
 
 import math
-from functools import cache
 
 import cv2
 import numpy as np
@@ -71,7 +70,7 @@ def isonoise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
     hue, lightness, saturation = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HLS_FULL).astype(np.float32))
     draws = random_bytes(rng, 4 * hue.size).view(np.uint16).reshape(2, *hue.shape)
     turn = np.float32(256 * 0.1 * intensity**2)
-    hue += np.take(turn * _normal_float32(), draws[0])
+    hue += np.take(turn * normal_quantiles(1 << 16).astype(np.float32), draws[0])
     counts = poisson_quantiles(np.array([[float(lightness.std()) * intensity]]), 1 << 12)[0]
     grain = np.take(counts.astype(np.float32), draws[1] >> 4)
     lightness += grain * (1 - lightness / 255)
@@ -127,20 +126,16 @@ def downscale(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nda
 @register(EVALUATION, "crop", _CROPPED_SIDE, **_CHANGES_SIZE)
 def randomcrop(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Random crop; scale: the share of both sides that remains."""
-    height, width = image.shape[:2]
-    share = randomcrop.scales[level - 1]
-    return _crop(image, _size(width * share, height * share), rng)
+    return _crop(image, randomcrop.scales[level - 1], 1.0, rng)
 
 
 @register(EVALUATION, "crop", _CROPPED_SIDE, **_CHANGES_SIZE)
 def randomaspectcrop(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Random crop with up to twice or half the aspect ratio; scale: square root of the area's share."""
-    height, width = image.shape[:2]
     share = randomaspectcrop.scales[level - 1]
     # Neither side may exceed the image's.
     limit = min(0.5 * math.log(2), -math.log(share))
-    stretch = math.exp(rng.uniform(-limit, limit))
-    return _crop(image, _size(width * share * stretch, height * share / stretch), rng)
+    return _crop(image, share, math.exp(rng.uniform(-limit, limit)), rng)
 
 
 @register(EVALUATION, "geometry", (0.02, 0.04, 0.06, 0.08, 0.1), random=True, keeps_layout=False)
@@ -231,13 +226,8 @@ def _size(width: float, height: float, minimum: int = MIN_SIDE_PX) -> tuple[int,
     return max(minimum, round(width)), max(minimum, round(height))
 
 
-def _crop(image: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    width, height = size
+def _crop(image: np.ndarray, share: float, stretch: float, rng: np.random.Generator) -> np.ndarray:
+    width, height = _size(image.shape[1] * share * stretch, image.shape[0] * share / stretch)
     top = int(rng.integers(image.shape[0] - height + 1))
     left = int(rng.integers(image.shape[1] - width + 1))
     return image[top : top + height, left : left + width].copy()
-
-
-@cache
-def _normal_float32() -> np.ndarray:
-    return normal_quantiles(1 << 16).astype(np.float32)

@@ -22,8 +22,7 @@ from featdistill.distortions.kernels.noise_tables import (
 )
 from featdistill.distortions.kernels.scratch import in_strips, scratch_array
 from featdistill.distortions.official_tables import (
-    ColorTable,
-    brighten_colors,
+    BrightenTable,
     contrast_curve,
     curve_table,
     disk_kernel,
@@ -40,7 +39,8 @@ _EDGE = cv2.BORDER_REPLICATE
 @register(OFFICIAL, "blur", (0.1, 0.5, 1.0, 2.0, 5.0))
 def gausblur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Gaussian blur; scale: sigma in px. The kernel reaches 2 sigma, so level 1 changes nothing."""
-    taps = _gaussian(gausblur.scales[level - 1])
+    sigma_px = gausblur.scales[level - 1]
+    taps = gaussian_taps(sigma_px, math.ceil(2 * sigma_px))
     return cv2.sepFilter2D(image, -1, taps, taps, borderType=_EDGE)
 
 
@@ -49,7 +49,7 @@ def lensblur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
     """Blur with a disk whose rim over- and undershoots like the released kernel's; scale: radius in px."""
     radius_px = lensblur.scales[level - 1]
     if radius_px < 4:
-        return cv2.filter2D(image, -1, _disk(radius_px), borderType=_EDGE)
+        return cv2.filter2D(image, -1, disk_kernel(radius_px), borderType=_EDGE)
     return in_strips(_large_disk(radius_px), image, radius_px)
 
 
@@ -117,7 +117,7 @@ def brighten(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
 @register(OFFICIAL, "brightness_change", (0.05, 0.1, 0.2, 0.4, 0.8))
 def darken(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Tone curve on RGB that lowers 0.5 by scale / 2."""
-    return cv2.LUT(image, _darkened(darken.scales[level - 1]))
+    return cv2.LUT(image, curve_table(middle_curve, -darken.scales[level - 1]))
 
 
 @register(OFFICIAL, "spatial_distortion", (0.05, 0.1, 0.2, 0.5, 1.0), random=True)
@@ -158,20 +158,14 @@ def quantization(image: np.ndarray, level: int, rng: np.random.Generator) -> np.
 @register(OFFICIAL, "sharpness_contrast", (0.0, 0.15, -0.4, 0.3, -0.6), monotone=False)
 def lincontrchange(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Contrast curve; a scale above -0.2 raises contrast (so level 1 does), one below lowers it."""
-    return cv2.LUT(image, _contrasted(lincontrchange.scales[level - 1]))
+    return cv2.LUT(image, curve_table(contrast_curve, lincontrchange.scales[level - 1]))
 
 
 def shift_green(image: np.ndarray, amount_px: float, direction: np.ndarray) -> np.ndarray:
-    """Shift the green channel and blend it in where the image has edges.
+    """Shift the green channel of (H, W, 3) uint8 and blend it in where the image has edges.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        amount_px: length of the shift.
-        direction: unit vector with two components >= 0, in the released code's order. As there, as many rows
-            and columns as the rounded components differ by wrap around from the opposite edge.
-
-    Returns:
-        (H, W, 3) uint8.
+    `direction` is a unit vector with two components >= 0, in the released code's order. As there, as many
+    rows and columns as the rounded components differ by wrap around from the opposite edge.
     """
     height, width = image.shape[:2]
     first, second = (int(component) for component in np.rint(amount_px * np.asarray(direction)))
@@ -192,10 +186,7 @@ def _wrapped(length: int, shift: int, margin: int) -> np.ndarray:
 
 
 def _edge_mask(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
-    """Return the weight of the shifted green, the blurred gradient of gray: (H, W) float32 in [0, 1].
-
-    The array is scratch memory, which the next call overwrites.
-    """
+    """Return the weight of the shifted green, the blurred gradient of gray: (H, W) float32 scratch memory."""
     gray, across, down = (scratch_array(name, red.shape, np.float32) for name in ("gray", "across", "down"))
     cv2.addWeighted(red, 0.299, green, 0.587, 0, dst=gray, dtype=cv2.CV_32F)
     cv2.addWeighted(blue, 0.114, gray, 1, 0, dst=gray, dtype=cv2.CV_32F)
@@ -217,33 +208,13 @@ def _edge_mask(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarr
     return mask
 
 
-@cache
-def _gaussian(sigma_px: float) -> np.ndarray:
-    return gaussian_taps(sigma_px, int(np.ceil(2 * sigma_px)))
-
-
-_disk = cache(disk_kernel)
+_brightened = cache(BrightenTable)
 
 
 @cache
 def _large_disk(radius_px: int) -> BoxAndRest:
     kernel = disk_kernel(radius_px)
     return BoxAndRest(kernel, kernel[radius_px, radius_px], in_quadrants=True)
-
-
-@cache
-def _brightened(amount: float) -> ColorTable:
-    return ColorTable(lambda rgb: brighten_colors(amount, rgb))
-
-
-@cache
-def _darkened(amount: float) -> np.ndarray:
-    return curve_table(middle_curve(-amount))
-
-
-@cache
-def _contrasted(amount: float) -> np.ndarray:
-    return curve_table(contrast_curve(amount))
 
 
 @cache

@@ -1,6 +1,7 @@
 """Curves, kernels and color tables of the official distortions, computed from their definitions."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -53,6 +54,7 @@ _DISK_OCTANTS: dict[int, tuple[float, list[tuple[int, list[float]]]]] = {
 }
 
 
+@cache
 def gaussian_taps(sigma_px: float, radius_px: int) -> np.ndarray:
     """Return the (2 radius + 1,) float64 weights exp(-i^2 / (2 sigma^2)), normalized to a sum of 1."""
     offsets = np.arange(-radius_px, radius_px + 1)
@@ -60,6 +62,7 @@ def gaussian_taps(sigma_px: float, radius_px: int) -> np.ndarray:
     return taps / taps.sum()
 
 
+@cache
 def disk_kernel(radius_px: int) -> np.ndarray:
     """Return the released disk kernel, (2 radius + 1, 2 radius + 1) float64 with a sum of 1."""
     interior, octant = _DISK_OCTANTS[radius_px]
@@ -90,20 +93,16 @@ def contrast_curve(amount: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: np.clip(spline(x), 0, 1)
 
 
-def curve_table(curve: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Return the (256,) uint8 table of a curve on [0, 1]."""
-    return np.rint(255 * curve(np.arange(256) / 255)).astype(np.uint8)
+@cache
+def curve_table(curve: Callable[[float], Callable[[np.ndarray], np.ndarray]], amount: float) -> np.ndarray:
+    """Return the (256,) uint8 table of `curve(amount)`, a curve on [0, 1]."""
+    return np.rint(255 * curve(amount)(np.arange(256) / 255)).astype(np.uint8)
 
 
 def lightness_through(curve: Callable[[np.ndarray], np.ndarray], rgb: np.ndarray) -> np.ndarray:
-    """Apply a curve on [0, 1] to the CIELAB lightness of colors, keeping a* and b*.
+    """Apply a curve of lightness / 100 to the CIELAB lightness of colors, keeping a* and b*.
 
-    Args:
-        curve: of lightness / 100.
-        rgb: (..., 3) float64 sRGB in [0, 1].
-
-    Returns:
-        (..., 3) float64 sRGB, clipped to [0, 1].
+    Colors are (..., 3) float64 sRGB in [0, 1]; the result is clipped to that.
     """
     xyz = to_linear(rgb) @ _XYZ_OF_RGB.T / _WHITE
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
@@ -123,8 +122,8 @@ def brighten_colors(amount: float, rgb: np.ndarray) -> np.ndarray:
     return (2 * curve(rgb) + lightness_through(curve, rgb[..., ::-1])[..., ::-1]) / 3
 
 
-class ColorTable:
-    """A function of color as an image to interpolate in: exact in green, bilinear in red and blue.
+class BrightenTable:
+    """`brighten_colors` as an image to interpolate in: exact in green, bilinear in red and blue.
 
     The image has 16 x 16 slices, one for each of the 256 values of green, of 33 x 33 colors (blue down, red
     to the right). `cv2.remap` reads it with fixed-point coordinates.
@@ -139,13 +138,14 @@ class ColorTable:
 
     KNOTS = np.append(np.arange(0, 256, 8), 255)
 
-    def __init__(self, function: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Tabulate `function`, from (..., 3) float64 RGB in [0, 1] to the same."""
+    def __init__(self, amount: float) -> None:
         size = len(self.KNOTS)
         green = np.arange(256).reshape(16, 1, 16, 1)
         blue, red = self.KNOTS[:, None, None], self.KNOTS
         colors = np.stack(np.broadcast_arrays(red, green, blue), axis=-1) / 255
-        self.image = (255 * function(colors)).astype(np.float32).reshape(16 * size, 16 * size, 3)
+        self.image = (
+            (255 * brighten_colors(amount, colors)).astype(np.float32).reshape(16 * size, 16 * size, 3)
+        )
 
         value = np.arange(256, dtype=np.int32)
         knot = (np.searchsorted(self.KNOTS, value, side="right") - 1).astype(np.int32)

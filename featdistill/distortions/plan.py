@@ -33,11 +33,7 @@ Plan = tuple[Step, ...]
 
 
 def apply_plan(image: np.ndarray, plan: Plan) -> np.ndarray:
-    """Apply a plan's steps in order.
-
-    Args:
-        image: (H, W, 3) uint8 RGB; it is not changed.
-        plan: as returned by `DistortionPolicy.draw`.
+    """Apply a plan's steps in order to (H, W, 3) uint8 RGB.
 
     Returns:
         A new array, or `image` itself for an empty plan.

@@ -74,14 +74,7 @@ class DistortionPolicy:
         self._check_names()
 
     def draw(self, rng: np.random.Generator) -> Plan:
-        """Draw a plan.
-
-        Args:
-            rng: the image's generator, from `training_generator` or `evaluation_generator`.
-
-        Returns:
-            The steps in order; empty for an image that is not distorted.
-        """
+        """Draw a plan from an image's generator; it is empty for an image that is not distorted."""
         if rng.random() >= self.probability:
             return ()
         chain = self._draw_by_counts(rng) if self.counts else self._draw_by_groups(rng)

@@ -67,12 +67,12 @@ class Archive:
         self._lock = threading.Lock()
         try:
             status = os.fstat(self.file.fileno())
-            list_members = _tar_index if name.endswith(".tar") else _zip_index
+            self._is_tar = name.endswith(".tar")
+            list_members = _tar_index if self._is_tar else _zip_index
             self.index = list_members(path, status.st_size, status.st_mtime_ns)
         except BaseException:
             self.file.close()
             raise
-        self._read = self._read_tar if name.endswith(".tar") else self._read_zip
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a member.
@@ -88,10 +88,7 @@ class Archive:
         if entry.fault:
             raise ArchiveError(f"{self.path}: member {name!r} {entry.fault}")
         check_size(entry.size)
-        return self._read(entry)
-
-    def _read_tar(self, entry: Entry) -> bytes:
-        return self._at(entry.offset, entry.size)
+        return self._at(entry.offset, entry.size) if self._is_tar else self._read_zip(entry)
 
     def _read_zip(self, entry: Entry) -> bytes:
         if entry.size > max(MAX_FREE_BYTES, MAX_RATIO * entry.stored_size):

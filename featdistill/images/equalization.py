@@ -64,7 +64,7 @@ class Equalization:
 
 
 def common_sizes(sizes_of_classes: Sequence[np.ndarray], spare: float = 0.05) -> tuple[tuple[int, int], ...]:
-    """Return sizes from which images of all classes can be drawn alike.
+    """Return sizes (height, width) from which images of all classes can be drawn alike, in ascending order.
 
     They are the sizes of all classes, equally many of each. Each is reduced, keeping its aspect ratio, until
     it can be cut without enlargement from all but a share `spare` of the images of every class, with 7 px of
@@ -74,9 +74,6 @@ def common_sizes(sizes_of_classes: Sequence[np.ndarray], spare: float = 0.05) ->
     Args:
         sizes_of_classes: (N, 2) heights and widths in px, one array per class.
         spare: share of the images of a class that may have to be enlarged.
-
-    Returns:
-        (height, width) of each size, in ascending order; sizes may repeat.
     """
     count = max(len(sizes) for sizes in sizes_of_classes)
     balanced = [sizes[np.arange(count) * len(sizes) // count] for sizes in sizes_of_classes]
@@ -109,14 +106,10 @@ def equalize(image: np.ndarray, name: str, settings: Equalization) -> np.ndarray
 
 
 def equalized_jpeg(image: np.ndarray, name: str, settings: Equalization) -> bytes:
-    """Bring an image to the size and JPEG quality that are drawn for its name.
+    """Bring (H, W, 3) uint8 RGB to the size and JPEG quality that are drawn for its name.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        name: of the image; the draw depends only on it and on the settings.
-
-    Returns:
-        A JPEG with 4:2:0 chroma, the encoder's own tables and no metadata.
+    The draw depends only on the name and the settings. The JPEG has 4:2:0 chroma, the encoder's own tables
+    and no metadata.
     """
     # The prefix keeps this draw apart from that of the image's distortions, which also depends on its name.
     rng = evaluation_generator(settings.seed, f"equalise:{name}")
@@ -127,17 +120,9 @@ def equalized_jpeg(image: np.ndarray, name: str, settings: Equalization) -> byte
 
 
 def cut(image: np.ndarray, size: tuple[int, int], fit: str, top: float, left: float) -> np.ndarray:
-    """Cut a part from an image and bring it to a size.
+    """Cut a part from (H, W, 3) uint8 RGB and bring it to a size (h, w); see `Equalization` for `fit`.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        size: (h, w) of the result in px.
-        fit: see `Equalization`.
-        top: position of the part, as a fraction in [0, 1) of the available room.
-        left: likewise.
-
-    Returns:
-        (h, w, 3) uint8.
+    `top` and `left` are the part's position, as fractions in [0, 1) of the available room.
     """
     sides = image.shape[:2]
     # Pixels of the image per pixel of the result; below 1 the image is enlarged.

@@ -7,9 +7,11 @@ Sequential reads are fast, random ones slow; `python -m data_prep.pack` turns th
 
 import os
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from featdistill.images.archives import ArchiveError, check_size
 
@@ -24,7 +26,7 @@ WINDOW_BYTES = 32 << 20
 _STREAM_BYTES = 1 << 20
 # Lower-case names of columns with the bytes of image files, the preferred ones first: those of data sets with
 # the `datasets` library's image type, Community Forensics' `image_data`, and similar ones.
-IMAGE_COLUMNS = (
+COLUMN_NAMES = (
     "image",
     "img",
     "image_data",
@@ -42,7 +44,7 @@ def image_column(schema: "pyarrow.Schema") -> str:
     """Return the path of the column that holds the bytes of images: `Image.bytes`, or `image_data`.
 
     It is a struct with a binary field `bytes`, whatever its name, or a binary column named in
-    `IMAGE_COLUMNS`. Of several, the one whose name comes first in that list is used.
+    `COLUMN_NAMES`. Of several, the one whose name comes first in that list is used.
 
     Raises:
         ArchiveError: there is none, or there are several and none has such a name.
@@ -55,11 +57,11 @@ def image_column(schema: "pyarrow.Schema") -> str:
             index = field.type.get_field_index("bytes")
             if index >= 0 and _is_binary(field.type.field(index).type):
                 candidates[field.name] = f"{field.name}.bytes"
-        elif _is_binary(field.type) and field.name.lower() in IMAGE_COLUMNS:
+        elif _is_binary(field.type) and field.name.lower() in COLUMN_NAMES:
             candidates[field.name] = field.name
     if len(candidates) == 1:
         return next(iter(candidates.values()))
-    for known in IMAGE_COLUMNS:
+    for known in COLUMN_NAMES:
         for name, path in candidates.items():
             if name.lower() == known:
                 return path
@@ -68,7 +70,7 @@ def image_column(schema: "pyarrow.Schema") -> str:
         raise ArchiveError(f"several columns may hold the images ({columns}); rename the right one to image")
     raise ArchiveError(
         f"no column holds images: of {columns}, none is a struct with bytes, or binary and "
-        f"called {' or '.join(IMAGE_COLUMNS)}"
+        f"called {' or '.join(COLUMN_NAMES)}"
     )
 
 
@@ -113,7 +115,8 @@ class ParquetImages:
         except ArchiveError as error:
             raise ArchiveError(f"{path}: {error}") from error
         metadata = self.file.metadata
-        self._groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._starts = list(accumulate(groups, initial=0))
         self.rows = metadata.num_rows
 
     def read(self, row: str) -> bytes:
@@ -144,26 +147,17 @@ class ParquetImages:
 
     def group_of(self, row: int) -> tuple[int, int]:
         """Return the row group that holds a row, and the number of the group's first row."""
-        first = 0
-        for group, metadata in enumerate(self._groups):
-            if row < first + metadata.num_rows:
-                return group, first
-            first += metadata.num_rows
-        raise IndexError(row)
+        group = bisect_right(self._starts, row) - 1
+        return group, self._starts[group]
 
     def batches(self, group: int) -> Iterator["pyarrow.RecordBatch"]:
         """Decode a row group in runs of about `WINDOW_BYTES`."""
-        metadata = self._groups[group]
-        size = max(1, self._column_bytes(metadata))
-        rows = max(1, min(metadata.num_rows, metadata.num_rows * WINDOW_BYTES // size))
+        metadata = self.file.metadata.row_group(group)
+        columns = (metadata.column(index) for index in range(metadata.num_columns))
+        sizes = (column.total_uncompressed_size for column in columns if column.path_in_schema == self.column)
+        rows = max(1, min(metadata.num_rows, metadata.num_rows * WINDOW_BYTES // max(1, sum(sizes))))
         # One thread: a loader has a process per core already.
         return self.file.iter_batches(rows, row_groups=[group], columns=[self.column], use_threads=False)
-
-    def _column_bytes(self, metadata: Any) -> int:
-        columns = (metadata.column(index) for index in range(metadata.num_columns))
-        return sum(
-            column.total_uncompressed_size for column in columns if column.path_in_schema == self.column
-        )
 
 
 class _Window:

@@ -108,15 +108,10 @@ def read_image(location: str) -> np.ndarray:
 
 
 def limit_side(image: np.ndarray, max_side_px: int | None) -> np.ndarray:
-    """Reduce an image whose longer side exceeds a limit to that limit, by area averaging.
+    """Reduce (H, W, 3) uint8 whose longer side exceeds a limit to that limit, by area averaging.
 
-    Args:
-        image: (H, W, 3) uint8.
-        max_side_px: the limit; None for no limit.
-
-    Returns:
-        (h, w, 3) uint8; `image` itself if it is within the limit. A side is never reduced below 16 px, which
-        keeps narrow strips usable.
+    Returns `image` itself if it is within the limit. A side is never reduced below 16 px, which keeps narrow
+    strips usable.
     """
     height, width = image.shape[:2]
     if max_side_px is None or max(height, width) <= max_side_px:

@@ -21,7 +21,7 @@ IMAGE = smooth_picture(1, 100, 130)
 @pytest.fixture(autouse=True)
 def fresh():
     """Nothing is remembered from the test before."""
-    distortion_adapters._find.cache_clear()
+    find.cache_clear()
     distortion_adapters._pretrained.cache_clear()
 
 
@@ -104,7 +104,7 @@ def test_a_package_provides_a_distortion_by_an_entry_point(install):
     source = "def forge(image, level, rng):\n    return image[:50] ^ level ^ rng.bytes(1)[0]\n"
     install("forgery", source, wmforger="forgery_module:forge")
     assert is_available("wmforger") and "forgery_module" not in sys.modules
-    assert find("wmforger").__name__ == "forge"
+    assert find("wmforger")[0].__name__ == "forge"
     drawn = np.random.default_rng(0).bytes(1)[0]
     np.testing.assert_array_equal(apply("wmforger", 4), IMAGE[:50] ^ 4 ^ drawn)
     assert not is_available("jpeg_ai")

@@ -110,13 +110,7 @@ def zoom_blur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nda
 
 
 def magnify(image: np.ndarray, factor: float, magnified: np.ndarray) -> None:
-    """Magnify an image about its center by a factor of 1 or more.
-
-    Args:
-        image: (H, W, 4) uint8.
-        factor: 1 or more.
-        magnified: (H, W, 4) uint8, overwritten with the result.
-    """
+    """Magnify (H, W, 4) uint8 about its center, by a factor of 1 or more, into `magnified`."""
     height, width = image.shape[:2]
     lost = 1 - 1 / factor
     left, top = round(lost * width / 2), round(lost * height / 2)
@@ -130,15 +124,12 @@ def magnify(image: np.ndarray, factor: float, magnified: np.ndarray) -> None:
 
 
 def aperture_kernel(radius_px: float, blades: int, rotation: float) -> np.ndarray:
-    """Return the point spread of a lens out of focus.
+    """Return the point spread of a lens out of focus, (side, side) float64 with a sum of 1.
 
     Args:
         radius_px: of the disc, or of the disc with the polygon's root mean square radius.
         blades: 0 for a disc, else the number of the polygon's sides.
         rotation: of the polygon in radians.
-
-    Returns:
-        (side, side) float64 with a sum of 1, in proportion to how much of each pixel is covered.
     """
     # The mean square radius of a regular polygon with a circumradius R is R^2 (2 + cos(2 pi / n)) / 6.
     corner_px = radius_px * math.sqrt(3 / (2 + math.cos(2 * math.pi / blades))) if blades else radius_px
@@ -162,13 +153,7 @@ def _aperture(radius_px: float, blades: int, turn: int) -> BoxAndRest:
 
 
 def turbulent_sources(height: int, width: int, rms_px: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw where each pixel's ray comes from: its own position and a smooth random displacement.
-
-    Args:
-        height: of the image.
-        width: of the image.
-        rms_px: root mean square of the displacement in x and of that in y.
-        rng: draws the displacement.
+    """Draw where each pixel's ray comes from, smoothly displaced by `rms_px` in x and in y.
 
     Returns:
         (H, W, 2) float32, x and y in px.

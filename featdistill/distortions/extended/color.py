@@ -56,8 +56,7 @@ def chromatic_aberration(image: np.ndarray, level: int, rng: np.random.Generator
 
     Which of the two is larger is random, and so is the optical axis, within a tenth of the sides around the
     middle, as in a crop. Color fringes grow with the distance from it. Green, and with it nearly all of the
-    luminance, stays in place, so the layout does, although red and blue move by more than 2 px in the corners
-    of large images.
+    luminance, stays in place, and so does the layout.
     """
     height, width = image.shape[:2]
     share = chromatic_aberration.scales[level - 1] * (1 if rng.random() < 0.5 else -1)

@@ -159,14 +159,7 @@ def flare_source(rng: np.random.Generator) -> tuple[float, float]:
 def flare_glow(
     height: int, width: int, source: tuple[float, float], strength: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the glow and the starburst of a light.
-
-    Args:
-        height: of the image.
-        width: of the image.
-        source: position of the light from the middle.
-        strength: brightness of its halo at the light, as a share of white.
-        rng: draws rays and tint.
+    """Draw the glow and the starburst of a light at `source`, whose halo starts at `strength` times white.
 
     Returns:
         (h, w, 3) uint8 light, on a layer of at most 128 px on the shorter side.
@@ -191,9 +184,7 @@ def flare_glow(
 def flare_ghosts(
     height: int, width: int, source: tuple[float, float], strength: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the ghosts of a light; the brightest have 0.45 of its strength.
-
-    Takes the arguments of `flare_glow`.
+    """Draw the ghosts of a light, the brightest with 0.45 of its strength.
 
     Returns:
         (h, w, 3) uint8 light, on a layer of at most 320 px on the shorter side.

@@ -97,11 +97,7 @@ def shear(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray
 
 
 def elastic_displacement(height: int, width: int, rms_px: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw a smooth random field of displacements, scaled to a root mean squared length of `rms_px`.
-
-    Returns:
-        (H, W, 2) float32 displacements in x and in y, in px, in scratch memory.
-    """
+    """Draw smooth displacements of root mean squared length `rms_px`: (H, W, 2) float32 scratch memory."""
     cell_px = min(height, width) / _CELLS
     margin = math.ceil(3 * _SMOOTHING_CELLS)
     grid = math.ceil(height / cell_px), math.ceil(width / cell_px)
@@ -116,11 +112,7 @@ def elastic_displacement(height: int, width: int, rms_px: float, rng: np.random.
 def radial_sources(height: int, width: int, k1: float) -> np.ndarray:
     """Return where a lens of Brown's radial model looks, enlarged until it looks only into the frame.
 
-    Args:
-        height: of the image.
-        width: of the image.
-        k1: coefficient for a radius of 1 in the corners; positive for a barrel, between -1/3 and 0 for a
-            pincushion.
+    `k1` is for a radius of 1 in the corners: positive for a barrel, between -1/3 and 0 for a pincushion.
 
     Returns:
         (H, W, 2) float32 x and y in px, in scratch memory.

@@ -52,10 +52,9 @@ def poisson_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np
 def speckle_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Coherent speckle: every sample times an independent gamma variable; scale: number of looks.
 
-    Coherent light (laser, radar, ultrasound) scattered by a rough surface interferes with itself: the
-    intensity of one look is exponentially distributed, and the mean of L looks is gamma-distributed with a
-    relative standard deviation of 1 / sqrt(L) (Goodman, 1976). The channels are three wavelengths, whose
-    speckle is independent; a grain is a pixel wide.
+    Coherent light (laser, radar, ultrasound) scattered by a rough surface interferes with itself: the mean of
+    L looks is gamma-distributed with a relative standard deviation of 1 / sqrt(L) (Goodman, 1976). The
+    channels are three wavelengths, whose speckle is independent; a grain is a pixel wide.
     """
     return draw_responses(image, _speckle(speckle_noise.scales[level - 1]), rng)
 
@@ -139,18 +138,14 @@ def dead_pixels(image: np.ndarray, level: int, rng: np.random.Generator) -> np.n
 def iso_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """High-ISO grain, fine in lightness and blotchy in color; scale: deviation at middle gray (0-255).
 
-    As in a camera's own JPEGs: neighboring pixels share noise, since demosaicing and noise reduction average
-    (Gaussians of 0.7 px in luma and 2 px in chroma, which has half the deviation). Photon and read noise grow
-    with the square root of the light and the sRGB curve stretches the shadows, where the deviation is up to
-    twice that of middle gray; in white it is 0.9 of it.
+    As in a camera's own JPEGs, demosaicing and noise reduction average neighboring pixels (Gaussians of 0.7
+    px in luma and 2 px in chroma, which has half the deviation). The deviation in shadows is up to twice that
+    of middle gray, because the sRGB curve stretches them; in white it is 0.9 of it.
     """
     height, width = image.shape[:2]
     planes = []
-    for sigma_px, unit in (
-        (_LUMA_GRAIN_PX, _FIELD_UNIT),
-        (_CHROMA_GRAIN_PX, _CHROMA_SHARE * _FIELD_UNIT),
-        (_CHROMA_GRAIN_PX, _CHROMA_SHARE * _FIELD_UNIT),
-    ):
+    chroma = (_CHROMA_GRAIN_PX, _CHROMA_SHARE * _FIELD_UNIT)
+    for sigma_px, unit in ((_LUMA_GRAIN_PX, _FIELD_UNIT), chroma, chroma):
         field, deviation = smooth_noise(height, width, sigma_px, rng)
         scaled = 128 + unit / deviation * (np.arange(256) - 127.5)
         planes.append(cv2.LUT(field, np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)))

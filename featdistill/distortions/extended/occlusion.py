@@ -86,33 +86,10 @@ def water_drops(image: np.ndarray, level: int, rng: np.random.Generator) -> np.n
     return result
 
 
-def view_scale(distance_2: np.ndarray) -> np.ndarray:
-    """Return the factor from a point of a drop to what is seen through it, both from the drop's middle.
-
-    The slope of the cap at a distance d from its axis is d / sqrt(R^2 - d^2), R the radius of the sphere, and
-    the line of sight meets the scene (n - 1) * slope * distance of the scene further on the other side.
-
-    Args:
-        distance_2: squared distances from the drop's middle, in radii of the drop.
-
-    Returns:
-        Negative factors, as the view is inverted.
-    """
-    bend = (_REFRACTIVE_INDEX - 1) * _SCENE_DISTANCE
-    return 1 - bend / np.sqrt(_SPHERE_RADIUS**2 - np.minimum(distance_2, 1))
-
-
 def draw_drops(size: tuple[int, int], share: float, rng: np.random.Generator) -> list[tuple[int, int, int]]:
-    """Draw drops inside the image that do not touch.
+    """Draw drops that do not touch inside an image of (height, width): (left, top, side) of their squares.
 
-    Args:
-        size: (height, width) of the image in px.
-        share: of the image's area, which the last drop completes. It does not change what is drawn from
-            `rng`.
-        rng: draws positions and radii.
-
-    Returns:
-        (left, top, side) in px of each drop's square.
+    The last drop completes the share of the image's area; the share does not change what is drawn from `rng`.
     """
     height, width = size
     smallest, largest = (2 * limit * math.sqrt(height * width) for limit in _DROP_RADIUS)
@@ -156,7 +133,11 @@ def _drop_parts() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     axis = (np.arange(_PROTOTYPE_PX) + 0.5) * 2 / _PROTOTYPE_PX - 1
     across, down = np.meshgrid(axis, axis)
     distance_2 = across**2 + down**2
-    offset = (view_scale(distance_2)[..., None] * np.dstack([across, down])).astype(np.float32)
+    # The slope of the cap at a distance d from its axis is d / sqrt(R^2 - d^2), R the radius of the sphere,
+    # and the line of sight meets the scene (n - 1) * slope * scene distance further on the other side.
+    bend = (_REFRACTIVE_INDEX - 1) * _SCENE_DISTANCE
+    factor = 1 - bend / np.sqrt(_SPHERE_RADIUS**2 - np.minimum(distance_2, 1))
+    offset = (factor[..., None] * np.dstack([across, down])).astype(np.float32)
     inwards = (1 - np.sqrt(distance_2)).astype(np.float32)
     # The bottom of the drop shows the sky, and the rim reflects.
     gain = np.clip(0.9 + 0.1 * down - 0.5 * distance_2**4, 0, 1)

@@ -26,11 +26,11 @@ _GAMMA = 2.2
 def blooming(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Blooming: saturated photosites spill charge; scale: their excess in full wells.
 
-    85 % of the excess runs along the column of the sensor, half up and half down, and decays exponentially
-    over 8 % of the height. The rest glows around, with a Gaussian sigma of 4 % of the height. It is added as
-    light, here the square of the values, up to the full well, and is white, because a column has photosites
-    of all colors. Where fewer than 1 % of the pixels are saturated, the brightest 1 % count as such and spill
-    light of their mean color, which is the full well then; so every image blooms except flat ones.
+    85 % of the excess runs up and down the sensor's column and decays exponentially over 8 % of the height;
+    the rest glows around. It is added as light, here the square of the values, up to the full well, and is
+    white, because a column has photosites of all colors. Where fewer than 1 % of the pixels are saturated,
+    the brightest 1 % count as such and spill light of their mean color, which is the full well then; only
+    flat images do not bloom.
     """
     luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     threshold = _saturation(luminance)
@@ -69,10 +69,7 @@ def vignetting(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
 
 
 def spilt_charge(saturated: np.ndarray) -> np.ndarray:
-    """Return what saturated pixels spill if each has an excess of one full well.
-
-    Args:
-        saturated: (H, W) uint8, 255 where a pixel is saturated and 0 elsewhere.
+    """Return what saturated pixels, (H, W) uint8 of 255 and 0, spill if each has an excess of one full well.
 
     Returns:
         (rows, W) float32 in full wells, for blocks of rows from top to bottom. Within a large saturated area

@@ -118,14 +118,9 @@ def block_means(image: np.ndarray, side: int) -> np.ndarray:
 def displaced_bands(
     height: int, width: int, share: float, rng: np.random.Generator
 ) -> list[tuple[int, int, list[int]]]:
-    """Draw the bands of a glitch.
+    """Draw the bands of a glitch, which cover at least this share of the rows.
 
-    Args:
-        height: of the image.
-        width: of the image.
-        share: of the rows that the bands cover at least.
-        rng: draws positions, heights and displacements. A larger share has the bands of a smaller one,
-            displaced farther, and more.
+    A larger share has the bands of a smaller one, displaced farther, and more.
 
     Returns:
         (first row, row after the last, displacement to the right of each channel in px from 0 to W - 1).
@@ -152,13 +147,9 @@ def _parts(length: int, side: int) -> list[slice]:
 
 
 def _permute_blocks(pixels: np.ndarray, side: int, orders: np.ndarray, rng: np.random.Generator) -> None:
-    """Permute, in place, the pixels of every block.
+    """Permute, in place, the pixels of every block by one of `orders`, (256, side * side) permutations.
 
-    Args:
-        pixels: (rows * side, columns * side) int32, part of a larger array.
-        side: of the blocks.
-        orders: (256, side * side) permutations, of which each block draws one.
-        rng: draws the permutation of each block.
+    `pixels` is (rows * side, columns * side) int32, part of a larger array.
     """
     height, width = pixels.shape
     rows, columns = height // side, width // side

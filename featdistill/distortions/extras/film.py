@@ -87,7 +87,10 @@ def night_vision(image: np.ndarray, level: int, rng: np.random.Generator) -> np.
     down, across = (
         np.rint(127 * np.linspace(-1, 1, side) ** 2).astype(np.uint8)[:, None] for side in (height, width)
     )
-    vignette = cv2.LUT(down + across.T, _corner_gain(_TUBE_CORNER_LOSS[level - 1]))
+    # By the squared distance to the middle, which is 254 in the corners.
+    squared = np.minimum(np.arange(256) / 254, 1)
+    gains = np.rint(255 * (1 - _TUBE_CORNER_LOSS[level - 1] * squared**1.5)).astype(np.uint8)
+    vignette = cv2.LUT(down + across.T, gains)
     cv2.multiply(shown, vignette, dst=shown, scale=1 / 255)
     return cv2.merge([cv2.LUT(shown, curve) for curve in _phosphor()])
 
@@ -127,13 +130,6 @@ def _gaussian_gain(sigma_px: float) -> float:
     """Return the share of white noise's deviation that `gaussian_blur` leaves."""
     taps = cv2.getGaussianKernel(2 * math.ceil(3 * sigma_px) + 1, sigma_px)
     return float((taps**2).sum())
-
-
-@cache
-def _corner_gain(loss: float) -> np.ndarray:
-    """Return the gain (0-255), by the squared distance to the middle, which is 254 in the corners."""
-    squared = np.minimum(np.arange(256) / 254, 1)
-    return np.rint(255 * (1 - loss * squared**1.5)).astype(np.uint8)
 
 
 @cache

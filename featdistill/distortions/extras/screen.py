@@ -81,10 +81,9 @@ def screen_capture(image: np.ndarray, level: int, rng: np.random.Generator) -> n
     """Photograph of a display: perspective, sub-pixels, backlight, moire, glare; scale: strength.
 
     At a strength of 1 each corner of the frame is up to 7 % of the sides inside the display. Its pixels have
-    2.4 to 3.4 px, with stripes of red, green and blue and thin gaps between rows (contrast 0.4 and 0.15); the
-    moire has a contrast of 0.12, and the backlight falls by up to 30 % to one side. Reflected light lifts
-    black to 12 % of white, and the camera's curve steepens mid-tones by a power of 1.3. All of this is
-    proportional to the strength.
+    2.4 to 3.4 px, with stripes of red, green and blue and thin gaps between rows; the backlight falls by up
+    to 30 % to one side. Reflected light lifts black to 12 % of white, and the camera's curve steepens
+    mid-tones by a power of 1.3. All of this is proportional to the strength.
     """
     strength = screen_capture.scales[level - 1]
     height, width = image.shape[:2]
@@ -100,15 +99,10 @@ def screen_capture(image: np.ndarray, level: int, rng: np.random.Generator) -> n
 
 @cache
 def dot_thresholds(right: int, down: int, slope: float) -> np.ndarray:
-    """Return the thresholds of a grid of dots, (right, down) px from one to the next in its row.
+    """Return a tile of thresholds for a grid of dots, (right, down) px from one to the next in its row.
 
-    Args:
-        right: px.
-        down: px.
-        slope: of the ramp from ink to paper, 1 or more. Black is all ink and white all paper at any slope.
-
-    Returns:
-        (side, side) uint8, a tile; spread as evenly as its few different values allow.
+    The (side, side) uint8 are spread as evenly as their few different values allow. At any slope of the ramp
+    from ink to paper (1 or more), black is all ink and white all paper.
     """
     square = right**2 + down**2
     side = square // math.gcd(right, down)
@@ -124,17 +118,13 @@ def dot_thresholds(right: int, down: int, slope: float) -> np.ndarray:
 def grid_phases(
     height: int, width: int, per_px: tuple[float, float], bends: tuple[float, float]
 ) -> np.ndarray:
-    """Return the phase of a grid at every px.
+    """Return the phase of a grid at every px, (H, W) uint8 in 256ths of a period.
 
     Args:
         height: of the image.
         width: of the image.
         per_px: periods of the grid per px, to the right and down. Near integers the beat is visible.
-        bends: how many periods fewer (or more, if negative) than in a regular grid there are up to the edges,
-            along x and y.
-
-    Returns:
-        (H, W) uint8 in 256ths of a period.
+        bends: periods missing (or added, if negative) towards the edges, along x and y.
     """
     parts = []
     for side, frequency, bend in ((height, per_px[1], bends[1]), (width, per_px[0], bends[0])):

@@ -36,11 +36,8 @@ def jpeg(image: np.ndarray, quality_0_100: int) -> np.ndarray:
 def jpeg2000(image: np.ndarray, ratio: float) -> np.ndarray:
     """Apply JPEG 2000 with the irreversible 9-7 wavelet, as a codestream without the JP2 wrapper.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        ratio: 3 * H * W divided by the bytes of the file, 1 or more. The headers need about 150 bytes and
-            OpenJPEG spends at least 30 on the image, so an image of fewer than 200 * ratio / 3 pixels is
-            compressed less than requested, and still loses nearly everything.
+    The ratio, 1 or more, is 3 * H * W divided by the bytes of the file. With about 150 bytes of headers and
+    at least 30 for the image, images of fewer than 200 * ratio / 3 pixels are compressed less than requested.
     """
     # Pillow uses fewer resolutions where the image is too small for six.
     options = {"quality_mode": "rates", "quality_layers": [ratio], "irreversible": True, "no_jp2": True}

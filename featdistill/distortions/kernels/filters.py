@@ -19,14 +19,10 @@ def gaussian_blur(image: np.ndarray, sigma_px: float) -> np.ndarray:
 
 
 def line_kernel(length_px: float, angle: float) -> np.ndarray:
-    """Return the point spread of a straight motion at constant speed.
+    """Return the point spread of a straight motion at constant speed, (side, side) float64 with a sum of 1.
 
-    Args:
-        length_px: of the line.
-        angle: in radians, from the x axis towards growing row numbers.
-
-    Returns:
-        (side, side) float64 with a sum of 1; a point between pixels is split among the four nearest.
+    The angle is in radians, from the x axis towards growing row numbers. A point between pixels is split
+    among the four nearest.
     """
     reach = int(np.ceil(length_px / 2))
     side = 2 * reach + 3
@@ -45,14 +41,10 @@ def line_kernel(length_px: float, angle: float) -> np.ndarray:
 
 
 def filter_sparse(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Filter with a kernel that is mostly zeros, edges replicated.
+    """Filter (H, W, 3) uint8 with a kernel that is mostly zeros, edges replicated.
 
-    Args:
-        image: (H, W, 3) uint8.
-        kernel: (2 r + 1, 2 r + 1) with r of at most 10 and nonnegative weights that sum to 1.
-
-    Returns:
-        (H, W, 3) uint8, within 1 of the result in float arithmetic.
+    The kernel is (2 r + 1, 2 r + 1) with r of at most 10 and nonnegative weights that sum to 1. The result is
+    within 1 of that of float arithmetic.
     """
     reach = len(kernel) // 2
     if reach > _MAX_REACH_PX:
@@ -67,8 +59,7 @@ def filter_sparse(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 def _small_parts(kernel: np.ndarray) -> list[tuple[np.ndarray, tuple[int, int]]]:
     """Split a kernel into as few parts as OpenCV filters directly: itself, two halves, or four quadrants.
 
-    Returns:
-        (float32 taps, position of the kernel's center as (x, y)) for each part, cropped as far as possible.
+    A part is its float32 taps, cropped as far as possible, and the (x, y) of the kernel's center in them.
     """
     reach = len(kernel) // 2
     whole, first, second = slice(None), slice(None, reach + 1), slice(reach + 1, None)
@@ -136,15 +127,7 @@ class BoxAndRest:
 
 
 def screen(image: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Add light that saturates: 255 - (255 - image) (255 - light) / 255.
-
-    Args:
-        image: (H, W, 3) uint8.
-        light: (H, W, 3) or, for gray light, (H, W) uint8.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-    """
+    """Add light that saturates, (H, W, 3) or (H, W) uint8: 255 - (255 - image) (255 - light) / 255."""
     passing = cv2.bitwise_not(light)
     if passing.ndim == 2:
         passing = cv2.cvtColor(passing, cv2.COLOR_GRAY2RGB)

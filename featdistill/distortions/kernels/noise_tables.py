@@ -23,11 +23,7 @@ def random_bytes(rng: np.random.Generator, count: int) -> np.ndarray:
 def smooth_noise(
     height: int, width: int, sigma_px: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Draw white noise smoothed with a Gaussian.
-
-    Returns:
-        (H, W) uint8, nearly normal around 127.5, and its standard deviation.
-    """
+    """Draw smoothed white noise, (H, W) uint8, nearly normal around 127.5; returns its deviation too."""
     reach = int(np.ceil(3 * sigma_px))
     # Smoothed beyond the image: replicated edges would have a larger deviation.
     shape = (height + 2 * reach, width + 2 * reach)
@@ -80,14 +76,10 @@ def add_noise(image: np.ndarray, table: np.ndarray, rng: np.random.Generator) ->
 
 
 def response_table(outcomes: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
-    """Tabulate what a noisy sensor returns for each of the 256 values.
+    """Tabulate what a noisy sensor returns for each of the 256 values: (256 * 4096,) uint8.
 
-    Args:
-        outcomes: takes the values, (256, 1) float64 in [0, 1], and a number n; returns n equally likely
-            outcomes of each, (256, n) float, which are clipped to [0, 1].
-
-    Returns:
-        (256 * 4096,) uint8 for `draw_responses`.
+    `outcomes` takes the values, (256, 1) float64 in [0, 1], and a number n; it returns n equally likely
+    outcomes of each, (256, n) float, which are clipped to [0, 1].
     """
     values = np.arange(256)[:, None] / 255
     return np.rint(255 * np.clip(outcomes(values, _OUTCOMES), 0, 1)).astype(np.uint8).reshape(-1)
@@ -95,12 +87,9 @@ def response_table(outcomes: Callable[[np.ndarray, int], np.ndarray]) -> np.ndar
 
 @cache
 def photon_table(photons: float, gamma: float = 1.0, gain: float = 1.0) -> np.ndarray:
-    """Return the responses of a photon counter.
+    """Return the responses of a sensor that counts `photons` for white and amplifies by `gain`.
 
-    Args:
-        photons: expected count for white.
-        gamma: values are light to the power of 1 / gamma.
-        gain: amplification of the counts.
+    Values are light to the power of 1 / gamma.
     """
 
     def counted(value: np.ndarray, count: int) -> np.ndarray:
@@ -116,11 +105,7 @@ def gain_table(deviation: float) -> np.ndarray:
 
 
 def draw_responses(image: np.ndarray, table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Replace every sample independently by an outcome of its value in a `response_table`.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-    """
+    """Replace every sample of uint8 independently by an outcome of its value in a `response_table`."""
 
     def respond(strip: np.ndarray) -> np.ndarray:
         positions = strip.astype(np.int64)

@@ -18,15 +18,9 @@ _memory = threading.local()
 def in_strips(
     function: Callable[[np.ndarray], np.ndarray], image: np.ndarray, reach_px: int = 0
 ) -> np.ndarray:
-    """Apply a function to strips of the image, from top to bottom.
+    """Apply a function of (h, W, 3) uint8 to strips of an image, from top to bottom.
 
-    Args:
-        function: (h, W, 3) uint8 -> (h, W, 3) uint8.
-        image: (H, W, 3) uint8.
-        reach_px: how many rows away a pixel can influence a result; strips overlap by as many.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
+    Strips overlap by `reach_px`, the number of rows away that a pixel can influence a result.
     """
     height, width = image.shape[:2]
     rows = max(1, 4 * reach_px, _STRIP_SAMPLES // (3 * width))

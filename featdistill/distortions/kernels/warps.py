@@ -12,19 +12,10 @@ _BAND_ROWS = 128
 
 
 def exchange_pixels(image: np.ndarray, reach_px: int, passes: int, rng: np.random.Generator) -> np.ndarray:
-    """Exchange pixels with others nearby, as structured glass does; none is lost or duplicated.
+    """Exchange pixels of (H, W, 3) uint8 with others nearby, as structured glass does; none is lost.
 
-    Each pass exchanges about half of the pixels with those at an offset drawn for every band of rows. The
-    directions of the passes are spread evenly.
-
-    Args:
-        image: (H, W, 3) uint8.
-        reach_px: largest distance of a pair in x and in y; 1 or more.
-        passes: number of passes.
-        rng: draws offsets and pairs.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
+    Each pass exchanges about half of the pixels with those at an offset, up to `reach_px` (1 or more) in x
+    and in y, that is drawn for every band of rows. The directions of the passes are spread evenly.
     """
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA).view(np.int32)[..., 0]
     height = len(pixels)
@@ -43,11 +34,7 @@ def exchange_pixels(image: np.ndarray, reach_px: int, passes: int, rng: np.rando
 def _exchange_at_offset(pixels: np.ndarray, bits: np.ndarray, down: int, across: int) -> None:
     """Exchange, in place, pixels with those `down` >= 0 rows below and `across` columns to the right.
 
-    Args:
-        pixels: (h, W) int32.
-        bits: (h, W) uint8 of which the highest bit is used.
-        down: rows.
-        across: columns, negative to the left.
+    `pixels` is (h, W) int32; the highest bits of `bits`, (h, W) uint8, choose the pairs.
     """
     height, width = pixels.shape
     if down >= height or abs(across) >= width:
@@ -63,14 +50,9 @@ def _exchange_at_offset(pixels: np.ndarray, bits: np.ndarray, down: int, across:
 
 
 def from_corners(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Map a quadrilateral of the image onto the whole frame, edges replicated.
+    """Map a quadrilateral of (H, W, 3) uint8 onto the whole frame, edges replicated.
 
-    Args:
-        image: (H, W, 3) uint8.
-        corners: (4, 2) x and y in px of the new corners, clockwise from the upper left.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
+    `corners` are the new corners, (4, 2) x and y in px, clockwise from the upper left.
     """
     height, width = image.shape[:2]
     matrix = cv2.getPerspectiveTransform(frame_corners(height, width), corners.astype(np.float32))
@@ -94,15 +76,7 @@ def project(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def resample(image: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Sample an image, reflected beyond its frame.
-
-    Args:
-        image: (H, W, 3) uint8.
-        sources: (H, W, 2) float32, where each pixel of the result comes from: x and y in px.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-    """
+    """Sample (H, W, 3) uint8, reflected beyond its frame, at (H, W, 2) float32 x and y in px."""
     pixels, warped = _four_channels(image)
     cv2.remap(pixels, sources, None, cv2.INTER_LINEAR, dst=warped, borderMode=cv2.BORDER_REFLECT_101)
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)

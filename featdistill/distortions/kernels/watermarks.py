@@ -1,7 +1,7 @@
 """Two invisible watermarks of our own design, similar to those that generators or publishers embed.
 
 Both change only the luminance: R, G and B of a pixel change by the same whole number of gray levels. They
-serve as distortions, not as proof of origin: pattern and reader are public so that a test can find the mark.
+serve as distortions, not as proof of origin.
 """
 
 import cv2
@@ -24,13 +24,8 @@ def spread_spectrum_pattern(shape: tuple[int, int], rng: np.random.Generator) ->
 
     White noise blurred with sigma 1 px minus the same noise blurred with sigma 2 px. Its power peaks at 0.16
     cycles per pixel and exceeds half of that from 0.10 to 0.23: lower frequencies show as blotches and drown
-    in the image's own, higher ones do not survive compression. The blurs sum so many uniform bytes that the
-    pattern is nearly normal, which Cox et al. prefer to +-1 because it resists the averaging of marked
-    copies.
-
-    Args:
-        shape: (height, width) of the image.
-        rng: its state is the mark's key.
+    in the image's own, higher ones do not survive compression. It is nearly normal, which Cox et al. prefer
+    to +-1 because it resists the averaging of marked copies. The state of `rng` is the mark's key.
 
     Returns:
         (H, W) int16 with a mean of about 0 and an RMS of about 14.
@@ -56,11 +51,8 @@ def embed_spread_spectrum(image: np.ndarray, amplitude: float, rng: np.random.Ge
 
     Args:
         image: (H, W, 3) uint8 RGB of at least 16 px per side.
-        amplitude: RMS of the change on the scale 0-255, before rounding and clipping.
-        rng: draws the pattern and nothing else.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
+        amplitude: RMS of the change (0-255) before rounding and clipping.
+        rng: draws the pattern.
     """
     luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     activity = cv2.blur(cv2.absdiff(luminance, cv2.blur(luminance, (7, 7))), (7, 7))
@@ -70,9 +62,9 @@ def embed_spread_spectrum(image: np.ndarray, amplitude: float, rng: np.random.Ge
     return _add_to_luminance(image, np.rint(change * np.float32(amplitude / rms)).astype(np.int16))
 
 
-def watermark_payload(rng: np.random.Generator, bits: int = PAYLOAD_BITS) -> np.ndarray:
-    """Draw the payload that `embed_dwt_dct` hides: (bits,) uint8 of 0 and 1."""
-    return rng.integers(0, 2, bits, dtype=np.uint8)
+def watermark_payload(rng: np.random.Generator) -> np.ndarray:
+    """Draw the payload that `embed_dwt_dct` hides: (PAYLOAD_BITS,) uint8 of 0 and 1."""
+    return rng.integers(0, 2, PAYLOAD_BITS, dtype=np.uint8)
 
 
 def embed_dwt_dct(image: np.ndarray, step: float, rng: np.random.Generator) -> np.ndarray:
@@ -91,15 +83,12 @@ def embed_dwt_dct(image: np.ndarray, step: float, rng: np.random.Generator) -> n
 
     Args:
         image: (H, W, 3) uint8 RGB of at least 16 px per side.
-        step: distance between neighboring points of one lattice, on the scale 0-255 of the orthonormal
-            coefficient. The RMS of the change is about step / 28 per pixel, step / 32 in flat images.
-        rng: draws the payload and nothing else.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
+        step: of one lattice, in units of the orthonormal coefficient. The RMS of the change is about step /
+            28 per pixel, step / 32 in flat images.
+        rng: draws the payload.
     """
     sums = _coefficient_sums(image)
-    bits = watermark_payload(rng)[_bit_of_block(sums.shape, PAYLOAD_BITS)]
+    bits = watermark_payload(rng)[_bit_of_block(sums.shape)]
     spacing = _KERNEL_GAIN * step
     offset = spacing * (0.25 - 0.5 * bits)
     lattice_point = spacing * np.rint((sums - offset) / spacing) + offset
@@ -118,26 +107,6 @@ def embed_dwt_dct(image: np.ndarray, step: float, rng: np.random.Generator) -> n
     return marked
 
 
-def read_dwt_dct(image: np.ndarray, step: float, bits: int = PAYLOAD_BITS) -> np.ndarray:
-    """Read the payload that `embed_dwt_dct` hid.
-
-    The blocks that carry a bit vote on it, with weights from 1 (on a lattice point) down to 0 (halfway
-    between the lattices).
-
-    Args:
-        image: (H, W, 3) uint8 RGB, not moved or scaled since the payload was hidden.
-        step: as passed to `embed_dwt_dct`.
-        bits: length of the payload.
-
-    Returns:
-        (bits,) uint8 of 0 and 1; 0 where the image has too few blocks to carry the bit.
-    """
-    sums = _coefficient_sums(image)
-    votes = np.sin(2 * np.pi / (_KERNEL_GAIN * step) * sums)
-    bit_of_block = _bit_of_block(sums.shape, bits)
-    return (np.bincount(bit_of_block.ravel(), votes.ravel(), bits) < 0).astype(np.uint8)
-
-
 def _coefficient_sums(image: np.ndarray) -> np.ndarray:
     """Return the coefficient of every whole block, times 8: (H // 8, W // 8) int16, exact."""
     rows, columns = image.shape[0] // _BLOCK_PX, image.shape[1] // _BLOCK_PX
@@ -146,13 +115,13 @@ def _coefficient_sums(image: np.ndarray) -> np.ndarray:
     return down.reshape(rows, columns, _BLOCK_PX) @ _SIGNS
 
 
-def _bit_of_block(shape: tuple[int, int], bits: int) -> np.ndarray:
+def _bit_of_block(shape: tuple[int, int]) -> np.ndarray:
     """Return which bit each block carries: in turn along a row, shifted by 13 from row to row.
 
     The shift spreads the copies of a bit over the whole image.
     """
     rows, columns = np.indices(shape, sparse=True)
-    return (13 * rows + columns) % bits
+    return (13 * rows + columns) % PAYLOAD_BITS
 
 
 def _add_to_luminance(image: np.ndarray, change: np.ndarray) -> np.ndarray:
