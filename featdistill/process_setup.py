@@ -12,10 +12,8 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory of freed arrays for later ones.
 
     Returned memory comes back page by page, each cleared by the system. For images of a megapixel that can
-    take longer than the work on them, so processes that handle one image after another call this.
-
-    Returns:
-        Whether it took effect, which needs glibc.
+    take longer than the work on them, so processes that handle one image after another call this. Returns
+    whether it took effect, which needs glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

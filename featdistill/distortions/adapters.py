@@ -7,8 +7,7 @@ point of the group `featdistill.distortions` with the distortion's name, in its 
     [project.entry-points."featdistill.distortions"]
     jpeg_ai = "my_package.my_module:my_function"
 
-`cheng2020` also works if compressai is installed, which unpickles the weights that it downloads; this project
-loads none of them itself.
+`cheng2020` also works if compressai is installed, which unpickles the weights that it downloads.
 """
 
 import importlib
@@ -30,13 +29,9 @@ _CHENG2020 = ("compressai", "compressai.zoo:cheng2020_anchor")
 
 @dataclass(frozen=True)
 class External:
-    """A distortion that an adapter provides.
+    """A distortion that an adapter provides; `install` is what else provides it, if anything does.
 
-    Attributes:
-        category: as for `Operation`.
-        description: what it does, and which splits of the challenge use it.
-        scales: the parameter at level 1 .. 5.
-        install: what else provides it besides an entry point, if anything does.
+    The description says what it does and which splits use it; the rest is as for `Operation`.
     """
 
     category: str
@@ -64,12 +59,13 @@ EXTERNAL: dict[str, External] = {
 
 
 def is_available(name: str) -> bool:
-    """Return whether an installed package provides a distortion, without importing it.
-
-    Raises:
-        UserError: the name is not in `EXTERNAL`.
-    """
+    """Return whether an installed package provides a distortion in `EXTERNAL`, without importing it."""
     return bool(_entry_points(name)) or _has_builtin(name)
+
+
+def missing(name: str) -> str:
+    """Return what must be installed before a distortion can be applied, or an empty string."""
+    return "" if is_available(name) else EXTERNAL[name].install or "an adapter"
 
 
 def apply(name: str, image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
@@ -81,10 +77,11 @@ def apply(name: str, image: np.ndarray, level: int, rng: np.random.Generator) ->
     adapter, package = find(name)
     # A copy, so foreign code can neither change nor return the caller's image.
     result = adapter(image.copy(order="C"), level, rng)
-    shape, dtype = getattr(result, "shape", ()), getattr(result, "dtype", None)
-    is_image = isinstance(result, np.ndarray) and dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
-    if not is_image or min(shape[:2]) < MIN_SIDE_PX:
-        returned = f"{dtype} of shape {shape}" if isinstance(result, np.ndarray) else type(result).__name__
+    returned, is_image = type(result).__name__, False
+    if isinstance(result, np.ndarray):
+        returned = f"{result.dtype} of shape {result.shape}"
+        is_image = result.dtype == np.uint8 and result.ndim == 3 and result.shape[2] == 3
+    if not is_image or min(result.shape[:2]) < MIN_SIDE_PX:
         raise UserError(
             f"the adapter {name} of package {package} returned {returned}; it must return a uint8 array "
             f"(H, W, 3) of at least {MIN_SIDE_PX} px per side"

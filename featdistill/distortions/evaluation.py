@@ -8,6 +8,7 @@ else's model is listed too, and applied if a package provides it.
 """
 
 import math
+from functools import partial
 
 import cv2
 import numpy as np
@@ -205,20 +206,13 @@ def watermark_dwt_dct(image: np.ndarray, level: int, rng: np.random.Generator) -
     return watermarks.embed_dwt_dct(image, watermark_dwt_dct.scales[level - 1], rng)
 
 
-def _register_external(name: str, external: adapters.External) -> None:
-    def apply(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-        return adapters.apply(name, image, level, rng)
-
-    def missing() -> str:
-        return "" if adapters.is_available(name) else external.install or "an adapter"
-
-    apply.__doc__ = f"By an adapter: {external.description}."
-    traits = {"random": True, "keeps_size": False, "monotone": False, "missing": missing}
-    EVALUATION[name] = Operation(name, external.category, apply, external.scales, **traits)
-
-
+_EXTERNAL_TRAITS = {"random": True, "keeps_size": False, "monotone": False}
 for _name, _external in adapters.EXTERNAL.items():
-    _register_external(_name, _external)
+    _apply, _missing = (partial(function, _name) for function in (adapters.apply, adapters.missing))
+    _apply.__doc__ = f"By an adapter: {_external.description}."
+    EVALUATION[_name] = Operation(
+        _name, _external.category, _apply, _external.scales, missing=_missing, **_EXTERNAL_TRAITS
+    )
 
 
 def _size(width: float, height: float, minimum: int = MIN_SIDE_PX) -> tuple[int, int]:

@@ -15,8 +15,7 @@ _WHITE = np.array([0.95047, 1.0, 1.08883])
 
 # The disk kernels of the organizers' released code, read off its output: their rims over- and undershoot,
 # where a true disk would be weighted by area. One octant of each: radius in px -> weight of the interior and,
-# for each row of the octant from the center on, the first column of the rim and the rim's weights; the rest
-# is 0.
+# for each row from the center on, the first column of the rim and the rim's weights.
 _DISK_OCTANTS: dict[int, tuple[float, list[tuple[int, list[float]]]]] = {
     1: (0.318309886, [(1, [0.145343947]), (1, [0.025078581])]),
     2: (0.0801406371, [(2, [0.0383847091]), (1, [0.115264748, -0.00191262656])]),
@@ -102,7 +101,7 @@ def curve_table(curve: Callable[[float], Callable[[np.ndarray], np.ndarray]], am
 def lightness_through(curve: Callable[[np.ndarray], np.ndarray], rgb: np.ndarray) -> np.ndarray:
     """Apply a curve of lightness / 100 to the CIELAB lightness of colors, keeping a* and b*.
 
-    Colors are (..., 3) float64 sRGB in [0, 1]; the result is clipped to that.
+    Colors are (..., 3) float64 sRGB, clipped to [0, 1].
     """
     xyz = to_linear(rgb) @ _XYZ_OF_RGB.T / _WHITE
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)

@@ -14,14 +14,7 @@ from featdistill.images.reading import BrokenImage
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of a plan.
-
-    Attributes:
-        library: a key of `LIBRARIES`.
-        name: of the operation in that library.
-        level: 1 to 5.
-        seed: of the operation's own generator.
-    """
+    """One operation: its library in `LIBRARIES`, its name, its level (1 to 5), and its generator's seed."""
 
     library: str
     name: str

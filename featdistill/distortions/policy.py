@@ -38,8 +38,7 @@ class DistortionPolicy:
         counts: library -> operation -> number of chains with it, up to a common factor; replaces `libraries`
             and `weights`.
         distort_at: `native` (the stored image) or `input` (resized to the network's input).
-        max_side_px: larger images are first reduced until their longer side has this length, whether
-            distorted or not; None never does.
+        max_side_px: the longer side to which larger images are first reduced, distorted or not.
 
     Raises:
         UserError: a value is out of range, a name is unknown, or nothing is left to draw from.

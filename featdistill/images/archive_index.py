@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -57,10 +58,11 @@ _NUMBERS = ("name_start", "name_size", "fault", "offset", "size", "stored_size",
 _ROW = np.dtype([(number, "<i8") for number in _NUMBERS])
 
 
+@dataclass(frozen=True, eq=False)
 class Index:
     """The members of an archive in arrays; of several with one name, the last counts, as when unpacking.
 
-    Args:
+    Attributes:
         names: all names, one after the other.
         rows: (N,) of type `_ROW`, in the order of the archive.
         keys: (N,) uint64, the sorted hashes of the names.
@@ -68,10 +70,11 @@ class Index:
         damage: why the list may be incomplete; empty for an intact archive.
     """
 
-    def __init__(
-        self, names: bytes, rows: np.ndarray, keys: np.ndarray, order: np.ndarray, damage: str = ""
-    ) -> None:
-        self._names, self._rows, self._keys, self._order, self.damage = names, rows, keys, order, damage
+    names: bytes
+    rows: np.ndarray
+    keys: np.ndarray
+    order: np.ndarray
+    damage: str = ""
 
     @classmethod
     def build(cls, entries: Iterable[Entry], damage: str = "") -> "Index":
@@ -94,9 +97,7 @@ class Index:
     def load(cls, path: str, stamp: list[int]) -> "Index | None":
         """Read an index that `save` wrote with this stamp; None if there is none or it has another stamp.
 
-        Args:
-            path: of the index.
-            stamp: version of the format, size and modification time of the archive.
+        A stamp is the version of the format, and size and modification time of the archive.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -124,10 +125,8 @@ class Index:
         handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
         try:
             with os.fdopen(handle, "wb") as file:
-                names, stamped = np.frombuffer(self._names, np.uint8), np.array(stamp)
-                np.savez(
-                    file, stamp=stamped, names=names, rows=self._rows, keys=self._keys, order=self._order
-                )
+                arrays = {"rows": self.rows, "keys": self.keys, "order": self.order}
+                np.savez(file, stamp=np.array(stamp), names=np.frombuffer(self.names, np.uint8), **arrays)
             os.chmod(temporary, 0o644)  # the index is no more secret than the archive
             os.replace(temporary, path)
         except BaseException:
@@ -135,7 +134,7 @@ class Index:
             raise
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[Entry]:
         return map(self._entry, range(len(self)))
@@ -144,17 +143,17 @@ class Index:
         """Return the member with a name."""
         encoded = _encoded(name)
         key = np.uint64(_key(encoded))
-        for position in range(self._keys.searchsorted(key), len(self._keys)):
-            if self._keys[position] != key:
+        for position in range(self.keys.searchsorted(key), len(self.keys)):
+            if self.keys[position] != key:
                 return None
-            entry = self._entry(self._order[position])
+            entry = self._entry(self.order[position])
             if entry.name == name:
                 return entry
         return None
 
     def _entry(self, row: int) -> Entry:
-        start, size, fault, *numbers = self._rows[row].item()
-        name = self._names[start : start + size].decode("utf-8", "surrogateescape")
+        start, size, fault, *numbers = self.rows[row].item()
+        name = self.names[start : start + size].decode("utf-8", "surrogateescape")
         return Entry(name, FAULTS[fault], *numbers)
 
 

@@ -23,11 +23,9 @@ from featdistill.images.archive_index import VERSION, Entry, Index, name_fault
 
 # Between an archive's path and the member's name, in the `image` column of a manifest.
 ARCHIVE_SEPARATOR = "::"
-# Four bytes for each of the 89,478,485 pixels that an image may have (Pillow's limit): a member that claims
-# more is a decompression bomb.
+# Four bytes for each of the 89,478,485 pixels that Pillow allows; a member that claims more is a bomb.
 MAX_BYTES = 4 * 89_478_485
-# Deflate reaches 1032:1, and only a flat image of more than 16 MiB comes near a tenth of that. Smaller ones
-# may be flat, and do no harm.
+# Deflate reaches 1032:1, and only flat images come near a tenth of that. Below 16 MiB they do no harm.
 MAX_RATIO = 100
 MAX_FREE_BYTES = 1 << 24
 ARCHIVE_SUFFIXES = (".zip", ".tar")
@@ -49,9 +47,6 @@ class Archive:
     """An open zip or tar archive; any number of threads may read from it.
 
     Processes must not share one: a fork copies the handle, but not the file position behind it.
-
-    Args:
-        path: of the archive.
 
     Raises:
         ArchiveError: it is not an archive, or is compressed as a whole.
@@ -103,8 +98,7 @@ class Archive:
             raise ArchiveError(f"{member} is not where the zip's directory says")
         data = self._at(entry.offset + _LOCAL_HEADER.size + name + extra, entry.stored_size)
         if entry.method == zipfile.ZIP_DEFLATED:
-            # Nothing is unpacked beyond one byte more than the claimed size, which shows that the claim is
-            # wrong.
+            # At most one byte more than the claimed size is unpacked, which shows that the claim is wrong.
             try:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.size + 1)
             except zlib.error as error:
@@ -169,8 +163,7 @@ def _list_tar(path: str) -> Index:
                     fault = _tar_fault(member, name)
                     size = member.size
                     entries.append(Entry(name, fault, member.offset_data, size, size, 0, 0))
-            # tarfile treats a damaged header as the end. The real end is a block of zeros or the end of the
-            # file.
+            # tarfile treats a damaged header as the end, which is a block of zeros or the end of the file.
             archive.fileobj.seek(archive.offset)
             block = archive.fileobj.read(tarfile.BLOCKSIZE)
             if block.strip(b"\0") or 0 < len(block) < tarfile.BLOCKSIZE:

@@ -60,7 +60,7 @@ class Equalization:
             height, _, width = size.partition("x")
             sizes += [(int(height), int(width))] * count
         qualities = tuple(values["quality_range_0_100"])
-        return cls(**{**values, "sizes": tuple(sizes), "quality_range_0_100": qualities})
+        return cls(**values | {"sizes": tuple(sizes), "quality_range_0_100": qualities})
 
 
 def common_sizes(sizes_of_classes: Sequence[np.ndarray], spare: float = 0.05) -> tuple[tuple[int, int], ...]:
@@ -108,8 +108,7 @@ def equalize(image: np.ndarray, name: str, settings: Equalization) -> np.ndarray
 def equalized_jpeg(image: np.ndarray, name: str, settings: Equalization) -> bytes:
     """Bring (H, W, 3) uint8 RGB to the size and JPEG quality that are drawn for its name.
 
-    The draw depends only on the name and the settings. The JPEG has 4:2:0 chroma, the encoder's own tables
-    and no metadata.
+    The draw depends only on the name and the settings. The JPEG has 4:2:0 chroma and no metadata.
     """
     # The prefix keeps this draw apart from that of the image's distortions, which also depends on its name.
     rng = evaluation_generator(settings.seed, f"equalise:{name}")

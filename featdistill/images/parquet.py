@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 # A row group of this size is kept whole; of a larger one, a run of rows of about this size. While decoding,
-# pyarrow uses up to eight times as much, and up to three times a page of the file; a page written by pyarrow
-# has up to 1,024 rows.
+# pyarrow uses up to eight times as much, and three times a page (1,024 rows where pyarrow wrote it).
 WINDOW_BYTES = 32 << 20
 # Read-ahead, which keeps a large row group from being read into memory whole.
 _STREAM_BYTES = 1 << 20
@@ -99,9 +98,6 @@ class ParquetImages:
 
     Processes must not share one: a fork copies the handle, but not the file position behind it.
 
-    Args:
-        path: of the file.
-
     Raises:
         ArchiveError: it is not a parquet file, or no column holds images.
         OSError: it cannot be opened.
@@ -120,10 +116,7 @@ class ParquetImages:
         self.rows = metadata.num_rows
 
     def read(self, row: str) -> bytes:
-        """Return the bytes of the image in a row.
-
-        Args:
-            row: its number, counted from 0 through the whole file.
+        """Return the bytes of the image in a row, counted from 0 through the whole file.
 
         Raises:
             ArchiveError: there is no such row, it holds no bytes or too many, or the file is damaged.

@@ -80,8 +80,7 @@ def read_bytes(location: str) -> bytes:
 def decode(data: bytes) -> np.ndarray:
     """Decode an image file's bytes to (H, W, 3) uint8 RGB, upright; see the top of this module.
 
-    Color and gray JPEGs are decoded by simplejpeg (libjpeg-turbo, the same pixels as Pillow's, faster),
-    everything else by Pillow.
+    Color and gray JPEGs go through simplejpeg (the same pixels as Pillow's, faster), the rest through Pillow.
 
     Raises:
         BrokenImage: the bytes are not an image, are truncated, or hold more than `MAX_PIXELS` pixels.
@@ -110,8 +109,7 @@ def read_image(location: str) -> np.ndarray:
 def limit_side(image: np.ndarray, max_side_px: int | None) -> np.ndarray:
     """Reduce (H, W, 3) uint8 whose longer side exceeds a limit to that limit, by area averaging.
 
-    Returns `image` itself if it is within the limit. A side is never reduced below 16 px, which keeps narrow
-    strips usable.
+    Returns `image` itself if it is within the limit. No side is reduced below 16 px, for narrow strips.
     """
     height, width = image.shape[:2]
     if max_side_px is None or max(height, width) <= max_side_px:

@@ -153,11 +153,7 @@ def _aperture(radius_px: float, blades: int, turn: int) -> BoxAndRest:
 
 
 def turbulent_sources(height: int, width: int, rms_px: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw where each pixel's ray comes from, smoothly displaced by `rms_px` in x and in y.
-
-    Returns:
-        (H, W, 2) float32, x and y in px.
-    """
+    """Draw where each pixel's ray comes from, `rms_px` away in x and in y: (H, W, 2) float32 in px."""
     # One cell more than the image on each side: an enlarged field is flat at its own edges.
     cells = (math.ceil(height / _CELL_PX) + 2, math.ceil(width / _CELL_PX) + 2)
     wide = tuple(count + 2 * _MARGIN_CELLS for count in cells)

@@ -42,8 +42,7 @@ def white_balance(image: np.ndarray, level: int, rng: np.random.Generator) -> np
     """White balance for the wrong light, 6500 K instead of the scale or the reverse; scale: kelvin.
 
     Either the light has this color temperature and the camera is set to 6500 K, which makes the picture warm,
-    or the reverse, which makes it cold, with equal probability. The gains of R, G and B in linear light are
-    the ratio of the two black bodies.
+    or the reverse, which makes it cold. The gains in linear light are the ratio of the two black bodies.
     """
     kelvin, is_warm = white_balance.scales[level - 1], rng.random() < 0.5
     scene, camera = (kelvin, _DAYLIGHT_K) if is_warm else (_DAYLIGHT_K, kelvin)

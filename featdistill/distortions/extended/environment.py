@@ -22,8 +22,7 @@ _GHOST_SIDE_PX = 320
 # Depth at the lower edge; the farthest is 1.
 _NEAREST = 0.2
 # Rain by distance, the farthest first: share of the streaks, shorter side of the layer, length as a share of
-# it, and light (0-255). At equal speed, streaks are long in proportion to their nearness; near ones are out
-# of focus, so wide and faint.
+# it, and light (0-255). Near streaks are longer and, out of focus, wider and fainter.
 _RAIN = ((0.7, 320, 0.055, 110), (0.25, 320, 0.11, 140), (0.05, 128, 0.22, 90))
 _STEEPEST_SLANT = 0.35
 _SLANT_SPREAD = 0.03
@@ -41,8 +40,7 @@ def fog(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Fog by Koschmieder's law; scale: optical depth to the farthest point.
 
     The image J becomes J t + A (1 - t) with t = exp(-optical depth * depth) and a light gray airlight A. The
-    depth is plausible, not known: it rises from 0.2 at the lower edge to 1 at the upper, as on a plain, and
-    varies by patches, as fog drifts.
+    assumed depth rises from 0.2 at the lower edge to 1 at the upper, as on a plain, and varies by patches.
     """
     airlight = rng.uniform(200, 240) + rng.uniform(-6, 6, 3)
     passing = np.exp(-fog.scales[level - 1] * fog_depth(*image.shape[:2], rng))[..., None]
@@ -59,8 +57,7 @@ def rain(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
 
     Drops leave thin translucent streaks, brighter than the background because they collect light from much of
     the sky (Garg and Nayar, "Vision and rain", 2007). All slant by at most 20 degrees, within 2 to 3 degrees
-    of each other; length, width and light depend on the distance. Rain too far away for streaks is a veil
-    that lowers contrast.
+    of each other; length, width and light depend on the distance. Distant rain is a veil.
     """
     count = rain.scales[level - 1]
     share = _RAIN_VEIL_SHARE * count / rain.scales[-1]
@@ -96,11 +93,9 @@ def lens_flare(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
 
 
 def fog_depth(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the depths of a scene in fog, for an image of this size.
+    """Draw the depths of a scene in fog on a layer, (h, w) float64 up to 1.
 
-    Returns:
-        (h, w) float64 on a layer of at most 32 px on the shorter side, up to 1 except for patches, which
-        multiply the depth by factors with a standard deviation of about 0.2.
+    Patches multiply the depth by factors with a standard deviation of about 0.2.
     """
     rows, columns = layer_size(height, width, _FOG_SIDE_PX)
     patches = np.zeros((rows, columns))
@@ -159,11 +154,7 @@ def flare_source(rng: np.random.Generator) -> tuple[float, float]:
 def flare_glow(
     height: int, width: int, source: tuple[float, float], strength: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the glow and the starburst of a light at `source`, whose halo starts at `strength` times white.
-
-    Returns:
-        (h, w, 3) uint8 light, on a layer of at most 128 px on the shorter side.
-    """
+    """Draw glow and starburst of a light on a layer, (h, w, 3) uint8, with a halo of `strength` x white."""
     rows, columns = layer_size(height, width, _GLOW_SIDE_PX)
     middle_x, middle_y = _position(source, rows, columns)
     side = min(rows, columns)
@@ -184,11 +175,7 @@ def flare_glow(
 def flare_ghosts(
     height: int, width: int, source: tuple[float, float], strength: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the ghosts of a light, the brightest with 0.45 of its strength.
-
-    Returns:
-        (h, w, 3) uint8 light, on a layer of at most 320 px on the shorter side.
-    """
+    """Draw the ghosts of a light on a layer, (h, w, 3) uint8, the brightest with 0.45 of its strength."""
     ghosts = np.zeros((*layer_size(height, width, _GHOST_SIDE_PX), 3), np.uint8)
     rows, columns = ghosts.shape[:2]
     side = min(rows, columns)

@@ -31,8 +31,7 @@ _ZOOM_PER_DEGREE = 0.012
 def elastic(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Smooth random displacement, like a print on rubber; scale: RMS as a share of the shorter side.
 
-    A Gaussian random field of displacements (Simard et al., 2003), smooth enough for lines to wobble without
-    folding over.
+    A Gaussian random field of displacements (Simard et al., 2003), too smooth for lines to fold over.
     """
     height, width = image.shape[:2]
     rms_px = elastic.scales[level - 1] * min(height, width)
@@ -68,8 +67,7 @@ def barrel(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarra
 def pincushion(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Pincushion distortion of a telephoto lens; scale: k1 < 0 of Brown's radial model.
 
-    The reverse of `barrel`, enlarged until the middles of the longer sides are in place and the frame is
-    filled.
+    The reverse of `barrel`, enlarged until the middles of the longer sides are in place.
     """
     return resample(image, radial_sources(*image.shape[:2], pincushion.scales[level - 1]))
 
@@ -112,10 +110,8 @@ def elastic_displacement(height: int, width: int, rms_px: float, rng: np.random.
 def radial_sources(height: int, width: int, k1: float) -> np.ndarray:
     """Return where a lens of Brown's radial model looks, enlarged until it looks only into the frame.
 
-    `k1` is for a radius of 1 in the corners: positive for a barrel, between -1/3 and 0 for a pincushion.
-
-    Returns:
-        (H, W, 2) float32 x and y in px, in scratch memory.
+    `k1` is for a radius of 1 in the corners: positive for a barrel, between -1/3 and 0 for a pincushion. The
+    result is (H, W, 2) float32 x and y in px, in scratch memory.
     """
     middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
     corner_squared = middle_x**2 + middle_y**2
@@ -137,13 +133,11 @@ def radial_sources(height: int, width: int, k1: float) -> np.ndarray:
 def tilt_matrix(height: int, width: int, tilt: float, direction: float) -> np.ndarray:
     """Return the (3, 3) float64 homography of a picture turned by `tilt` about an axis through its middle.
 
-    `direction` is the axis's angle in the picture, from the x axis towards growing row numbers. Both are in
-    radians.
+    `direction` is the angle from the x axis to that axis, towards growing row numbers. Both are in radians.
     """
     across = np.array([-math.sin(direction), math.cos(direction)])
     matrix = np.eye(3)
-    # Nothing changes along the axis; across it, the picture shortens and moves away from or towards the
-    # camera.
+    # Across the axis, the picture shortens and moves away from or towards the camera.
     matrix[:2, :2] += (math.cos(tilt) - 1) * np.outer(across, across)
     matrix[:2, :2] /= math.cos(tilt) ** 0.5
     matrix[2, :2] = math.sin(tilt) / (_DISTANCE * max(height, width)) * across

@@ -42,8 +42,7 @@ _FIELD_UNIT = 24
 def poisson_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Photon noise of the values as they are; scale: photons for white.
 
-    The textbook model, which treats the 8-bit value as the intensity. `shot_noise` is the same in linear
-    light.
+    The textbook model, with the 8-bit value as the intensity. `shot_noise` is the same in linear light.
     """
     return draw_responses(image, photon_table(poisson_noise.scales[level - 1]), rng)
 
@@ -111,8 +110,7 @@ def dead_pixels(image: np.ndarray, level: int, rng: np.random.Generator) -> np.n
 
     A photosite of a Bayer sensor (RGGB) measures one color: a dead one reads 0, a hot one the maximum, with
     equal probability. Bilinear demosaicing spreads a green one with 1/4 to the 4 pixels around it, a red or
-    blue one with 1/2 to those 4 and 1/4 to the diagonal ones: a small colored cross or square around an
-    extreme sample.
+    blue one with 1/2 to those 4 and 1/4 to the diagonal ones, as a small colored cross or square.
     """
     height, width = image.shape[:2]
     noisy = image.copy(order="C")
@@ -171,8 +169,7 @@ def _speckle(looks: float) -> np.ndarray:
 def _shot(white: float) -> np.ndarray:
     def read(value: np.ndarray, count: int) -> np.ndarray:
         electrons = poisson_quantiles(white * to_linear(value), count)
-        # The i-th count is paired with the quantile of the reversed bits of i, which is as good as
-        # independent.
+        # Pairing the i-th count with the quantile of the reversed bits of i is as good as independence.
         bits = count.bit_length() - 1
         partner = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(count)]
         return from_linear((electrons + _READ_NOISE * normal_quantiles(count)[partner]) / white)

@@ -29,8 +29,7 @@ def blooming(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
     85 % of the excess runs up and down the sensor's column and decays exponentially over 8 % of the height;
     the rest glows around. It is added as light, here the square of the values, up to the full well, and is
     white, because a column has photosites of all colors. Where fewer than 1 % of the pixels are saturated,
-    the brightest 1 % count as such and spill light of their mean color, which is the full well then; only
-    flat images do not bloom.
+    the brightest 1 % count as such and spill light of their mean color, which is the full well then.
     """
     luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     threshold = _saturation(luminance)
@@ -71,9 +70,8 @@ def vignetting(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
 def spilt_charge(saturated: np.ndarray) -> np.ndarray:
     """Return what saturated pixels, (H, W) uint8 of 255 and 0, spill if each has an excess of one full well.
 
-    Returns:
-        (rows, W) float32 in full wells, for blocks of rows from top to bottom. Within a large saturated area
-        it is 1, just above and below about 1/2.
+    The (rows, W) float32 are in full wells, for blocks of rows. They are 1 in a large saturated area and
+    about 1/2 just above and below.
     """
     height, width = saturated.shape
     block_px = max(1, height // _BLOCKS)

@@ -80,8 +80,7 @@ def jpeg_blockiness(image: np.ndarray, level: int, rng: np.random.Generator) -> 
 def salt_and_pepper(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Pixels turned black or white, with equal probability; scale: their share.
 
-    All three channels together, like stuck photosites or transmission errors. A level has the pixels of the
-    lower ones, and more.
+    All channels together, like stuck photosites. A level has the pixels of the lower ones, and more.
     """
     half = round(salt_and_pepper.scales[level - 1] * 2**15)
 
@@ -120,10 +119,8 @@ def displaced_bands(
 ) -> list[tuple[int, int, list[int]]]:
     """Draw the bands of a glitch, which cover at least this share of the rows.
 
-    A larger share has the bands of a smaller one, displaced farther, and more.
-
-    Returns:
-        (first row, row after the last, displacement to the right of each channel in px from 0 to W - 1).
+    A larger share has the bands of a smaller one, displaced farther, and more. A band is (first row, row
+    after the last, displacement to the right of each channel in px from 0 to W - 1).
     """
     bands, covered = [], np.zeros(height, bool)
     reach_px = math.sqrt(share) * width

@@ -19,8 +19,7 @@ _GRAIN_SIGMA_PX = (0.6, 0.7, 0.8, 0.95, 1.1)
 _BYTE_DEVIATION = math.sqrt((256**2 - 1) / 12)
 
 _LEAK_SIDE_PX = 64
-# Red passes all layers of a color film, blue stops in the first: power of the light and share of it for R, G,
-# B.
+# Power and share of the light for R, G, B: red passes all layers of a color film, blue stops in the first.
 _LEAK_COLOR = ((1.0, 1.0), (1.8, 0.75), (3.5, 0.45))
 
 _GAMMA = 2.2
@@ -60,8 +59,7 @@ def light_leak(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
 
     It falls off smoothly from any side or corner, with a reach that varies along the edge, and with a second
     plume from the same side. Light through the base of a color film exposes the red layer first, so the leak
-    goes from a pale yellow over orange to red. It adds to the exposure as in a double exposure (see
-    `screen`).
+    goes from a pale yellow over orange to red. It is added as in a double exposure.
     """
     layer = leaked_light(*image.shape[:2], light_leak.scales[level - 1], rng)
     light = scratch_array("light", image.shape, np.float32)
@@ -96,11 +94,7 @@ def night_vision(image: np.ndarray, level: int, rng: np.random.Generator) -> np.
 
 
 def leaked_light(height: int, width: int, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw the light of a leak, for an image of this size.
-
-    Returns:
-        (h, w, 3) float32 light, 255 for white or more, on a layer of at most 64 px on the shorter side.
-    """
+    """Draw the light of a leak on a layer, (h, w, 3) float32, 255 for white or more."""
     rows, columns = layer_size(height, width, _LEAK_SIDE_PX)
     angle = rng.uniform(0, 2 * math.pi)
     # Both from -1 to 1 in the image: towards the edge where the light is, and along that edge.

@@ -13,8 +13,7 @@ from featdistill.distortions.operation import Operation, register
 OPERATIONS: dict[str, Operation] = {}
 
 # The step from a dot of ink to the next along its row, in px (right, down), by level. Whole px let the
-# pattern repeat in a small tile. The angles, 11 to 18 degrees, are near to the usual 15 of cyan (and 75 of
-# magenta).
+# pattern repeat in a small tile. The angles, 11 to 18 degrees, are near to the usual 15 of cyan.
 _DOT_STEPS = ((3, 1), (4, 1), (5, 1), (6, 2), (7, 2))
 # The rim of a dot is a ramp of about this width.
 _DOT_RIM_PX = 1.8
@@ -69,8 +68,8 @@ def moire(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray
 
     The display's pixels are about as large as the camera's and its grid is slightly rotated (see
     `grid_phases`): sampled at every px, the difference shows as wide bands, bent by the lens. The display's
-    columns of red, green and blue are a third of its period apart, so the bands of the channels are too; its
-    rows add gray bands.
+    columns of red, green and blue are a third of its period apart, as are their bands; its rows add gray
+    bands.
     """
     gains = moire_gains(*image.shape[:2], moire.scales[level - 1], rng)
     return cv2.multiply(image, gains, scale=1 / _UNIT)
@@ -120,11 +119,8 @@ def grid_phases(
 ) -> np.ndarray:
     """Return the phase of a grid at every px, (H, W) uint8 in 256ths of a period.
 
-    Args:
-        height: of the image.
-        width: of the image.
-        per_px: periods of the grid per px, to the right and down. Near integers the beat is visible.
-        bends: periods missing (or added, if negative) towards the edges, along x and y.
+    It has `per_px` periods per px, to the right and down; near integers the beat is visible. Towards the
+    edges, `bends` periods are missing (or added, if negative), along x and y.
     """
     parts = []
     for side, frequency, bend in ((height, per_px[1], bends[1]), (width, per_px[0], bends[0])):

@@ -23,8 +23,7 @@ def color_bleed(image: np.ndarray, level: int, rng: np.random.Generator) -> np.n
 
     Such a recorder has a seventh of the bandwidth for color that it has for luminance (VHS: about 0.4 and 3
     MHz), and its filters act along the line and only backwards in time. Cr and Cb (BT.601) of a pixel become
-    the mean over this share of the width to its left, averaged with the mean over a third of it. Luminance
-    does not change.
+    the mean over this share of the width to its left, averaged with the mean over a third of it.
     """
     reach_px = max(3, round(color_bleed.scales[level - 1] * image.shape[1]))
     luminance, *chroma = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb))
@@ -40,8 +39,7 @@ def ghosting(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
     """A second, displaced copy of the image; scale: its share of the light.
 
     Like a signal that arrives twice, the second time by a reflection. The copy is 3 to 9 % of the shorter
-    side away in a random direction; the sum is scaled to keep white. The first copy is always the brighter
-    one, so the layout is kept.
+    side away in a random direction; the sum is scaled to keep white. The first copy is always brighter.
     """
     share = ghosting.scales[level - 1]
     distance = rng.uniform(*_GHOST_DISTANCE) * min(image.shape[:2])

@@ -41,7 +41,7 @@ def jpeg2000(image: np.ndarray, ratio: float) -> np.ndarray:
     """
     # Pillow uses fewer resolutions where the image is too small for six.
     options = {"quality_mode": "rates", "quality_layers": [ratio], "irreversible": True, "no_jp2": True}
-    return _decode(_encode(image, "JPEG2000", **options))
+    return np.array(Image.open(_encode(image, "JPEG2000", **options)))
 
 
 def webp(image: np.ndarray, quality_0_100: int) -> np.ndarray:
@@ -59,7 +59,7 @@ def avif(image: np.ndarray, quality_0_100: int) -> np.ndarray:
     """Apply AVIF with 4:2:0 chroma at the encoder's fastest speed."""
     # Pillow's default is one thread per core, but images are processed in parallel already.
     options = {"speed": _AVIF_SPEED, "subsampling": "4:2:0", "max_threads": 1}
-    return _decode(_encode(image, "AVIF", quality=quality_0_100, **options))
+    return np.array(Image.open(_encode(image, "AVIF", quality=quality_0_100, **options)))
 
 
 def gif(image: np.ndarray, colors: int) -> np.ndarray:
@@ -100,10 +100,6 @@ def _encode(image: np.ndarray, file_format: str, **options) -> io.BytesIO:
     data = io.BytesIO()
     Image.fromarray(image).save(data, file_format, **options)
     return data
-
-
-def _decode(data: io.BytesIO) -> np.ndarray:
-    return np.array(Image.open(data))
 
 
 def _missing(codec: str, library: str, package: str) -> UserError:

@@ -89,8 +89,7 @@ class BoxAndRest:
     Args:
         kernel: (2 r + 1, 2 r + 1) float64.
         weight: of the box; its size is the one that leaves the fewest nonzero taps.
-        in_quadrants: split the rest into quadrants, because OpenCV would use a slow Fourier transform for
-            more than 11 x 11 taps.
+        in_quadrants: split the rest; OpenCV uses a slow Fourier transform for more than 11 x 11 taps.
     """
 
     def __init__(self, kernel: np.ndarray, weight: float, in_quadrants: bool) -> None:

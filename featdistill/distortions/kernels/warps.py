@@ -9,6 +9,7 @@ from featdistill.distortions.kernels.noise_tables import random_bytes
 from featdistill.distortions.kernels.scratch import scratch_array
 
 _BAND_ROWS = 128
+_REFLECT = cv2.BORDER_REFLECT_101
 
 
 def exchange_pixels(image: np.ndarray, reach_px: int, passes: int, rng: np.random.Generator) -> np.ndarray:
@@ -69,16 +70,14 @@ def project(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Apply a (3, 3) homography to (H, W, 3) uint8, reflected where the image does not reach."""
     pixels, warped = _four_channels(image)
     size = image.shape[1::-1]
-    cv2.warpPerspective(
-        pixels, matrix, size, dst=warped, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-    )
+    cv2.warpPerspective(pixels, matrix, size, dst=warped, flags=cv2.INTER_LINEAR, borderMode=_REFLECT)
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
 
 
 def resample(image: np.ndarray, sources: np.ndarray) -> np.ndarray:
     """Sample (H, W, 3) uint8, reflected beyond its frame, at (H, W, 2) float32 x and y in px."""
     pixels, warped = _four_channels(image)
-    cv2.remap(pixels, sources, None, cv2.INTER_LINEAR, dst=warped, borderMode=cv2.BORDER_REFLECT_101)
+    cv2.remap(pixels, sources, None, cv2.INTER_LINEAR, dst=warped, borderMode=_REFLECT)
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
 
 

@@ -20,15 +20,12 @@ _KERNEL_GAIN = 8
 
 
 def spread_spectrum_pattern(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Draw the pattern that `embed_spread_spectrum` hides.
+    """Draw the pattern that `embed_spread_spectrum` hides: (H, W) int16 with an RMS of about 14.
 
     White noise blurred with sigma 1 px minus the same noise blurred with sigma 2 px. Its power peaks at 0.16
     cycles per pixel and exceeds half of that from 0.10 to 0.23: lower frequencies show as blotches and drown
     in the image's own, higher ones do not survive compression. It is nearly normal, which Cox et al. prefer
     to +-1 because it resists the averaging of marked copies. The state of `rng` is the mark's key.
-
-    Returns:
-        (H, W) int16 with a mean of about 0 and an RMS of about 14.
     """
     noise = random_bytes(rng, shape[0] * shape[1]).reshape(shape)
     fine = cv2.GaussianBlur(noise, (5, 5), 1.0)
@@ -41,8 +38,7 @@ def embed_spread_spectrum(image: np.ndarray, amplitude: float, rng: np.random.Ge
 
     The technique is that of Cox, Kilian, Leighton and Shamoon, "Secure Spread Spectrum Watermarking for
     Multimedia" (1997): every part of the image carries a little of the mark, which is found by correlation.
-    They change the largest DCT coefficients in proportion to their size; this model adapts the mark per
-    pixel:
+    They change the largest DCT coefficients in proportion to their size; this model adapts it per pixel:
 
         marked = image + gain (8 + min(activity, 24)) pattern
 
@@ -71,9 +67,8 @@ def embed_dwt_dct(image: np.ndarray, step: float, rng: np.random.Generator) -> n
     """Hide 32 bits in a wavelet and cosine transform of the luminance by quantization index modulation.
 
     The technique is that of Chen and Wornell, "Quantization Index Modulation" (2001): a value is moved to the
-    nearest point of one of two lattices, and which lattice encodes the bit. A reader needs the step, but not
-    the original. The lattices are a quarter of a step above (bit 0) and below (bit 1) the multiples of the
-    step.
+    nearest point of one of two lattices, and which lattice encodes the bit. A reader needs the step only. The
+    lattices are a quarter of a step above (bit 0) and below (bit 1) its multiples.
 
     The value is coefficient (2, 2) of the DCT of a 4 x 4 block in the low band of a one-level Haar transform.
     This is an inner product of 8 x 8 pixels with a kernel whose entries are all +-1/8, so changing it adds a
