@@ -6,7 +6,6 @@ checks and its entry in `run.json` follow from the group.
 
 import dataclasses
 import math
-import types
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -67,30 +66,6 @@ def values_of(group: type[Group], settings: Group) -> dict[str, Any]:
     return {field.name: getattr(settings, field.name) for field in dataclasses.fields(group)}
 
 
-def convert(key: str, value: Any, kind: Any) -> Any:
-    """Turn a YAML value or the text of a flag into the type of a key.
-
-    Raises:
-        UserError: this is not possible.
-    """
-    if isinstance(kind, types.UnionType):
-        if value is None or str(value).lower() in ("none", "null"):
-            return None
-        kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
-    if typing.get_origin(kind) is Literal:
-        return str(value)
-    if kind is bool:
-        if str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-        raise UserError(f"recipe key '{key}' must be true or false, not {value!r}")
-    try:
-        if kind is int and (isinstance(value, bool) or not float(value).is_integer()):
-            raise ValueError
-        return int(float(value)) if kind is int else kind(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"recipe key '{key}' must be of type {kind.__name__}, not {value!r}") from error
-
-
 @dataclass(frozen=True)
 class General(Group):
     """The run as a whole."""
@@ -105,9 +80,7 @@ class Architecture(Group):
 
     backbone: str = option("clip_l14", "short name, timm:NAME or open_clip:NAME")
     weights: str = option("hub", "source of the backbone's weights: hub, random, or a local file")
-    input_size: int | None = option(
-        None, "side of the network's input in px; none: the default of the backbone", 1
-    )
+    input_size: int | None = option(None, "side of the input in px; none: the backbone's default", 1)
     resize: Literal["shorter", "squash", "crop"] = option(
         "shorter", "resize the shorter side and crop, squash to a square, or crop without resizing"
     )
@@ -120,15 +93,12 @@ class Data(Group):
     """Training and hold-out images."""
 
     equalize: str | None = option(
-        None,
-        "equalise.json of a copy: draw sizes and JPEG qualities of all images independently of their class",
+        None, "equalise.json of a copy, whose sizes and JPEG qualities all images get"
     )
     balance: Literal["none", "class", "source", "class_source"] = option(
-        "none", "what appears equally often: classes, sources, or the sources within each class"
+        "none", "what appears equally often; class_source: the classes, and the sources within each class"
     )
-    limit_per_class: int | None = option(
-        None, "maximum number of training images per class, chosen by the seed; none: all", 1
-    )
+    limit_per_class: int | None = option(None, "maximum of training images per class, at random", 1)
 
 
 @dataclass(frozen=True)
@@ -136,26 +106,20 @@ class Augmentation(Group):
     """Augmentation."""
 
     distortions: str = option(
-        "released_featdistill",
-        "preset of the distortion policy, with changes: official,probability=0.5",
-        important=True,
+        "released_featdistill", "preset of the policy, with changes: official,probability=0.5", important=True
     )
-    synchronize_groups: bool = option(
-        False, "same distortions for the images of a group (a real image and its AI counterpart)"
-    )
+    synchronize_groups: bool = option(False, "same distortions for all images of a group")
     crop: Literal["random", "center", "random_resized"] = option(
-        "random", "position of training crops; random_resized: random area and aspect ratio as well"
+        "random", "position of crops; random_resized: of random area and aspect ratio"
     )
     crop_min_area: float = option(
-        0.5, "smallest share of the image's area that random_resized crops", 0, 1, exclusive=True
+        0.5, "minimum area of random_resized, as a share of the image's", 0, 1, exclusive=True
     )
     flip: float = option(0.5, "probability of a horizontal flip", 0, 1)
-    amplitude_mixup: float = option(
-        0.0, "probability of mixing in the amplitude spectrum of another image", 0, 1
-    )
-    amplitude_mixup_max: float = option(0.5, "largest share of the other image's amplitudes", 0, 1)
+    amplitude_mixup: float = option(0.0, "probability of mixing in another image's amplitudes", 0, 1)
+    amplitude_mixup_max: float = option(0.5, "maximum share of the other's amplitudes", 0, 1)
     amplitude_mixup_with: Literal["same_label", "any"] = option(
-        "same_label", "which training images the amplitudes may come from"
+        "same_label", "images that the amplitudes may come from"
     )
 
 
@@ -164,18 +128,16 @@ class Masking(Group):
     """Masking of patches (MPFT)."""
 
     mask: Literal["none", "texture", "smooth", "random"] = option(
-        "none", "patches to hide from the student in training: textured, smooth or random ones"
+        "none", "which patches to hide from the student in training"
     )
     mask_ratio: float = option(0.5, "share of an image's patches to hide", 0, 1)
     mask_level: Literal["pixel", "token"] = option(
-        "pixel", "paint over patches, or drop their tokens before the transformer, which is faster"
+        "pixel", "paint over patches, or drop their tokens (faster)"
     )
     mask_select: Literal["top", "sample"] = option(
-        "top", "hide the most textured patches, or sample patches in proportion to their texture"
+        "top", "hide the most textured patches, or sample by texture"
     )
-    mask_score: Literal["differences", "sobel", "variance"] = option(
-        "differences", "measure of a patch's texture"
-    )
+    mask_score: Literal["differences", "sobel", "variance"] = option("differences", "measure of texture")
     mask_prob: float = option(1.0, "probability of masking an image (with level token, a batch)", 0, 1)
 
 
@@ -185,16 +147,10 @@ class Objective(Group):
 
     label_smoothing: float = option(0.0, "moves both labels towards 0.5 by half of this", 0, 1)
     focal_gamma: float = option(0.0, "exponent of the focal loss; 0: cross-entropy", 0)
-    ai_weight: float = option(
-        1.0, "weight of AI-generated images in cross-entropy, relative to real ones", 0, exclusive=True
-    )
+    ai_weight: float = option(1.0, "weight of AI-generated images, relative to real ones", 0, exclusive=True)
     bce_weight: float = option(1.0, "weight of binary cross-entropy", 0)
-    consistency_weight: float = option(
-        0.0, "weight of the divergence of the distorted image's probability from the clean image's", 0
-    )
-    ema: float = option(
-        0.0, "decay of a moving average of the weights, which is scored and saved; 0: none", 0, 1
-    )
+    consistency_weight: float = option(0.0, "weight of the divergence between clean and distorted images", 0)
+    ema: float = option(0.0, "decay of the average of weights to score and save; 0: none", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -202,13 +158,11 @@ class Finetuning(Group):
     """Fine-tuning."""
 
     finetune: Literal["full", "frozen", "last_n", "lora"] = option(
-        "full", "which part of the backbone to train: all, nothing, the last layers, or low-rank adapters"
+        "full", "part of the backbone to train: all, nothing, the last layers, or low-rank adapters"
     )
-    last_n: int = option(4, "number of layers that finetune last_n trains", 1)
+    last_n: int = option(4, "number of layers to train with finetune last_n", 1)
     lora_rank: int = option(16, "rank of the adapters of finetune lora", 1)
-    lora_alpha: float = option(
-        32.0, "scale of the adapters of finetune lora, divided by their rank", 0, exclusive=True
-    )
+    lora_alpha: float = option(32.0, "scale of the adapters, divided by their rank", 0, exclusive=True)
 
 
 @dataclass(frozen=True)
@@ -217,33 +171,27 @@ class Optimization(Group):
 
     epochs: int = option(2, "passes over the training images", 1, important=True)
     batch_size: int = option(
-        128, "images per optimizer step, over all processes and accumulation steps", 1, important=True
+        128, "images per optimizer step, over all processes and passes", 1, important=True
     )
-    accumulation: int = option(1, "forward passes per optimizer step and process", 1)
+    accumulation: int = option(1, "forward passes per optimizer step, per process", 1)
     optimizer: Literal["adamw", "adam"] = option("adamw", "adam adds the weight decay to the gradient")
     learning_rate: float = option(1e-5, "peak learning rate of the backbone", 0, important=True)
     head_learning_rate_factor: float = option(
-        10.0, "learning rate of the head, relative to that of the backbone", 0
+        10.0, "learning rate of the head, relative to the backbone's", 0
     )
     layer_decay: float = option(
-        1.0, "learning rate of each layer, relative to that of the next one", 0, 1, exclusive=True
+        1.0, "learning rate of a layer, relative to the next one", 0, 1, exclusive=True
     )
     weight_decay: float = option(0.05, "weight decay; norms, biases and embeddings have none", 0)
-    schedule: Literal["cosine", "step"] = option(
-        "cosine", "learning rate after the warm-up: along a cosine, or reduced every few epochs"
-    )
-    warmup: float = option(0.05, "share of the steps over which the learning rate rises linearly", 0, 1)
+    schedule: Literal["cosine", "step"] = option("cosine", "decay of the learning rate after the warm-up")
+    warmup: float = option(0.05, "share of the steps with a rising learning rate", 0, 1)
     final_learning_rate_factor: float = option(
-        0.01, "learning rate at the end of the cosine, relative to the peak", 0, 1
+        0.01, "final learning rate of cosine, relative to the peak", 0, 1
     )
     step_epochs: int = option(2, "epochs between two reductions of schedule step", 1)
-    step_factor: float = option(
-        0.7, "factor of the learning rate at each reduction of schedule step", 0, 1, exclusive=True
-    )
+    step_factor: float = option(0.7, "factor of each reduction of schedule step", 0, 1, exclusive=True)
     clip_norm: float = option(1.0, "maximum norm of the gradient; 0: no clipping", 0)
-    max_skipped_steps: int = option(
-        5, "steps in a row with a loss or gradient that is not finite before the run stops", 0
-    )
+    max_skipped_steps: int = option(5, "steps in a row without a finite gradient before the run stops", 0)
     precision: Literal["fp32", "bf16", "fp16"] = option(
         "bf16", "number format of the forward pass", important=True
     )
@@ -261,11 +209,11 @@ class Runtime(Group):
     workers: int = option(8, "loader processes per training process; 0: load in the training process", 0)
     score_batch_size: int = option(128, "images per batch when the hold-out is scored", 1)
     cache: str | None = option(
-        None, "folder for decoded and resized images, made once (needs distort_at=input in distortions)"
+        None, "folder for decoded and resized images (needs distort_at=input in distortions)"
     )
     log_every: int = option(20, "optimizer steps between two lines of metrics.jsonl", 1)
     checkpoint_every_s: float = option(300.0, "seconds between two checkpoints", 0)
-    trackers: str | None = option(None, "where metrics go besides metrics.jsonl: tensorboard,wandb,trackio")
+    trackers: str | None = option(None, "any of tensorboard,wandb,trackio, besides metrics.jsonl")
 
 
 @dataclass(frozen=True)
@@ -273,13 +221,13 @@ class Distillation(Objective):
     """Distillation: reading A of the paper (eq. 2), reading B (section 5.1), or both."""
 
     objective: Literal["dense", "crd", "dense+crd"] = option(
-        "dense", "what to distill: token maps (reading A), contrastive features (reading B), or both"
+        "dense", "tokens (reading A), contrastive features (reading B), or both"
     )
     teacher_kind: Literal["frozen", "momentum"] = option(
-        "frozen", "keep the stage-1 expert as it is, or let it follow the student"
+        "frozen", "keep the stage-1 expert, or let it follow the student"
     )
     teacher_view: Literal["clean", "same", "other"] = option(
-        "clean", "input of the teacher: the undistorted image, the student's, or another distortion"
+        "clean", "input of the teacher: undistorted, the student's, or with other distortions"
     )
     metric: Literal["mse", "layernorm_mse", "cosine"] = option("layernorm_mse", "distance between tokens")
     dense_weight: float = option(1.0, "weight of the distance between token maps", 0)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from featdistill.data.preprocessing import InputKey, prepare
+from featdistill.data.preprocessing import InputKey
+from featdistill.data.views import PLAIN, View, cut_view
 from featdistill.distortions.plan import apply_plan
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.images.equalization import Equalization, equalize
@@ -50,13 +51,14 @@ def load_image(
 class ScoreDataset(Dataset):
     """Rows to score: each image is decoded once and fitted to every input that the experts need.
 
-    An item is a dict with `index` and `images`, a dict from `Preprocessing.key` to (3, S, S) uint8; or
-    `Broken`.
+    An item is a dict with `index` and `images`, a dict from `View.key` of `Preprocessing.key` to (3, S, S)
+    uint8; or `Broken`.
 
     Args:
         keys: the inputs of the experts.
         policy: distorts each image first, as a function of (seed, name).
         equalization: see `load_image`.
+        views: for test-time augmentation.
     """
 
     def __init__(
@@ -66,10 +68,11 @@ class ScoreDataset(Dataset):
         policy: DistortionPolicy | None = None,
         seed: int = 0,
         equalization: Equalization | None = None,
+        views: Sequence[View] = PLAIN,
     ) -> None:
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
-        self.equalization = equalization
-        self.keys, self.policy, self.seed = list(dict.fromkeys(keys)), policy, seed
+        self.equalization, self.policy, self.seed = equalization, policy, seed
+        self.cuts = {view.key(key): (*key, view) for key in keys for view in views}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,7 +85,7 @@ class ScoreDataset(Dataset):
                 image = apply_plan(image, self.policy.draw(rng))
         except BrokenImage as error:
             return Broken(index, str(error))
-        return {"index": index, "images": {key: prepare(image, *key) for key in self.keys}}
+        return {"index": index, "images": {key: cut_view(image, *cut) for key, cut in self.cuts.items()}}
 
 
 def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:

@@ -11,19 +11,14 @@ Names can be combined with `+`: `hflip+five_crop` are ten views. The loader's wo
 decoded image; mirroring is done on the device. The paper uses none of them (section 4.4).
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-import pandas as pd
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from featdistill.command_line import one_of
-from featdistill.data.loading import Broken, ScoreDataset
 from featdistill.data.preprocessing import InputKey, fit, to_planes
-from featdistill.images.reading import BrokenImage, read_image
 
 TTA = ("none", "hflip", "five_crop", "scales")
 # Krizhevsky et al. 2012, section 4.1: corners and center of 224 px of an image of 256 px.
@@ -77,32 +72,6 @@ def parse_tta(text: str) -> tuple[str, tuple[View, ...]]:
     if "hflip" in names:
         views = [view._replace(mirrored=mirrored) for view in views for mirrored in (False, True)]
     return "+".join(name for name in TTA if name in names) or "none", tuple(views)
-
-
-def make_dataset(rows: pd.DataFrame, keys: Sequence[InputKey], views: Sequence[View] = PLAIN) -> Dataset:
-    """Return a data set whose items hold all views for experts with the inputs `keys`."""
-    if all(view.is_plain for view in views):
-        return ScoreDataset(rows, keys)
-    return ViewDataset(rows, keys, views)
-
-
-class ViewDataset(Dataset):
-    """Like `ScoreDataset`, with `images` keyed by `View.key`."""
-
-    def __init__(self, rows: pd.DataFrame, keys: Sequence[InputKey], views: Sequence[View]) -> None:
-        self.images, self.keys = rows["image"].tolist(), list(dict.fromkeys(keys))
-        self.views = list(dict.fromkeys(view._replace(mirrored=False) for view in views))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any] | Broken:
-        try:
-            image = read_image(self.images[index])
-        except BrokenImage as error:
-            return Broken(index, str(error))
-        cut = {view.key(key): cut_view(image, *key, view) for key in self.keys for view in self.views}
-        return {"index": index, "images": cut}
 
 
 def cut_view(image: np.ndarray, size: int, resize: str, view: View) -> Tensor:

@@ -21,7 +21,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from featdistill.command_line import UserError
-from featdistill.data.views import PLAIN, View, make_dataset, parse_tta
+from featdistill.data.loading import ScoreDataset
+from featdistill.data.views import PLAIN, View, parse_tta
 from featdistill.inference.compute import (
     DEFAULT_BATCH_SIZE,
     automatic_batch_size,
@@ -140,7 +141,7 @@ class Predictor:
     def dataset(self, rows: pd.DataFrame) -> Dataset:
         """Return the rows' images as the experts and the views need them."""
         keys = [expert.preprocessing.key for expert in self.experts.values()]
-        return make_dataset(rows, keys, self.views)
+        return ScoreDataset(rows, keys, views=self.views)
 
     def models(self, precision: str, batch_size: int) -> list[nn.Module]:
         """Return the experts as they score, compiled if that is requested."""

@@ -83,7 +83,7 @@ def score_dataset(
 
     Args:
         experts: in evaluation mode, on `device`, perhaps compiled.
-        dataset: a `ScoreDataset`, or for `views` what `tta.make_dataset` gives.
+        dataset: a `ScoreDataset` with these `views`.
         precision: of the arithmetic of experts whose weights are float32 (autocast); experts that have been
             cast keep their own.
         views: each expert's logits are averaged over them.

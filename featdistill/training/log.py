@@ -1,7 +1,6 @@
 """Progress of training: the numbers of the progress bar, `metrics.jsonl`, and accelerate's trackers."""
 
 import dataclasses
-import importlib.util
 import math
 import time
 from collections import Counter
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import LoggerType
+from accelerate.tracking import get_available_trackers
 from torch import Tensor
 
 from featdistill.command_line import UserError, one_of
@@ -29,13 +28,8 @@ def tracker_names(trackers: str | None) -> list[str]:
     """
     names = [name.strip() for name in (trackers or "").split(",") if name.strip()]
     for name in names:
-        one_of("tracker", name, TRACKERS)
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"tracker {name} is not installed; run pip install {name}, or leave it out")
-        if name not in LoggerType.list():
-            raise UserError(
-                f"this version of accelerate does not support {name}; run pip install -U accelerate"
-            )
+        if one_of("tracker", name, TRACKERS) not in map(str, get_available_trackers()):
+            raise UserError(f"tracker {name} is not installed; run pip install -U accelerate {name}")
     return names
 
 

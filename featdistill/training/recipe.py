@@ -7,6 +7,7 @@ with the settings of the second on top. Precedence: defaults < recipes < `--conf
 
 import argparse
 import dataclasses
+import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from featdistill.recipe_groups import (
     Objective,
     Optimization,
     Runtime,
-    convert,
     typed_fields,
 )
 
@@ -164,7 +164,31 @@ def from_values(recipe_class: type[Recipe], values: dict[str, Any]) -> Recipe:
     """Build a recipe from plain values, checking keys, types and ranges."""
     kinds = {field.name: kind for field, kind in typed_fields(recipe_class)}
     _check_keys(values, kinds)
-    return recipe_class(**{key: convert(key, value, kinds[key]) for key, value in values.items()})
+    return recipe_class(**{key: _convert(key, value, kinds[key]) for key, value in values.items()})
+
+
+def _convert(key: str, value: Any, kind: Any) -> Any:
+    """Turn a YAML value or the text of a flag into the type of a key.
+
+    Raises:
+        UserError: this is not possible.
+    """
+    if isinstance(kind, types.UnionType):
+        if value is None or str(value).lower() in ("none", "null"):
+            return None
+        kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
+    if typing.get_origin(kind) is Literal:
+        return str(value)
+    if kind is bool:
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+        raise UserError(f"recipe key '{key}' must be true or false, not {value!r}")
+    try:
+        if kind is int and (isinstance(value, bool) or not float(value).is_integer()):
+            raise ValueError
+        return int(float(value)) if kind is int else kind(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"recipe key '{key}' must be of type {kind.__name__}, not {value!r}") from error
 
 
 def _read_recipe(name: str, stage: int) -> dict[str, Any]:

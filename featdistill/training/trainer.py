@@ -73,28 +73,6 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
     )
 
 
-class Preemption:
-    """While entered, SIGTERM only sets `requested`; a second one, during the save, changes nothing.
-
-    Loader workers are forked with the handler and so survive the signal, which may go to the whole process
-    group: the current step still needs them.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> "Preemption":
-        self._process = os.getpid()
-        self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = os.getpid() == self._process
-
-
 class Trainer:
     """Trains a task to the end of its recipe, from the run folder's last checkpoint if there is one.
 
@@ -123,7 +101,7 @@ class Trainer:
         self.skipped_in_a_row = 0
         self.broken: list[tuple[str, str]] = []
         self.log = TrainingLog(run, accelerator)
-        self.preemption = Preemption()
+        self.must_stop, self.process = False, os.getpid()
         self.batches = TrainBatches(
             len(dataset),
             recipe.batch_size,
@@ -141,7 +119,8 @@ class Trainer:
         if state and state["scored_epochs"] == self.recipe.epochs:
             _log.info(f"{self.run.path} is finished; nothing to do")
             return
-        with self.preemption:
+        previous = signal.signal(signal.SIGTERM, self._request_stop)
+        try:
             start_trackers(self.accelerator, self.recipe, self.run)
             self._prepare(state)
             self.batches.start = self.step
@@ -156,6 +135,16 @@ class Trainer:
                 self.log.write(self.step, self.scored_epochs)
                 self._score_epoch()
             self.accelerator.wait_for_everyone()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Handle SIGTERM: stop after the current step; a second signal, during the save, changes nothing.
+
+        Loader workers are forked with this handler and so survive the signal, which may go to the whole
+        process group: the current step still needs them.
+        """
+        self.must_stop = os.getpid() == self.process
 
     def _prepare(self, state: dict[str, Any] | None) -> None:
         """Put model and optimizer on the device, in the state of the last checkpoint."""
@@ -218,7 +207,7 @@ class Trainer:
                 if self.step % recipe.log_every == 0:
                     bar.set_postfix(self.log.write(self.step, epoch), refresh=False)
                 is_due = time.monotonic() - self.saved_at >= recipe.checkpoint_every_s
-                must_leave, must_save = self._agree(self.preemption.requested, is_due)
+                must_leave, must_save = self._agree(self.must_stop, is_due)
                 if must_leave or must_save:
                     self._save()
                 if must_leave:
