@@ -9,6 +9,7 @@ little. Where Albumentations or kornia is installed, its counterparts of the ope
     python benchmarks/distortions.py --operations jitter jpeg
 """
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from benchmarks.scenes import find_images, fitted, print_table, read_scenes, syn
 from benchmarks.timing import Yardstick, thread_s, typical_ms
 from featdistill import command_line
 from featdistill.atomic import write_json
-from featdistill.command_line import Parser, UserError, one_of
+from featdistill.command_line import Parser, UserError, one_of, within
 from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS, Operation
 from featdistill.distortions.plan import apply_plan
@@ -38,7 +39,7 @@ from featdistill.seeds import training_generator
 SIZES = {"224": (224, 224), "384": (384, 384), "512": (512, 512), "1024x768": (1024, 768)}
 OPERATION_SIZES = ("224", "512", "1024x768")
 PLAN_SIZES = ("224", "384", "1024x768")
-COMPARED = ("ours_ms", "theirs_ms", "ratio", "theirs", "refused")
+LEVEL_COLUMNS = [f"level {level} ms" for level in LEVELS]
 IMAGES = 4
 
 
@@ -56,16 +57,14 @@ def build_parser() -> Parser:
         metavar="NAME",
         help="policies whose plans are measured (default: official, or none with --operations)",
     )
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each operation; the median counts")
-    parser.add_argument("--plans", type=int, default=300, help="plans drawn for each preset and size")
+    parser.add_argument("--repeats", type=within(1), default=7, help="runs per operation; the median counts")
+    parser.add_argument("--plans", type=within(1), default=300, help="plans drawn for each preset and size")
     parser.add_argument("--out", metavar="FILE.json", help="save the times here")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    if min(options.repeats, options.plans) < 1:
-        raise UserError("--repeats and --plans must be 1 or more")
     libraries = [one_of("distortion library", name, LIBRARIES) for name in options.libraries]
     operations = choose_operations(libraries, options.operations)
     presets = options.presets or ([] if options.operations else ["official"])
@@ -124,49 +123,35 @@ def measure_operations(
     """Time operations and, right after each, its counterparts in other packages.
 
     Returns:
-        Rows of `library`, `operation`, `size`, `level` and `ms`; and the rows of `compare`.
+        Rows of `library`, `operation`, `size` and the milliseconds at each level; and rows that compare the
+        means over the levels: `ours_ms`, `theirs_ms`, `ratio`, and `theirs`, the name of the counterpart, or
+        why this version of the package cannot do it.
     """
     rows, compared = [], []
     yardstick.measure()
     for library, operation in tqdm(operations, desc="operations", unit="operation", disable=None):
-        names, ours_ms = {"library": library, "operation": operation.name}, {}
         for size in OPERATION_SIZES:
-            levels_ms = [typical_ms(_seeded(operation, level), images[size], repeats) for level in LEVELS]
-            pairs = zip(LEVELS, levels_ms, strict=True)
-            rows += [names | {"size": size, "level": level, "ms": ms} for level, ms in pairs]
-            ours_ms[size] = float(np.mean(levels_ms))
-        for package in packages:
-            if operation.name in package.counterparts:
-                pairs = compare(operation, package, ours_ms, images, repeats)
-                compared += [{"package": package.name} | names | pair for pair in pairs]
+            of_levels = [_seeded(operation, level) for level in LEVELS]
+            levels_ms = [typical_ms(function, images[size], repeats) for function in of_levels]
+            row = {"library": library, "operation": operation.name, "size": size}
+            rows.append(row | dict(zip(LEVEL_COLUMNS, levels_ms, strict=True)))
+            ours_ms = float(np.mean(levels_ms))
+            for package in packages:
+                if operation.name not in package.counterparts:
+                    continue
+                comparison = {"package": package.name, **row, "ours_ms": ours_ms}
+                try:
+                    theirs = [package.build(operation.name, scale) for scale in operation.scales]
+                except (AttributeError, TypeError, ValueError) as error:
+                    compared.append(comparison | {"theirs": " ".join(str(error).split())})
+                    continue
+                theirs_ms = float(
+                    np.mean([typical_ms(function, images[size], repeats) for function in theirs])
+                )
+                comparison |= {"theirs_ms": theirs_ms, "ratio": theirs_ms / ours_ms}
+                compared.append(comparison | {"theirs": package.title(operation.name)})
         yardstick.measure()
     return rows, compared
-
-
-def compare(
-    operation: Operation,
-    package: Package,
-    ours_ms: dict[str, float],
-    images: dict[str, list[np.ndarray]],
-    repeats: int,
-) -> list[dict]:
-    """Time the counterpart of an operation.
-
-    Returns:
-        A row per size: `theirs` (the counterpart's name; "nearest" is added where it only resembles the
-        operation), `ours_ms` and `theirs_ms` (means over the levels) and `ratio`; or one row of `refused`,
-        the reason why this version of the package cannot do it.
-    """
-    try:
-        functions = [package.build(operation.name, scale) for scale in operation.scales]
-    except (AttributeError, TypeError, ValueError) as error:
-        return [{"refused": " ".join(str(error).split())}]
-    rows = []
-    for size, ours in ours_ms.items():
-        theirs = float(np.mean([typical_ms(function, images[size], repeats) for function in functions]))
-        row = {"size": size, "ours_ms": ours, "theirs_ms": theirs, "ratio": theirs / ours}
-        rows.append(row | {"theirs": package.title(operation.name)})
-    return rows
 
 
 def measure_plans(
@@ -178,20 +163,16 @@ def measure_plans(
         Rows of `preset`, `size`, and `mean_ms`, `median_ms`, `p99_ms`, `p99_over_median` over the plans.
     """
     rows = []
-    for preset in presets:
-        for size in PLAN_SIZES:
-            # The smaller of two runs of each plan: otherwise a hiccup of the machine could be the percentile.
-            runs_ms = np.empty((2, plans))
-            for run, index in tqdm(
-                [*np.ndindex(2, plans)], desc=f"{preset} {size}", unit="image", disable=None
-            ):
-                image = images[size][index % len(images[size])]
-                runs_ms[run, index] = 1000 * thread_s(_planned(preset, index, image))
-            times_ms = runs_ms.min(axis=0)
-            median, p99 = np.percentile(times_ms, (50, 99)).tolist()
-            figures = {"mean_ms": float(times_ms.mean()), "median_ms": median, "p99_ms": p99}
-            rows.append({"preset": preset, "size": size, **figures, "p99_over_median": p99 / median})
-            yardstick.measure()
+    for preset, size in itertools.product(presets, PLAN_SIZES):
+        times_ms = []
+        for index in tqdm(range(plans), desc=f"{preset} {size}", unit="image", disable=None):
+            apply = _planned(preset, index, images[size][index % len(images[size])])
+            # The smaller of two runs: otherwise a hiccup of the machine could be the percentile.
+            times_ms.append(1000 * min(thread_s(apply) for _ in range(2)))
+        median, p99 = np.percentile(times_ms, (50, 99)).tolist()
+        figures = {"mean_ms": float(np.mean(times_ms)), "median_ms": median, "p99_ms": p99}
+        rows.append({"preset": preset, "size": size, **figures, "p99_over_median": p99 / median})
+        yardstick.measure()
     return rows
 
 
@@ -209,17 +190,16 @@ def print_report(report: dict) -> None:
     yardstick_ms = report["yardstick_ms"]
     versions = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
     print(f"Y = {yardstick_ms:.2f} ms; {versions or 'neither Albumentations nor kornia is installed'}")
-    keys = ["library", "operation", "size"]
-    table = pd.DataFrame(report["operations"]).pivot_table("ms", keys, "level", sort=False)
-    in_yardsticks = table / yardstick_ms
-    table.columns = [f"level {level} ms" for level in table.columns]
-    table["mean Y"], table["max Y"] = in_yardsticks.mean(axis=1), in_yardsticks.max(axis=1)
-    print_table("every operation", table.reset_index())
+    table = pd.DataFrame(report["operations"])
+    levels = table[LEVEL_COLUMNS]
+    table["mean Y"], table["max Y"] = levels.mean(axis=1) / yardstick_ms, levels.max(axis=1) / yardstick_ms
+    print_table("every operation", table)
     if report["others"]:
-        table = pd.DataFrame(report["others"]).reindex(columns=["package", *keys, *COMPARED])
+        table = pd.DataFrame(report["others"])
         print_table("next to other implementations, means over the levels", table)
-        means = table.dropna(subset="ratio").groupby(["package", "library", "size"], sort=False)["ratio"]
-        print_table("geometric means of the ratios", means.agg(gmean).reset_index())
+        if "ratio" in table:
+            ratios = table.dropna().groupby(["package", "library", "size"], sort=False)["ratio"]
+            print_table("geometric means of the ratios", ratios.agg(gmean).reset_index())
     if report["plans"]:
         table = pd.DataFrame(report["plans"])
         for name in ("mean", "median", "p99"):

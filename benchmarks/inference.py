@@ -15,19 +15,19 @@ It takes long, since experts are compiled for every batch size and precision. `-
 Without `--images`, synthetic scenes are written as JPEGs of 0.66 megapixels (quality 90, 4:2:0). They are in
 the system's cache: no disk is measured.
 
-Three tables are printed. *Preparation*: the time of one image in one thread, from the file to the uint8
-inputs of 224 and 384 px, next to Pillow and float tensors. *Speed*: each expert and the ensemble, by
-precision and batch size. `model only` is for uint8 batches that are on the device. `from files` starts when
-each worker process has delivered a batch and ends with as many batches in preparation as at the start. The
-share is of the rate of large matrix products, measured here in the same precision (for fp8 in bf16); the peak
-is of tensors, including the weights. *Against the release*: the same ensemble as `released_ensemble.py` runs
-it, with batches of 1, its default, and 128.
+It measures the preparation of one image in one thread, from the file to the uint8 inputs of 224 and 384 px,
+next to Pillow and float tensors; then each expert and the ensemble, by precision and batch size; then the
+same ensemble as `released_ensemble.py` runs it, with batches of 1, its default, and 128. `Model only` is for
+uint8 batches that are on the device. `From files` starts when each worker process has delivered a batch and
+ends with as many batches in preparation as at the start. The share is of the rate of large matrix products,
+measured here in the same precision (for fp8 in bf16); the peak is of tensors, including the weights.
 
 `--overlap` measures instead whether decoding and scoring overlap; see `overlap.py`.
 """
 
 import copy
 import gc
+import itertools
 import os
 import sys
 import tempfile
@@ -44,18 +44,20 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.device import GIB, find_device, forward_flops, matrix_flops_per_s, peak_gib, reset_peak
-from benchmarks.overlap import measure_overlap, print_overlap
+from benchmarks.overlap import measure_overlap
 from benchmarks.released_ensemble import ReleasedEnsemble
-from benchmarks.scenes import find_images, make_jpegs, read_scenes
+from benchmarks.scenes import jpegs, read_scenes
 from benchmarks.scoring_rates import INPUTS, from_files_per_s, measure_preparation, model_only_per_s
 from featdistill import command_line
 from featdistill.atomic import write_json
-from featdistill.command_line import Parser, UserError
+from featdistill.command_line import Parser, UserError, within
 from featdistill.inference.compute import PRECISIONS, automatic_batch_size, cast, compile_experts
 from featdistill.inference.float8 import require_float8, with_float8
 from featdistill.models.expert import Expert, create_expert, load_expert
 
 ENSEMBLE = "ensemble"
+PAPER = ["clip_l14", "clip_l14", "siglip_so400m", "siglip_so400m"]
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 RELEASED_BATCH_SIZES = (1, 128)
 
 
@@ -64,32 +66,28 @@ def build_parser() -> Parser:
     ensemble = parser.add_mutually_exclusive_group()
     ensemble.add_argument("--experts", nargs="+", metavar="DIR", help="experts' folders")
     ensemble.add_argument(
-        "--backbones",
-        nargs="+",
-        default=["clip_l14", "clip_l14", "siglip_so400m", "siglip_so400m"],
-        metavar="NAME",
-        help="or new experts on these backbones, with random weights",
+        "--backbones", nargs="+", default=PAPER, metavar="NAME", help="or new experts, with random weights"
     )
-    parser.add_argument("--input-size", type=int, help="of --backbones, in px; default: each backbone's own")
+    number = within(1)
+    parser.add_argument(
+        "--input-size", type=number, help="of --backbones, in px; default: the backbone's own"
+    )
     parser.add_argument("--images", metavar="DIR", help="JPEGs to score; default: synthetic scenes")
-    parser.add_argument("--megapixels", type=float, default=0.66, help="of the synthetic scenes")
-    parser.add_argument("--count", type=int, default=64, help="number of different images")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32, 128], metavar="N")
+    positive = within(0, kind=float, exclusive=True)
+    parser.add_argument("--megapixels", type=positive, default=0.66, help="of the synthetic scenes")
+    parser.add_argument("--count", type=number, default=64, help="number of different images")
+    parser.add_argument("--batch-sizes", nargs="+", type=number, default=[1, 8, 32, 128], metavar="N")
     parser.add_argument(
         "--precisions", nargs="+", choices=tuple(PRECISIONS), help="default: bf16 on a GPU, fp32 on a CPU"
     )
     parser.add_argument("--compile", action="store_true", help="also measure compiled experts")
-    parser.add_argument("--workers", type=int, help="loader processes (default: one per core, at most 8)")
-    parser.add_argument(
-        "--threads", type=int, help="PyTorch's threads in the main process (default: its own choice)"
-    )
+    parser.add_argument("--workers", type=within(0), default=min(8, CORES), help="loader processes")
+    parser.add_argument("--threads", type=number, help="PyTorch's threads in the main process")
     parser.add_argument("--device", help="default: a GPU if there is one")
-    parser.add_argument("--seconds", type=float, default=10, help="measuring time per figure")
+    parser.add_argument("--seconds", type=positive, default=10, help="measuring time per figure")
     parser.add_argument("--overlap", action="store_true", help="measure only the overlap")
-    parser.add_argument(
-        "--batches", type=int, default=40, help="batches of --overlap, of the first batch size"
-    )
-    parser.add_argument("--turns", type=int, default=7, help="measurements of --overlap")
+    parser.add_argument("--batches", type=number, default=40, help="batches of --overlap")
+    parser.add_argument("--turns", type=number, default=7, help="measurements of --overlap")
     parser.add_argument("--out", metavar="FILE", help="save the figures as JSON")
     return parser
 
@@ -97,7 +95,14 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     device, title = find_device(arguments.device)
-    _check(arguments, device)
+    precisions = arguments.precisions = arguments.precisions or ["bf16" if device.type == "cuda" else "fp32"]
+    if "fp16" in precisions and device.type == "cpu":
+        raise UserError("precision fp16 needs a GPU; use --precisions fp32 bf16")
+    if "fp8" in precisions:
+        require_float8(device)
+    if device.index:
+        # The thread that pins batches in memory uses the current device.
+        torch.cuda.set_device(device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -109,18 +114,18 @@ def main(argv: list[str] | None = None) -> int:
     report = {"device": title, "torch": torch.__version__, "workers": arguments.workers}
     report |= {"experts": [label for label, _ in experts]}
     with tempfile.TemporaryDirectory() as folder:
-        paths = _images(arguments, folder)
+        paths = jpegs(arguments.images, arguments.count, folder, arguments.megapixels)
+        pixels = [scene.size / 3 for scene in read_scenes(paths)]
+        print(f"{len(paths)} different images, {sum(pixels) / len(pixels) / 1e6:.2f} megapixels on average")
         if arguments.overlap:
-            models = [cast(expert, arguments.precisions[0]).to(device) for _, expert in experts]
+            models = [cast(expert, precisions[0]).to(device) for _, expert in experts]
             settings = {key: getattr(arguments, key) for key in ("batches", "workers", "turns")}
-            batch_size = arguments.batch_sizes[0]
-            overlap = measure_overlap(models, paths, batch_size=batch_size, device=device, **settings)
-            report["overlap"] = overlap
-            print_overlap(overlap)
+            settings |= {"batch_size": arguments.batch_sizes[0], "device": device}
+            report["overlap"] = measure_overlap(models, paths, **settings)
         else:
             prepared = report["preparation"] = measure_preparation(paths, arguments.seconds)
             print(
-                f"\npreparing an image for {INPUTS[0].size} and {INPUTS[1].size} px in one thread: "
+                f"preparing an image for {INPUTS[0].size} and {INPUTS[1].size} px in one thread: "
                 f"{prepared['ours_ms']:.2f} ms; with Pillow and float tensors {prepared['pillow_ms']:.2f} "
                 f"ms; median ratio {prepared['ratio']:.2f}"
             )
@@ -137,10 +142,6 @@ def measure_speed(
     experts: list[tuple[str, Expert]], paths: list[str], device: torch.device, arguments: Namespace
 ) -> list[dict]:
     """Measure and print a row per precision, compiled or not, batch size, and expert or ensemble."""
-    print(
-        f"\n{'precision':16}{'batch':>6}  {'expert':24}{'from files/s':>13}{'model only/s':>13}"
-        f"{'of matrix rate':>15}{'peak GiB':>9}"
-    )
     flops = [forward_flops(expert.spec) for _, expert in experts]
     labels = [label for label, _ in experts]
     # Experts of one kind are equally fast.
@@ -149,30 +150,27 @@ def measure_speed(
         del units[labels[0]]
     rows = []
     for precision in arguments.precisions:
-        dtype = PRECISIONS[precision]
-        rate = matrix_flops_per_s(device, dtype)
+        rate = matrix_flops_per_s(device, PRECISIONS[precision])
         ready = [cast(copy.deepcopy(expert), precision).to(device) for _, expert in experts]
         ready = [with_float8(expert) for expert in ready] if precision == "fp8" else ready
         default = automatic_batch_size(ready, device)
-        products = f"{str(dtype).removeprefix('torch.')} products: {rate / 1e12:.3g} TFLOP/s"
-        print(f"# {precision}: {products}; default batch size: {default}")
-        for compiled in (False, True) if arguments.compile else (False,):
-            for batch_size in arguments.batch_sizes:
-                models = ready
-                if compiled:
-                    # Only so many variants of a function are compiled before PyTorch gives up silently.
-                    torch._dynamo.reset()
-                    models = compile_experts(ready, batch_size, device)
-                for name, indices in units.items():
-                    row = {"precision": precision, "compiled": compiled, "batch_size": batch_size}
-                    row |= {"default_batch_size": default, "expert": name}
-                    chosen = [models[index] for index in indices]
-                    row |= _speed(chosen, paths, batch_size, device, arguments)
-                    done_per_s = row["model_only_per_s"] * sum(flops[index] for index in indices)
-                    row["share_of_matrix_rate"] = done_per_s / rate
-                    rows.append(row)
-                    print(_line(row), flush=True)
-        del ready, models, chosen
+        print(f"\n{precision}: {rate / 1e12:.3g} TFLOP/s of matrix products; default batch size {default}")
+        for compiled, batch_size in itertools.product(
+            [False, True][: 1 + arguments.compile], arguments.batch_sizes
+        ):
+            models = ready
+            if compiled:
+                # Only so many variants of a function are compiled before PyTorch gives up silently.
+                torch._dynamo.reset()
+                models = compile_experts(ready, batch_size, device)
+            for name, indices in units.items():
+                row = {"precision": precision, "compiled": compiled, "batch_size": batch_size}
+                row |= {"default_batch_size": default, "expert": name}
+                row |= _speed([models[index] for index in indices], paths, batch_size, device, arguments)
+                done_per_s = row["model_only_per_s"] * sum(flops[index] for index in indices)
+                rows.append(row | {"share_of_matrix_rate": done_per_s / rate})
+                _print_row(rows[-1])
+        del ready, models
         gc.collect()
     return rows
 
@@ -187,10 +185,9 @@ def _speed(
     """Return `model_only_per_s`, `from_files_per_s` and `peak_gib`, without the weights of other models."""
     reset_peak(device)
     weights_gib = sum(value.nbytes for model in models for value in model.state_dict().values()) / GIB
-    seconds, workers = arguments.seconds, arguments.workers
-    start_gib = peak_gib(device)
+    seconds, start_gib = arguments.seconds, peak_gib(device)
     model_only = model_only_per_s(models, batch_size, device, seconds)
-    settings = {"workers": workers, "max_per_s": model_only}
+    settings = {"workers": arguments.workers, "max_per_s": model_only}
     from_files = from_files_per_s(models, paths, batch_size, device, seconds, **settings)
     peak = None if start_gib is None else peak_gib(device) - (start_gib - weights_gib)
     return {"from_files_per_s": from_files, "model_only_per_s": model_only, "peak_gib": peak}
@@ -200,67 +197,35 @@ def measure_release(
     experts: list[tuple[str, Expert]], paths: list[str], device: torch.device, seconds: float
 ) -> list[dict]:
     """Measure the ensemble as the release runs it, a row per batch size; see `_speed` for the figures."""
-    plain = ReleasedEnsemble([expert for _, expert in experts], device)
-    arithmetic = "fp32 weights, fp16 autocast" if device.type == "cuda" else "fp32"
-    print(f"\nthe authors' release: {arithmetic}; {', '.join(plain.encoders)}")
+    release = ReleasedEnsemble([expert for _, expert in experts], device)
+    precision = "fp32 weights, fp16 autocast" if device.type == "cuda" else "fp32"
+    print(f"\nthe authors' release: {', '.join(release.encoders)}")
     rows = []
     for batch_size in RELEASED_BATCH_SIZES:
         reset_peak(device)
-        row: dict = {"precision": arithmetic, "compiled": False, "batch_size": batch_size}
-        row |= {"expert": ENSEMBLE, "model_only_per_s": plain.model_only(batch_size, seconds)}
-        row["from_files_per_s"] = plain.end_to_end(paths, batch_size, seconds)
+        row = {"precision": precision, "compiled": False, "batch_size": batch_size, "expert": ENSEMBLE}
+        row["model_only_per_s"] = release.model_only(batch_size, seconds)
+        row["from_files_per_s"] = release.end_to_end(paths, batch_size, seconds)
         rows.append(row | {"peak_gib": peak_gib(device)})
-        print(_line(rows[-1]), flush=True)
+        _print_row(rows[-1])
     return rows
 
 
-def print_ratios(speed: list[dict], released: list[dict]) -> None:
+def _print_row(row: dict) -> None:
+    share = f", {row['share_of_matrix_rate']:.1%} of the matrix rate" if "share_of_matrix_rate" in row else ""
+    peak = "" if row["peak_gib"] is None else f", peak {row['peak_gib']:.2f} GiB"
+    name = f"{row['precision']}{' compiled' * row['compiled']}, batch {row['batch_size']}, {row['expert']}"
+    rates = f"{row['from_files_per_s']:.1f} images/s from files, {row['model_only_per_s']:.1f} model only"
+    print(f"{name}: {rates}{share}{peak}", flush=True)
+
+
+def print_ratios(speed: list[dict], release: list[dict]) -> None:
     """Print how many times faster the ensemble is, at its fastest, than the release."""
-    ours = [row for row in speed if row["expert"] == ENSEMBLE]
-    print(f"\n{'ours against the release':36}{'its batch of 1':>16}{'its best batch':>16}")
-    for title, ours_key, theirs_key in (
-        ("from files / from files", "from_files_per_s", "from_files_per_s"),
-        ("from files / model only", "from_files_per_s", "model_only_per_s"),
-        ("model only / model only", "model_only_per_s", "model_only_per_s"),
-    ):
-        best = max(ours, key=lambda row: row[ours_key])
-        cells = [released[0][theirs_key], max(row[theirs_key] for row in released)]
-        print(
-            f"{title:36}" + "".join(f"{best[ours_key] / rate:16.2f}" for rate in cells) + f"   {_title(best)}"
-        )
-
-
-def _line(row: dict) -> str:
-    share, peak = row.get("share_of_matrix_rate"), row["peak_gib"]
-    shown = "-" if share is None else f"{share:.1%}"
-    return (
-        f"{_title(row):24}{row['expert']:24}{row['from_files_per_s']:13.1f}{row['model_only_per_s']:13.1f}"
-        f"{shown:>15}" + ("        -" if peak is None else f"{peak:9.2f}")
-    )
-
-
-def _title(row: dict) -> str:
-    name = row["precision"] + (" compiled" if row["compiled"] else "")
-    return f"{name:16}{row['batch_size']:6}"
-
-
-def _check(arguments: Namespace, device: torch.device) -> None:
-    """Fill in the defaults that depend on the machine; raise a `UserError` for an unusable value."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    arguments.workers = min(8, cores) if arguments.workers is None else arguments.workers
-    arguments.precisions = arguments.precisions or ["bf16" if device.type == "cuda" else "fp32"]
-    if arguments.workers < 0:
-        raise UserError("--workers must be at least 0")
-    numbers = [arguments.count, arguments.batches, arguments.turns, *arguments.batch_sizes]
-    if min(*numbers, arguments.threads or 1) < 1 or min(arguments.seconds, arguments.megapixels) <= 0:
-        raise UserError("counts must be 1 or more, --seconds and --megapixels above 0")
-    if "fp16" in arguments.precisions and device.type == "cpu":
-        raise UserError("precision fp16 needs a GPU; use --precisions fp32 bf16")
-    if device.index:
-        # The thread that pins batches in memory uses the current device.
-        torch.cuda.set_device(device)
-    if "fp8" in arguments.precisions:
-        require_float8(device)
+    print("\nours / the release, with its batch of 1 and its best batch")
+    for ours, theirs in (("from_files",) * 2, ("from_files", "model_only"), ("model_only",) * 2):
+        best = max(row[f"{ours}_per_s"] for row in speed if row["expert"] == ENSEMBLE)
+        rates = [row[f"{theirs}_per_s"] for row in release]
+        print(f"{ours} / {theirs}: {best / rates[0]:.2f}, {best / max(rates):.2f}")
 
 
 def _experts(arguments: Namespace) -> list[tuple[str, Expert]]:
@@ -272,19 +237,6 @@ def _experts(arguments: Namespace) -> list[tuple[str, Expert]]:
     size, names = arguments.input_size, arguments.backbones
     made = {name: create_expert(name, "random", input_size=size).eval() for name in dict.fromkeys(names)}
     return [(name, copy.deepcopy(made[name])) for name in names]
-
-
-def _images(arguments: Namespace, folder: str) -> list[str]:
-    """Return the paths of readable JPEGs: those of `--images`, or synthetic scenes written to a folder."""
-    count = arguments.count
-    if arguments.images:
-        paths = find_images(arguments.images, count)
-    else:
-        paths = make_jpegs(folder, count, arguments.megapixels)
-    sizes = [scene.size / 3 for scene in read_scenes(paths)]
-    megapixels = sum(sizes) / len(sizes) / 1e6
-    print(f"{len(paths)} different images, {megapixels:.2f} megapixels on average")
-    return paths
 
 
 if __name__ == "__main__":

@@ -34,18 +34,17 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import plain_loader
-from benchmarks.scenes import find_images, make_jpegs, print_table, read_scenes, synthetic_scene
+from benchmarks.scenes import jpegs, print_table, read_scenes, synthetic_scene
 from benchmarks.timing import Yardstick
 from featdistill import command_line
 from featdistill.atomic import write_json
-from featdistill.command_line import Parser, UserError
+from featdistill.command_line import Parser, within
 from featdistill.data import loading, train_dataset
 from featdistill.data.loading import make_loader
 from featdistill.data.preprocessing import Preprocessing
 from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
 from featdistill.distortions.libraries import LIBRARIES
-from featdistill.distortions.official import OFFICIAL
 from featdistill.distortions.operation import LEVELS
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.distortions.presets import parse_policy
@@ -72,15 +71,18 @@ CORES = os.cpu_count() or 1
 
 
 def build_parser() -> Parser:
+    number = within(1)
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", metavar="FOLDER", help="JPEG photographs to load; else synthetic scenes")
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), help="or PRESET,key=value")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[224, 384], help="input sizes in px")
-    parser.add_argument("--workers", nargs="+", type=int, default=[0, CORES], help="0: one core, in parts")
-    parser.add_argument("--count", type=int, default=16, help="different images")
-    parser.add_argument("--batch", type=int, default=32, help="images per batch")
-    parser.add_argument("--batches", type=int, default=6, help="batches measured, after one that is not")
-    parser.add_argument("--rounds", type=int, default=2, help="measurements per figure; the best counts")
+    parser.add_argument("--sizes", nargs="+", type=number, default=[224, 384], help="input sizes in px")
+    parser.add_argument(
+        "--workers", nargs="+", type=within(0), default=[0, CORES], help="0: one core, in parts"
+    )
+    parser.add_argument("--count", type=number, default=16, help="different images")
+    parser.add_argument("--batch", type=number, default=32, help="images per batch")
+    parser.add_argument("--batches", type=number, default=6, help="batches measured, after one that is not")
+    parser.add_argument("--rounds", type=number, default=2, help="measurements per figure; the best counts")
     parser.add_argument("--no-plain", action="store_true", help="leave out the plain loader")
     parser.add_argument("--out", metavar="FILE.json", help="save the figures here")
     return parser
@@ -88,18 +90,26 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    if min(options.count, options.batch, options.batches, options.rounds, *options.sizes) < 1:
-        raise UserError("--count, --batch, --batches, --rounds and --sizes must be 1 or more")
-    if min(options.workers) < 0:
-        raise UserError("--workers must be 0 or more")
     policies = {name: parse_policy(POLICIES.get(name, name)) for name in options.policies}
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        count = options.count
-        paths = find_images(options.images, count) if options.images else make_jpegs(folder, count)
+        paths = jpegs(options.images, options.count, folder)
         report = measure(policies, paths, options)
-    print_report(report)
+    print(
+        f"Y = {report['yardstick_ms']:.2f} ms; images: {options.images or 'synthetic'}, "
+        f"{report['megapixels']:.2f} Mpx on average, {options.batch * options.batches} per figure"
+    )
+    results, keys = pd.DataFrame(report["configurations"]), ["policy", "size", "at"]
+    for title, columns in {
+        "one core, processor time per image in ms": ["ms", "Y", *PARTS, "rest", "images/s"],
+        f"worker processes on {CORES} cores, images/s of wall-clock time": [
+            f"{workers} workers" for workers in options.workers if workers
+        ],
+        "one core, against a plain loader of float arrays": ["plain ms", "plain images/s", "plain / ours"],
+    }.items():
+        if columns and columns[0] in results:
+            print_table(title, results[keys + columns].dropna())
     if options.out:
         write_json(options.out, report)
     return 0
@@ -110,7 +120,7 @@ def measure(policies: dict[str, DistortionPolicy], paths: list[str], options: ar
 
     Returns:
         What `--out` saves; `configurations` has a row per configuration: `policy`, `size`, `at`, the times
-        of `one_core`, `plain_ms`, and the rates of `images_per_s` as "N workers, images/s".
+        of `one_core`, the same of the plain loader, and the rates of `images_per_s` as "N workers".
     """
     scenes = read_scenes(paths)
     build_tables(policies.values())
@@ -128,27 +138,29 @@ def measure(policies: dict[str, DistortionPolicy], paths: list[str], options: ar
         policy = replace(policies[result["policy"]], distort_at=result["at"])
         preprocessing = Preprocessing(result["size"], "shorter", MEAN, STD)
         ours = TrainDataset(rows, preprocessing, policy, 0, Augmentation())
-        for workers in sorted(options.workers):
-            if workers:
-                key, rate = f"{workers} workers, images/s", images_per_s(ours, workers, options)
-                result[key] = max(rate, result.get(key, 0.0))
-            else:
-                parts = one_core(ours, options)
-                if parts["ms"] <= result.get("ms", math.inf):
-                    result |= parts
-        if 0 in options.workers and result["size"] == PLAIN_SIZE and not options.no_plain:
-            plain = plain_loader.PlainDataset(rows, preprocessing, policy, seed=0)
-            result["plain_ms"] = min(plain_ms(plain, options), result.get("plain_ms", math.inf))
+        for workers in filter(None, options.workers):
+            key, rate = f"{workers} workers", images_per_s(ours, workers, options)
+            result[key] = max(rate, result.get(key, 0.0))
+        if 0 in options.workers:
+            parts = one_core(ours, options)
+            if parts["ms"] <= result.get("ms", math.inf):
+                result |= parts | {"images/s": 1000 / parts["ms"]}
+            if result["size"] == PLAIN_SIZE and not options.no_plain:
+                plain = plain_loader.PlainDataset(rows, preprocessing, policy, seed=0)
+                stream = iter(DataLoader(plain, batch_sampler=_batches(plain, options, 1 + options.batches)))
+                next(stream)
+                plain_ms = min(_ms_per_image(stream, options), result.get("plain ms", math.inf))
+                result |= {"plain ms": plain_ms, "plain images/s": 1000 / plain_ms}
+                result["plain / ours"] = plain_ms / result["ms"]
         yardstick.measure()
+    for result in results:
+        if "ms" in result:
+            result["Y"] = result["ms"] / yardstick.report()["yardstick_ms"]
     return {
         **yardstick.report(),
-        "images": options.images or "synthetic",
-        "megapixels": float(np.mean([scene.shape[0] * scene.shape[1] for scene in scenes])) / 1e6,
-        "batch": options.batch,
-        "images_per_figure": options.batch * options.batches,
-        "policies": {name: repr(policy) for name, policy in policies.items()},
+        "settings": vars(options),
+        "megapixels": float(np.mean([scene.size / 3 for scene in scenes])) / 1e6,
         "versions": {package.__name__: package.__version__ for package in (cv2, np, PIL, torch)},
-        "plain_difference": {} if options.no_plain else differences(scenes[0]),
         "configurations": results,
     }
 
@@ -186,13 +198,6 @@ def one_core(data: TrainDataset, options: argparse.Namespace) -> dict[str, float
     return {"ms": ms} | parts | {"rest": ms - sum(parts.values())}
 
 
-def plain_ms(data: plain_loader.PlainDataset, options: argparse.Namespace) -> float:
-    """Return the processor time per image of the plain loader on one core, in milliseconds."""
-    stream = iter(DataLoader(data, batch_sampler=_batches(data, options, 1 + options.batches)))
-    next(stream)
-    return _ms_per_image(stream, options)
-
-
 def images_per_s(data: TrainDataset, workers: int, options: argparse.Namespace) -> float:
     """Return how many images per second arrive from worker processes that have started."""
     count = workers * -(-options.batches // workers)
@@ -206,24 +211,6 @@ def images_per_s(data: TrainDataset, workers: int, options: argparse.Namespace) 
     return options.batch * count / (time.perf_counter() - start)
 
 
-def differences(scene: np.ndarray) -> dict[str, float]:
-    """Compare the plain loader's deterministic operations with ours.
-
-    Returns:
-        {operation: mean absolute difference in steps of 255, at the level where it is largest}.
-    """
-    pixels, rng = scene.astype(np.float32) / 255, np.random.default_rng(0)
-    result = {}
-    for name, operation in OFFICIAL.items():
-        if not operation.random:
-            plain = [plain_loader.OPERATIONS[name](pixels, scale, rng) for scale in operation.scales]
-            result[name] = max(
-                float(np.abs(operation(scene, level, rng) - 255 * np.clip(of_level, 0, 1)).mean())
-                for level, of_level in zip(LEVELS, plain, strict=True)
-            )
-    return result
-
-
 def _batches(data: Dataset, options: argparse.Namespace, count: int) -> list[list[tuple[int, int]]]:
     return list(itertools.islice(TrainBatches(len(data), options.batch, count, seed=0), count))
 
@@ -233,47 +220,6 @@ def _ms_per_image(stream: Iterator[dict], options: argparse.Namespace) -> float:
     for _ in stream:
         pass
     return 1000 * (time.process_time() - start) / (options.batch * options.batches)
-
-
-def print_report(report: dict) -> None:
-    """Print the tables."""
-    print(
-        f"Y = {report['yardstick_ms']:.2f} ms; images: {report['images']}, {report['megapixels']:.2f} Mpx on "
-        f"average, {report['images_per_figure']} per figure in batches of {report['batch']}"
-    )
-    results = pd.DataFrame(report["configurations"])
-    keys, rates = ["policy", "size", "at"], [name for name in results if name.endswith("workers, images/s")]
-    if "ms" in results:
-        table = results[[*keys, "ms", *PARTS, "rest"]].assign(
-            **{
-                "decode and resize, %": 100 * (results["decode"] + results["resize"]) / results["ms"],
-                "Y": results["ms"] / report["yardstick_ms"],
-                "images/s": 1000 / results["ms"],
-            }
-        )
-        print_table("one core, processor time per image in ms", table)
-    if rates:
-        print_table(f"worker processes on {CORES} cores, wall-clock time", results[keys + rates])
-    if "plain_ms" in results:
-        table = (
-            results[[*keys, "plain_ms"]]
-            .dropna()
-            .assign(
-                **{
-                    "plain Y": results["plain_ms"] / report["yardstick_ms"],
-                    "plain images/s": 1000 / results["plain_ms"],
-                    "ours images/s": 1000 / results["ms"],
-                    "ratio": results["plain_ms"] / results["ms"],
-                }
-            )
-        )
-        print_table("one core, against a plain loader of float arrays", table)
-    if report["plain_difference"]:
-        name, difference = max(report["plain_difference"].items(), key=lambda pair: pair[1])
-        print(
-            "\nthe plain loader's deterministic operations differ from ours by at most "
-            f"{difference:.2f} of 255 on average ({name})"
-        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.device import find_device, step_s
 from benchmarks.training import synthetic_batch, training_step
 from featdistill import command_line
-from featdistill.command_line import Parser, UserError
+from featdistill.command_line import Parser, within
 from featdistill.inference.compute import PRECISIONS
 from featdistill.models.expert import create_expert
 from featdistill.models.masking import make_masking
@@ -32,8 +32,8 @@ def build_parser() -> Parser:
     parser = Parser(description="Speed of training steps with and without masking, on random weights.")
     parser.add_argument("--backbone", default="timm:vit_tiny_patch16_224", metavar="NAME")
     parser.add_argument("--ratio", type=float, default=0.5, help="share of the patches that is masked")
-    parser.add_argument("--batch-size", type=int, default=16, help="images per step")
-    parser.add_argument("--turns", type=int, default=5, help="steps measured of each kind")
+    parser.add_argument("--batch-size", type=within(1), default=16, help="images per step")
+    parser.add_argument("--turns", type=within(1), default=5, help="steps measured of each kind")
     parser.add_argument("--precision", default="fp32", choices=tuple(PRECISIONS))
     parser.add_argument("--device", default="cpu")
     return parser
@@ -41,8 +41,6 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    if arguments.turns < 1 or arguments.batch_size < 1:
-        raise UserError("--turns and --batch-size must be at least 1")
     device, _ = find_device(arguments.device)
     steps = []
     for kind, level in KINDS:

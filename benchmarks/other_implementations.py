@@ -21,7 +21,7 @@ Counterparts = dict[str, tuple[str, Callable[[float], dict[str, Any]]]]
 
 @dataclass(frozen=True)
 class Package:
-    """A package that could be imported.
+    """An installed package.
 
     Attributes:
         nearest: operations whose counterpart does something else of the same kind.

@@ -5,9 +5,9 @@ the last result, including the start of the workers. They are measured in turns 
 one each time. If decoding and scoring overlapped fully, both together would take as long as the slower one.
 
 On a machine that runs other programs these times mean little. Therefore the cores that other programs keep
-busy are measured too, and the processor times of the main process and of
-the workers, which other programs change less: the larger of the two is what both together would take on cores
-of their own if neither ever waited for the other.
+busy are measured too, and the processor times of the main process and of the workers, which other programs
+change less: the larger of the two is what both together would take on cores of their own if neither ever
+waited for the other.
 """
 
 import os
@@ -20,16 +20,12 @@ import torch
 from torch import nn
 
 from benchmarks.device import synchronize
+from benchmarks.scenes import print_table
 from benchmarks.scoring_rates import model_step, score_data
 from featdistill.data.loading import make_loader
 from featdistill.inference.scoring import score_dataset
 
 PARTS = ("decode", "model", "both")
-_RATIOS = {
-    "ratio": "both / slower part",
-    "without_overlap": "the same without any overlap",
-    "processor_ratio": "the same by processor times",
-}
 
 
 def measure_overlap(
@@ -42,13 +38,12 @@ def measure_overlap(
     device: torch.device,
     turns: int,
 ) -> dict:
-    """Measure the three parts in turns.
+    """Measure the three parts in turns, and print the medians.
 
     Returns:
         `times`: a row per turn and part with `wall_s`, the processor times `main_s` and `workers_s`, and
-        `other_cores`, the number of cores that other programs kept busy meanwhile. `ratios`: a row per turn
-        with `ratio`, both / max(decode, model), `without_overlap`, (decode + model) / max of them, and
-        `processor_ratio`, the larger processor time of both together by the larger of the parts alone.
+        `other_cores`, the number of cores that other programs kept busy meanwhile. `ratios`: a row per turn,
+        of the time of both together to that of the slower part alone.
     """
     dataset = score_data(models, paths, batches * batch_size)
     rows_of_batches = [range(n * batch_size, (n + 1) * batch_size) for n in range(batches)]
@@ -69,22 +64,29 @@ def measure_overlap(
 
     functions = dict(zip(PARTS, (decode, model, both), strict=True))
     model()
-    times, ratios = [], []
-    for turn in range(turns):
-        order = PARTS[turn % 3 :] + PARTS[: turn % 3]
-        figures = {part: timed(functions[part]) for part in order}
-        times += [{"turn": turn, "part": part} | figures[part] for part in PARTS]
-        alone = [figures[part]["wall_s"] for part in ("decode", "model")]
-        larger = {part: max(figures[part]["main_s"], figures[part]["workers_s"]) for part in PARTS}
-        ratios.append(
-            {
-                "ratio": figures["both"]["wall_s"] / max(alone),
-                "without_overlap": sum(alone) / max(alone),
-                "processor_ratio": larger["both"] / max(larger["decode"], larger["model"]),
-            }
-        )
-    settings = {"images": len(dataset), "batch_size": batch_size, "workers": workers}
-    return settings | {"times": times, "ratios": ratios}
+    orders = [PARTS[turn % 3 :] + PARTS[: turn % 3] for turn in range(turns)]
+    times = pd.DataFrame(
+        {"turn": turn, "part": part, **timed(functions[part])}
+        for turn, order in enumerate(orders)
+        for part in order
+    )
+    wall = times.pivot(index="turn", columns="part", values="wall_s")
+    larger = times.assign(s=times[["main_s", "workers_s"]].max(axis=1)).pivot(
+        index="turn", columns="part", values="s"
+    )
+    slower = wall[["decode", "model"]].max(axis=1)
+    ratios = pd.DataFrame(
+        {
+            "both / slower part": wall["both"] / slower,
+            "the same without any overlap": (wall["decode"] + wall["model"]) / slower,
+            "the same by processor times": larger["both"] / larger[["decode", "model"]].max(axis=1),
+        }
+    )
+    print(f"\noverlap: {len(dataset)} images in batches of {batch_size}, {workers} workers, {turns} turns")
+    columns = times.drop(columns="turn").groupby("part")
+    print_table("medians in s", columns.median().assign(min_wall_s=columns["wall_s"].min()).reset_index())
+    print_table("ratios", ratios.agg(["median", "min"]).T.reset_index())
+    return {"times": times.to_dict("records"), "ratios": ratios.to_dict("records")}
 
 
 def timed(call: Callable[[], None]) -> dict[str, float]:
@@ -97,19 +99,6 @@ def timed(call: Callable[[], None]) -> dict[str, float]:
     workers_s = now.children_user + now.children_system - spent.children_user - spent.children_system
     others = max(0.0, _busy_s() - busy_s - main_s - workers_s) / wall_s
     return {"wall_s": wall_s, "main_s": main_s, "workers_s": workers_s, "other_cores": others}
-
-
-def print_overlap(report: dict) -> None:
-    """Print a table of medians and minima, and the ratios."""
-    times, ratios = pd.DataFrame(report["times"]), pd.DataFrame(report["ratios"])
-    print(
-        f"\noverlap: {report['images']} images in batches of {report['batch_size']}, {report['workers']} "
-        f"workers, {len(ratios)} turns; medians"
-    )
-    parts = times.drop(columns="turn").groupby("part", sort=False)
-    print(parts.median().assign(min_wall_s=parts["wall_s"].min()).round(2).to_string())
-    for key, title in _RATIOS.items():
-        print(f"{title}: median {ratios[key].median():.3f}, minimum {ratios[key].min():.3f}")
 
 
 def _busy_s() -> float:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import conv2d, grid_sample, pad
 from torch.utils.data import Dataset
+from torchvision.transforms import functional
 
 from featdistill.data.preprocessing import Place, Preprocessing
 from featdistill.distortions.libraries import LIBRARIES
@@ -36,8 +37,7 @@ class PlainDataset(Dataset):
             raise ValueError("the plain loader only resizes the shorter side, and does not know max_side_px")
         self.images, self.labels = rows["image"].tolist(), rows["label"].tolist()
         self.size, self.policy, self.seed = preprocessing.size, policy, seed
-        self.mean = torch.tensor(preprocessing.mean)[:, None, None]
-        self.std = torch.tensor(preprocessing.std)[:, None, None]
+        self.mean, self.std = preprocessing.mean, preprocessing.std
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,21 +56,20 @@ class PlainDataset(Dataset):
         if self.policy.distort_at == "input" and plan:
             pixels = distort(pixels, plan)
             if pixels.shape[:2] != (self.size, self.size):
-                pixels = to_floats(
-                    to_picture(pixels).resize((self.size, self.size), Image.Resampling.BICUBIC)
-                )
-        images = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        return {"images": (images - self.mean) / self.std, "label": self.labels[index], "index": index}
+                square = to_picture(pixels).resize((self.size, self.size), Image.Resampling.BICUBIC)
+                pixels = to_floats(square)
+        images = functional.normalize(functional.to_tensor(pixels), self.mean, self.std)
+        return {"images": images, "label": self.labels[index], "index": index}
 
     def _fit(self, picture: Image.Image, place: Place) -> Image.Image:
         """Resize the shorter side to the input's, crop, and flip if so drawn."""
-        width, height = picture.size
-        shorter = min(width, height)
-        width, height = self.size * width // shorter, self.size * height // shorter
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = int(place.left * (width - self.size)), int(place.top * (height - self.size))
-        picture = picture.crop((left, top, left + self.size, top + self.size))
-        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if place.flip else picture
+        picture = functional.resize(picture, self.size, functional.InterpolationMode.BICUBIC)
+        left, top = (
+            int(place.left * (picture.width - self.size)),
+            int(place.top * (picture.height - self.size)),
+        )
+        picture = functional.crop(picture, top, left, self.size, self.size)
+        return functional.hflip(picture) if place.flip else picture
 
 
 def to_floats(picture: Image.Image) -> np.ndarray:

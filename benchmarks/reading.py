@@ -10,7 +10,6 @@ the rows before it in its group, so fewer are read.
 """
 
 import argparse
-import io
 import sys
 import tarfile
 import tempfile
@@ -19,45 +18,39 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.scenes import find_images, synthetic_scene
+from benchmarks.scenes import jpegs
 from benchmarks.timing import thread_s
 from featdistill import atomic, command_line
-from featdistill.command_line import Parser, UserError
+from featdistill.command_line import Parser, within
 from featdistill.images.reading import read_bytes, read_image
 
 FUNCTIONS = {"read": read_bytes, "read and decode": read_image}
 ROWS_PER_GROUP = 100
 # The share of the images that is read in a turn, where it is not all of them.
 SHARES = {"parquet": 0.1}
-# (width, height) of synthetic JPEGs.
-CROP_SIZE = (640, 480)
 
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", metavar="FOLDER", help="JPEGs to read; else synthetic ones")
-    parser.add_argument("--count", type=int, default=2000, help="maximum number of images")
-    parser.add_argument("--turns", type=int, default=5, help="measurements per figure; the median counts")
+    parser.add_argument("--count", type=within(1), default=2000, help="maximum number of images")
+    parser.add_argument(
+        "--turns", type=within(1), default=5, help="measurements per figure; the median counts"
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed of the order")
     parser.add_argument("--out", metavar="FILE.json", help="save the figures here")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the four, measure, print the table, and save the figures if requested."""
     options = build_parser().parse_args(argv)
-    if min(options.count, options.turns) < 1:
-        raise UserError("--count and --turns must be 1 or more")
     cv2.setNumThreads(0)
-    if options.images:
-        images = [Path(path).read_bytes() for path in find_images(options.images, options.count)]
-    else:
-        images = make_jpegs(options.count)
     with tempfile.TemporaryDirectory() as folder:
+        paths = jpegs(options.images, options.count, folder, megapixels=0.3)
+        images = [Path(path).read_bytes() for path in paths]
         rows = measure(write_all(Path(folder), images), options)
     print(f"{len(images)} JPEGs of {np.mean([len(data) for data in images]) / 1000:.1f} kB, in random order")
     print(pd.DataFrame(rows).round(2).to_string(index=False))
@@ -65,17 +58,6 @@ def main(argv: list[str] | None = None) -> int:
         settings = {"images": len(images), "turns": options.turns, "seed": options.seed}
         atomic.write_json(options.out, settings | {"rows": rows})
     return 0
-
-
-def make_jpegs(count: int) -> list[bytes]:
-    """Return synthetic JPEGs, random crops of one scene."""
-    scene, rng, images = Image.fromarray(synthetic_scene(0)), np.random.default_rng(0), []
-    for _ in range(count):
-        left, top = rng.integers(0, np.subtract(scene.size, CROP_SIZE))
-        file = io.BytesIO()
-        scene.crop((left, top, left + CROP_SIZE[0], top + CROP_SIZE[1])).save(file, "JPEG", quality=90)
-        images.append(file.getvalue())
-    return images
 
 
 def write_all(folder: Path, images: list[bytes]) -> dict[str, list[str]]:

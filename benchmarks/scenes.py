@@ -1,5 +1,6 @@
 """The images that are measured on, photographs from a folder or synthetic scenes; and tables of results."""
 
+import functools
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from featdistill.command_line import UserError
 from featdistill.images.reading import BrokenImage, list_images, read_image
 
 
+@functools.cache
 def synthetic_scene(seed: int) -> np.ndarray:
     """Return a picture with the falling spectrum of a photograph, (768, 1024, 3) uint8."""
     rng = np.random.default_rng(seed)
@@ -37,22 +39,25 @@ def find_images(folder: str, count: int, *, jpegs_only: bool = True) -> list[str
     return paths[:: -(-len(paths) // count)]
 
 
+def jpegs(images: str | None, count: int, folder: str, megapixels: float = 0.66) -> list[str]:
+    """Return the JPEGs of `--images`, or write synthetic scenes (4:3, quality 90, 4:2:0) to a folder."""
+    if images:
+        return find_images(images, count)
+    height = round(math.sqrt(megapixels * 1e6 * 3 / 4))
+    paths = [str(Path(folder) / f"{seed:04d}.jpg") for seed in range(count)]
+    for seed, path in enumerate(paths):
+        scene = np.roll(synthetic_scene(seed % 16), seed // 16, axis=1)
+        picture = fitted(scene, (round(height * 4 / 3), height))
+        Image.fromarray(picture).save(path, quality=90)
+    return paths
+
+
 def read_scenes(paths: list[str]) -> list[np.ndarray]:
     """Read images; raise a `UserError` for one that is broken."""
     try:
         return [read_image(path) for path in paths]
     except BrokenImage as error:
         raise UserError(f"--images: {error}") from error
-
-
-def make_jpegs(folder: str, count: int, megapixels: float = 0.66) -> list[str]:
-    """Write synthetic scenes (4:3) as JPEGs (quality 90, 4:2:0) and return their paths."""
-    height = round(math.sqrt(megapixels * 1e6 * 3 / 4))
-    paths = [str(Path(folder) / f"{seed:04d}.jpg") for seed in range(count)]
-    for seed, path in enumerate(paths):
-        picture = fitted(synthetic_scene(seed), (round(height * 4 / 3), height))
-        Image.fromarray(picture).save(path, quality=90)
-    return paths
 
 
 def print_table(title: str, table: pd.DataFrame) -> None:

@@ -6,16 +6,17 @@ Threads that a codec starts itself are not counted; of the codecs used here, onl
 import io
 import statistics
 import time
+import timeit
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.scenes import fitted
 
-# Slow functions get fewer runs: after this much time no run is started, except the first few.
+# Slow functions get fewer runs than requested: as many as take about this long, but at least one per image.
 BUDGET_S = 0.5
-MIN_RUNS = 3
 
 
 def thread_s(call: Callable[[], object]) -> float:
@@ -28,19 +29,19 @@ def thread_s(call: Callable[[], object]) -> float:
 def typical_ms(function: Callable[[np.ndarray], object], images: list[np.ndarray], repeats: int) -> float:
     """Return the mean over the images of the median time of `function(image)`, in milliseconds.
 
-    Every image gets `repeats` runs, in turns, or fewer where they would take longer than `BUDGET_S`. A first
-    run, which builds tables and allocates memory, is not counted.
+    Every image gets `repeats` runs, or fewer (see `BUDGET_S`). A first run, which builds tables and allocates
+    memory, is not counted.
     """
     function(images[0])
-    times: list[list[float]] = [[] for _ in images]
-    spent_s = 0.0
-    for run in range(repeats * len(images)):
-        if run >= MIN_RUNS and spent_s > BUDGET_S:
-            break
-        index = run % len(images)
-        times[index].append(thread_s(lambda image=images[index]: function(image)))
-        spent_s += times[index][-1]
-    return 1000 * statistics.fmean(statistics.median(of_image) for of_image in times if of_image)
+    once_s = thread_s(lambda: function(images[0]))
+    runs = max(1, min(repeats, int(BUDGET_S / len(images) / max(once_s, 1e-6))))
+    medians_s = [
+        statistics.median(
+            timeit.repeat(partial(function, image), number=1, repeat=runs, timer=time.thread_time)
+        )
+        for image in images
+    ]
+    return 1000 * statistics.fmean(medians_s)
 
 
 class Yardstick:

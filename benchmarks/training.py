@@ -33,7 +33,7 @@ import train
 from benchmarks.device import find_device, forward_flops, matrix_flops_per_s, peak_gib, reset_peak, step_s
 from featdistill import command_line
 from featdistill.atomic import write_json
-from featdistill.command_line import Parser, UserError, one_of
+from featdistill.command_line import Parser, UserError, within
 from featdistill.inference.compute import PRECISIONS, autocast
 from featdistill.models.backbones import resolve_spec
 from featdistill.models.expert import Expert, create_expert
@@ -52,11 +52,11 @@ def build_parser() -> Parser:
     parser = Parser(description="Speed and memory of training steps, on random weights.")
     parser.add_argument("--backbones", nargs="+", default=["clip_l14", "siglip_so400m"], metavar="NAME")
     for flag, names in (("--stages", STAGES), ("--options", OPTIONS)):
-        parser.add_argument(flag, nargs="+", default=list(names), metavar="NAME", help=", ".join(names))
-    parser.add_argument("--batch-size", type=int, default=64, help="images per step")
+        parser.add_argument(flag, nargs="+", default=list(names), choices=names)
+    parser.add_argument("--batch-size", type=within(1), default=64, help="images per step")
     parser.add_argument("--input-size", type=int, help="side of the input in px; default: the backbone's own")
     parser.add_argument("--precision", default="bf16", choices=tuple(PRECISIONS))
-    parser.add_argument("--steps", type=int, default=20, help="steps measured, after half as many unmeasured")
+    parser.add_argument("--steps", type=within(1), default=20, help="steps measured, after half as many")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--loader", metavar="MANIFEST", help="also train on these rows, with the real loader")
     parser.add_argument("--workers", type=int, default=8, help="loader processes of --loader")
@@ -66,12 +66,6 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    for name in arguments.stages:
-        one_of("stage", name, STAGES)
-    for name in arguments.options:
-        one_of("option", name, OPTIONS)
-    if arguments.steps < 1 or arguments.batch_size < 1:
-        raise UserError("--steps and --batch-size must be at least 1")
     device, title = find_device(arguments.device)
     rate = matrix_flops_per_s(device, PRECISIONS[arguments.precision])
     print(f"{title}, torch {torch.__version__}: {rate / 1e12:.3g} TFLOP/s of {arguments.precision} products")

@@ -30,7 +30,7 @@ import distill
 import train
 from featdistill import command_line, text_tables
 from featdistill.atomic import sha256_of, write_json, write_text
-from featdistill.command_line import Parser, UserError, one_of
+from featdistill.command_line import Parser, UserError
 from featdistill.distortions.presets import parse_policy
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.inference.scoring import score
@@ -73,9 +73,9 @@ def build_parser() -> Parser:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N")
     parser.add_argument("--preset", default="test_public", help="distortions of the test images")
     parser.add_argument("--draws", type=int, default=1, help="distorted copies of each test image")
-    parser.add_argument("--policies", nargs="*", default=list(POLICIES), metavar="NAME", help="of stage 1")
-    parser.add_argument("--stage2", nargs="*", default=list(STAGE_2), metavar="NAME", help="variants")
-    parser.add_argument("--masks", nargs="*", default=[], metavar="NAME", help=", ".join(MASKS))
+    parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES, help="of stage 1")
+    parser.add_argument("--stage2", nargs="*", default=list(STAGE_2), choices=STAGE_2, help="of stage 2")
+    parser.add_argument("--masks", nargs="*", default=[], choices=MASKS, help="of stage 1, with masking")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe keys of both stages"
     )
@@ -84,13 +84,6 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    for what, names, known in (
-        ("policy", arguments.policies, POLICIES),
-        ("variant", arguments.stage2, STAGE_2),
-        ("mask", arguments.masks, MASKS),
-    ):
-        for name in names:
-            one_of(what, name, known)
     if len(set(arguments.seeds)) < 2:
         raise UserError("--seeds needs at least two different seeds, for the intervals")
     out, test = Path(arguments.out), read_manifests(arguments.test)
