@@ -53,9 +53,15 @@ def explain(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=within(0), default=0, help="random seed of masks that are drawn")
     args = parser.parse_args(arguments)
     from featdistill.interactive.explain import explain_file
+    from featdistill.recipe_groups import Masking
 
-    mask = {"mask": args.mask, "ratio": args.mask_ratio, "select": args.mask_select, "score": args.mask_score}
-    print(explain_file(args.image, args.expert, args.out, **mask, seed=args.seed))
+    options = Masking(
+        mask=args.mask,
+        mask_ratio=args.mask_ratio,
+        mask_select=args.mask_select,
+        mask_score=args.mask_score,
+    )
+    print(explain_file(args.image, args.expert, args.out, options, args.seed))
 
 
 def fuse(arguments: list[str]) -> None:

@@ -21,39 +21,32 @@ from featdistill.images.reading import BrokenImage, read_image
 from featdistill.models.expert import Expert, load_expert, read_card
 from featdistill.models.masking import PatchMasking, fill_patches, texture_scores
 from featdistill.models.token_maps import LOGIT, token_map
+from featdistill.recipe_groups import Masking
 from featdistill.report.gallery import ExpertMap, Explainer
 
 _SIZE_IN, _DPI = (12.4, 4.0), 120
+TEXTURE = Masking(mask="texture")
 # Opacity of a map over the gray image.
 _ALPHA = 0.7
 
 
-def explain(
-    expert: Expert,
-    image: np.ndarray,
-    *,
-    mask: str = "texture",
-    ratio: float = 0.5,
-    select: str = "top",
-    score: str = "differences",
-    seed: int = 0,
-) -> dict[str, Any]:
+def explain(expert: Expert, image: np.ndarray, options: Masking = TEXTURE, seed: int = 0) -> dict[str, Any]:
     """Return the maps of an image.
 
     Args:
         expert: in evaluation mode.
         image: (H, W, 3) uint8 RGB.
-        mask, ratio, select, score, seed: see `masking.PatchMasking`.
+        options, seed: see `masking.PatchMasking`.
 
     Returns:
         `image` (S, S, 3) uint8, the expert's input; `texture` (rows, columns) int64, the score of each patch;
         `mask` (rows, columns) bool, the masked patches; `masked` (S, S, 3) uint8, the masked input; `map`
         (rows, columns) float32 and `map_kind`, see `token_maps`; `logit` and `probability`.
     """
-    masking = PatchMasking(expert, mask, ratio=ratio, select=select, score=score, seed=seed)
+    masking = PatchMasking(expert, options, seed)
     pixels = prepare(image, *expert.preprocessing.key)
     batch, zero = pixels[None], torch.zeros(1, dtype=torch.int64)
-    texture = texture_scores(batch, masking.patch_px, score)
+    texture = texture_scores(batch, masking.patch_px, masking.score)
     hidden = masking.mask(batch, epoch=zero, index=zero)
     masked = fill_patches(batch, hidden, masking.patch_px, masking.color.cpu())
     seen = token_map(expert, pixels)
@@ -86,26 +79,26 @@ def explainer(folder: str | Path) -> Explainer:
     return explained
 
 
-def explain_file(location: str, folder: str, out: str, **mask: Any) -> str:
+def explain_file(location: str, folder: str, out: str, options: Masking = TEXTURE, seed: int = 0) -> str:
     """Draw the maps of an image file, and return what they show in one line.
 
     Args:
         location: path of an image, or archive.zip::member.
         folder: the expert's.
         out: path of the PNG.
-        mask: see `explain`.
+        options, seed: see `explain`.
 
     Raises:
-        UserError: the image or the expert cannot be read, or an option of the mask is unknown.
+        UserError: the image or the expert cannot be read.
     """
     expert = load_expert(folder)
     try:
         image = read_image(location)
     except BrokenImage as error:
         raise UserError(f"cannot read {location}: {error}") from error
-    maps = explain(expert, image, **mask)
+    maps = explain(expert, image, options, seed)
     hidden = maps["mask"]
-    mask_title = f"{mask.get('mask', 'texture')} masked, {hidden.sum()} of {hidden.size} patches"
+    mask_title = f"{options.mask} masked, {hidden.sum()} of {hidden.size} patches"
     draw(maps, f"{Path(location).name}, seen by {_name(expert, folder)}", mask_title, out)
     return f"P(AI) {maps['probability']:.4f}; {maps['map_kind']} -> {out}"
 

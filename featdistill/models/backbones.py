@@ -111,16 +111,7 @@ def build(spec: BackboneSpec, weights: str = "random") -> Backbone:
 
 
 class Facts(NamedTuple):
-    """Properties of a backbone that do not depend on its weights.
-
-    Attributes:
-        parameters: their number, in millions.
-        input_px: side of its input.
-        feature: width of the pooled feature.
-        tokens, width: number of tokens of the last layer, and their width.
-        stride_px: side of the square of pixels behind one token.
-        licence: licence of the weights.
-    """
+    """Properties of a backbone: millions of parameters, widths and numbers, sides in px."""
 
     parameters: float
     input_px: int

@@ -27,13 +27,7 @@ _FORMAT = 1
 
 
 class Encoded(NamedTuple):
-    """The output of an expert for a batch.
-
-    Attributes:
-        logit: (B,) float32.
-        feature: (B, D), the pooled feature, which is the input of the head.
-        tokens: patch tokens (B, N, C) of the last layers; see `Backbone.intermediates`.
-    """
+    """The output of an expert: logits (B,) float32, and what `Backbone.intermediates` returned."""
 
     logit: Tensor
     feature: Tensor
@@ -75,7 +69,7 @@ class Expert(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Return logits (B,) float32 for images (B, 3, S, S), uint8 or float in [0, 1]; see `encode`."""
+        """Return logits (B,) float32; see `encode`."""
         return self.encode(images, keep=keep).logit
 
     def encode(self, images: Tensor, layers: int = 1, keep: Tensor | None = None) -> Encoded:
@@ -175,12 +169,9 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that compute an expert's scores."""
-    return {
-        "featdistill": __version__,
-        "torch": torch.__version__,
-        "timm": importlib.metadata.version("timm"),
-        "open_clip": importlib.metadata.version("open_clip_torch"),
-    }
+    version = importlib.metadata.version
+    versions = {"featdistill": __version__, "torch": torch.__version__}
+    return versions | {"timm": version("timm"), "open_clip": version("open_clip_torch")}
 
 
 def latest_experts(root: str | Path = "runs") -> list[Path]:

@@ -13,14 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from featdistill.command_line import UserError, one_of
+from featdistill.command_line import UserError
 from featdistill.models.expert import Expert
 from featdistill.recipe_groups import Masking
 
-KINDS = ("texture", "smooth", "random")
-LEVELS = ("pixel", "token")
-SELECTIONS = ("top", "sample")
-SCORES = ("differences", "sobel", "variance")
 # Side of a patch for networks that do not cut the image into patches: that of most transformers.
 _PATCH_PX = 16
 _32_BITS = 0xFFFFFFFF
@@ -51,8 +47,7 @@ def texture_scores(images: Tensor, patch_px: int, score: str = "differences") ->
     patches = whole.unflatten(3, (grid, patch_px)).unflatten(2, (grid, patch_px))
     # (B, 3, rows, y, columns, x) -> (3, y, x, B, rows, columns): long inner loops for any size of patch.
     patches = patches.permute(1, 3, 5, 0, 2, 4).int().contiguous()
-    measure = {"differences": _differences, "sobel": _sobel, "variance": _variance}
-    return measure[one_of("texture score", score, SCORES)](patches).flatten(1)
+    return SCORES[score](patches).flatten(1)
 
 
 def uniforms(seed: int, epoch: Tensor, index: Tensor, count: int) -> Tensor:
@@ -121,42 +116,27 @@ class PatchMasking(nn.Module):
 
     Labels are ignored. The mask of an image depends on (seed, epoch, index) alone.
 
+    Pixels are filled with the color that the expert normalizes to 0, rounded to 8 bits. At the token level,
+    tokens are removed before the transformer's blocks, which is faster: the others keep their position
+    embeddings, and class and register tokens stay. There, the probability applies to a whole batch, by
+    torch's random state, because all images of a batch need equally many tokens.
+
     Args:
         expert: the student. Patches are those of its transformer, or of 16 px for other networks.
-        kind: `texture`, `smooth` or `random`.
-        ratio: share of the patches that is masked.
-        level: `pixel` fills them with the color that the expert normalizes to 0, rounded to 8 bits. `token`
-            removes their tokens before the transformer's blocks, which is faster; the others keep their
-            position embeddings, and class and register tokens stay.
-        select: `top`, or `sample` to draw in proportion to the score.
-        score: see `texture_scores`.
-        probability: probability that an image is masked. At the token level it applies to the whole batch,
-            by torch's random state, because all images of a batch need equally many tokens.
+        options: what to mask; its kind is not `none`.
         seed: the run's seed.
 
     Raises:
-        UserError: an option is unknown, or the backbone cannot leave tokens out.
+        UserError: the backbone cannot leave tokens out.
     """
 
-    def __init__(
-        self,
-        expert: Expert,
-        kind: str,
-        *,
-        ratio: float = 0.5,
-        level: str = "pixel",
-        select: str = "top",
-        score: str = "differences",
-        probability: float = 1.0,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, expert: Expert, options: Masking, seed: int = 0) -> None:
         super().__init__()
-        self.kind = one_of("mask", kind, KINDS)
-        self.level = one_of("mask level", level, LEVELS)
-        self.is_drawn = kind == "random" or one_of("mask selection", select, SELECTIONS) == "sample"
-        self.score, self.ratio, self.probability, self.seed = score, ratio, probability, seed
+        self.kind, self.ratio, self.level = options.mask, options.mask_ratio, options.mask_level
+        self.score, self.probability, self.seed = options.mask_score, options.mask_prob, seed
+        self.is_drawn = options.mask == "random" or options.mask_select == "sample"
         backbone = expert.backbone
-        if level == "token" and not backbone.drops_tokens:
+        if self.level == "token" and not backbone.drops_tokens:
             raise UserError(
                 f"{expert.spec.name} cannot leave tokens out before its blocks; use --mask-level pixel"
             )
@@ -203,18 +183,7 @@ class PatchMasking(nn.Module):
 
 def make_masking(expert: Expert, options: Masking, seed: int) -> PatchMasking | None:
     """Return the masking of a recipe; None for `none`."""
-    if options.mask == "none":
-        return None
-    return PatchMasking(
-        expert,
-        options.mask,
-        ratio=options.mask_ratio,
-        level=options.mask_level,
-        select=options.mask_select,
-        score=options.mask_score,
-        probability=options.mask_prob,
-        seed=seed,
-    )
+    return None if options.mask == "none" else PatchMasking(expert, options, seed)
 
 
 def _differences(patches: Tensor) -> Tensor:
@@ -247,6 +216,9 @@ def _variance(patches: Tensor) -> Tensor:
     pixels = patches.shape[1] * patches.shape[2]
     squares, sums = patches.square().sum(dim=(1, 2)), patches.sum(dim=(1, 2))
     return (pixels * squares - sums.square()).sum(dim=0)
+
+
+SCORES = {"differences": _differences, "sobel": _sobel, "variance": _variance}
 
 
 def _hash(state: Tensor) -> Tensor:

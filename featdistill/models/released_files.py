@@ -30,14 +30,7 @@ _POSITION_IDS = "embeddings.position_ids"
 
 @dataclass(frozen=True)
 class ReleasedFile:
-    """A file as the manifest describes it.
-
-    Attributes:
-        path: path of the file.
-        size_bytes: its size.
-        sha256: SHA-256 of its bytes, in hexadecimal.
-        num_heads: number of attention heads of its backbone; None if the manifest does not state it.
-    """
+    """A file as the manifest describes it; `num_heads` is that of its backbone's attention, if stated."""
 
     path: Path
     size_bytes: int

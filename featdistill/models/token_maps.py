@@ -26,13 +26,7 @@ NORM = "norm of the token"
 
 
 class TokenMap(NamedTuple):
-    """The map of one image.
-
-    Attributes:
-        values: (rows, columns) float32 on the CPU.
-        kind: what the values are, one of the constants of this module.
-        logit: of the whole image.
-    """
+    """The map of one image: values (rows, columns) float32 on the CPU, their kind, and the image's logit."""
 
     values: Tensor
     kind: str

@@ -15,6 +15,7 @@ from featdistill.models.expert import Expert, create_expert, save_expert
 from featdistill.models.masking import PatchMasking, texture_scores
 from featdistill.models.open_clip_encoders import OpenClipTransformer
 from featdistill.models.token_maps import CLASS_TOKEN, LOGIT, NORM, POOLING, token_map
+from featdistill.recipe_groups import Masking
 
 
 def expert_of(name: str) -> Expert:
@@ -95,18 +96,19 @@ def test_other_poolings_show_the_norm_of_the_tokens():
 
 def test_an_explanation_shows_the_input_its_texture_and_what_training_would_hide():
     expert, image = expert_of("timm:test_vit"), smooth_picture(5, 120, 150)
-    found = explain(expert, image, mask="smooth", ratio=0.25, score="sobel")
+    options = Masking(mask="smooth", mask_ratio=0.25, mask_score="sobel")
+    found = explain(expert, image, options)
     pixels = prepare(image, *expert.preprocessing.key)
     assert np.array_equal(found["image"], pixels.permute(1, 2, 0))
     assert np.array_equal(found["texture"].ravel(), texture_scores(pixels[None], 16, "sobel")[0])
-    masking = PatchMasking(expert, "smooth", ratio=0.25, score="sobel")
+    masking = PatchMasking(expert, options)
     assert np.array_equal(found["mask"].ravel(), masking.mask(pixels[None])[0])
     painted, _ = masking({"images": pixels[None]})
     assert np.array_equal(found["masked"], painted[0].permute(1, 2, 0))
     logit = expert(pixels[None]).item()
     assert found["logit"] == pytest.approx(logit, abs=1e-6)
     assert found["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
-    one, other = (explain(expert, image, mask="random", seed=seed)["mask"] for seed in (0, 1))
+    one, other = (explain(expert, image, Masking(mask="random"), seed)["mask"] for seed in (0, 1))
     assert not np.array_equal(one, other)
 
 

@@ -33,6 +33,13 @@ SMALL = ["--recipe", "demo_clip_a", "--input-size", "32", "--batch-size", "8", "
 SMALL += ["--workers", "0", "--score-batch-size", "8", "--log-every", "1"]
 
 
+def masking_of(expert, kind: str, seed: int = 0, **options) -> PatchMasking:
+    """Masking with the given options of a recipe, without `mask_`."""
+    return PatchMasking(
+        expert, Masking(kind, **{f"mask_{key}": value for key, value in options.items()}), seed
+    )
+
+
 def random_images(count: int, size: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
@@ -112,8 +119,8 @@ def test_at_half_the_noisy_half_is_masked_and_smooth_masks_the_other(expert, sco
     images = torch.full((3, 3, 96, 96), 90, dtype=torch.uint8)
     images[:, :, :, :48] = random_images(3, 96)[:, :, :, :48]
     noisy = (torch.arange(36) % 6 < 3).expand(3, -1)
-    assert torch.equal(PatchMasking(expert, "texture", score=score).mask(images), noisy)
-    assert torch.equal(PatchMasking(expert, "smooth", score=score).mask(images), ~noisy)
+    assert torch.equal(masking_of(expert, "texture", score=score).mask(images), noisy)
+    assert torch.equal(masking_of(expert, "smooth", score=score).mask(images), ~noisy)
 
 
 @pytest.mark.parametrize("select", ["top", "sample"])
@@ -121,22 +128,22 @@ def test_smooth_masks_what_texture_leaves_at_the_other_ratio_even_of_an_odd_numb
     expert = create_expert("timm:test_vit", "random", input_size=80)
     options, images, where = {"select": select, "seed": 4}, random_images(4, 80), places(4)
     for ratio in (0.5, 0.25, 1 / 3):
-        texture = PatchMasking(expert, "texture", ratio=1 - ratio, **options)
-        smooth = PatchMasking(expert, "smooth", ratio=ratio, **options)
+        texture = masking_of(expert, "texture", ratio=1 - ratio, **options)
+        smooth = masking_of(expert, "smooth", ratio=ratio, **options)
         assert torch.equal(smooth.mask(images, *where), ~texture.mask(images, *where))
 
 
 @pytest.mark.parametrize("kind", ["texture", "smooth", "random"])
 @pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.25, 9), (0.5, 18), (0.6, 22), (1.0, 35)])
 def test_every_image_has_the_ratio_and_keeps_a_patch(expert, kind, ratio, count):
-    masking = PatchMasking(expert, kind, ratio=ratio)
+    masking = masking_of(expert, kind, ratio=ratio)
     mask = masking.mask(random_images(5, 96), *places(5))
     assert mask.sum(1).tolist() == [count] * 5 and masked_count(kind, ratio, 36) == count
 
 
 def test_equal_patches_are_taken_from_the_top_left_on(expert):
     flat = torch.full((1, 3, 96, 96), 7, dtype=torch.uint8)
-    mask = PatchMasking(expert, "texture", ratio=0.25).mask(flat)
+    mask = masking_of(expert, "texture", ratio=0.25).mask(flat)
     assert mask[0].nonzero()[:, 0].tolist() == list(range(9))
 
 
@@ -176,13 +183,13 @@ def test_patches_without_texture_are_sampled_last_and_in_no_order():
 
 @pytest.mark.parametrize("options", [{"kind": "random"}, {"kind": "texture", "select": "sample"}])
 def test_a_mask_is_a_function_of_seed_epoch_and_image_and_not_of_the_batch(expert, options):
-    masking, images = PatchMasking(expert, seed=1, **options), random_images(6, 96)
+    masking, images = masking_of(expert, seed=1, **options), random_images(6, 96)
     whole = masking.mask(images, *places(6))
     parts = [masking.mask(images[first : first + 2], *places(2, 0, first)) for first in (0, 2, 4)]
     assert torch.equal(whole, torch.cat(parts))
     for changed in (
         masking.mask(images, *places(6, epoch=1)),
-        PatchMasking(expert, seed=2, **options).mask(images, *places(6)),
+        masking_of(expert, seed=2, **options).mask(images, *places(6)),
     ):
         assert (whole != changed).any(1).all()
     assert torch.equal(whole, masking.mask(images, *places(6)))
@@ -193,14 +200,14 @@ def test_a_mask_is_a_function_of_seed_epoch_and_image_and_not_of_the_batch(exper
 def test_both_classes_are_masked_alike(expert, kind, level):
     batch = batch_of(random_images(8, 96))
     swapped = batch | {"label": 1 - batch["label"]}
-    masking = PatchMasking(expert, kind, level=level, probability=0.5 if level == "pixel" else 1.0)
+    masking = masking_of(expert, kind, level=level, prob=0.5 if level == "pixel" else 1.0)
     for one, other in zip(masking(batch), masking(swapped), strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
 
 
 def test_chance_does_not_tell_the_classes_apart(expert):
     batch = batch_of(torch.zeros(3000, 3, 96, 96, dtype=torch.uint8))
-    masking = PatchMasking(expert, "random", probability=0.5)
+    masking = masking_of(expert, "random", prob=0.5)
     masked = masking.mask(*(batch[key] for key in ("images", "epoch", "index")))
     share = [masked[batch["label"] == label].float().mean().item() for label in (0, 1)]
     assert share == pytest.approx([0.25, 0.25], abs=0.02)
@@ -209,7 +216,7 @@ def test_chance_does_not_tell_the_classes_apart(expert):
 def test_pixels_are_painted_with_the_mean_colour_exactly_where_the_mask_is():
     torch.manual_seed(0)
     tiny = create_expert("tiny_clip", "random", input_size=32)
-    masking, images = PatchMasking(tiny, "texture"), random_images(3, 32)
+    masking, images = masking_of(tiny, "texture"), random_images(3, 32)
     painted, keep = masking(batch_of(images))
     mask = masking.mask(images)
     assert keep is None and painted.dtype == torch.uint8
@@ -223,7 +230,7 @@ def test_pixels_are_painted_with_the_mean_colour_exactly_where_the_mask_is():
 
 def test_pixels_that_fill_no_patch_are_left_as_they_are():
     odd = create_expert("timm:test_convnext", "random", input_size=100)
-    masking, images = PatchMasking(odd, "random", ratio=1.0), random_images(2, 100)
+    masking, images = masking_of(odd, "random", ratio=1.0), random_images(2, 100)
     painted, _ = masking(batch_of(images))
     assert masking.patch_px == 16
     assert torch.equal(painted[:, :, 96:], images[:, :, 96:])
@@ -234,8 +241,8 @@ def test_pixels_that_fill_no_patch_are_left_as_they_are():
 @pytest.mark.parametrize("kind", ["texture", "smooth", "random"])
 def test_both_levels_see_the_same_patches(expert, kind):
     batch = batch_of(random_images(2, 96))
-    painted, _ = PatchMasking(expert, kind)(batch)
-    images, keep = PatchMasking(expert, kind, level="token")(batch)
+    painted, _ = masking_of(expert, kind)(batch)
+    images, keep = masking_of(expert, kind, level="token")(batch)
     assert torch.equal(images, batch["images"]) and (keep.diff(dim=1) > 0).all()
     kept = torch.zeros(2, 36, dtype=torch.bool).scatter(1, keep, True)
     by_pixels = (painted != images).any(1).unflatten(2, (6, 16)).unflatten(1, (6, 16)).any(4).any(2)
@@ -303,9 +310,7 @@ def test_positions_stay_with_their_tokens(name):
 @pytest.mark.parametrize("level", ["pixel", "token"])
 def test_nothing_is_masked_in_evaluation_mode(expert, level):
     batch = batch_of(random_images(4, 96))
-    task = ClassifyTask(
-        copy.deepcopy(expert), Objective(), PatchMasking(expert, "texture", level=level)
-    ).eval()
+    task = ClassifyTask(copy.deepcopy(expert), Objective(), masking_of(expert, "texture", level=level)).eval()
     with torch.no_grad():
         assert torch.equal(task(batch)["logit"], expert(batch["images"]))
         assert not torch.allclose(task.train()(batch)["logit"], expert(batch["images"]))
@@ -326,16 +331,16 @@ def test_without_masking_nothing_is_drawn_and_no_epoch_is_asked_for(expert):
 @pytest.mark.parametrize("level", ["pixel", "token"])
 def test_the_most_textured_patches_need_no_draw(expert, level):
     state = torch.get_rng_state()
-    PatchMasking(expert, "texture", level=level)({"images": random_images(2, 96)})
+    masking_of(expert, "texture", level=level)({"images": random_images(2, 96)})
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_probability_is_an_images_at_pixels_and_a_forward_passs_at_tokens(expert):
     images = random_images(1, 96).expand(400, -1, -1, -1)
-    painted = PatchMasking(expert, "random", probability=0.3)(batch_of(images))[0]
+    painted = masking_of(expert, "random", prob=0.3)(batch_of(images))[0]
     share = (painted != images).flatten(1).any(1).double().mean().item()
     assert share == pytest.approx(0.3, abs=0.06)
-    masking = PatchMasking(expert, "random", level="token", probability=0.3)
+    masking = masking_of(expert, "random", level="token", prob=0.3)
     torch.manual_seed(0)
     kept = [masking(batch_of(images[:2]))[1] for _ in range(300)]
     assert sum(keep is not None for keep in kept) / 300 == pytest.approx(0.3, abs=0.08)
@@ -344,7 +349,7 @@ def test_the_probability_is_an_images_at_pixels_and_a_forward_passs_at_tokens(ex
 def test_masking_adds_nothing_to_a_checkpoint(expert):
     plain, masked = (
         ClassifyTask(expert, Objective()),
-        ClassifyTask(expert, Objective(), PatchMasking(expert, "random")),
+        ClassifyTask(expert, Objective(), masking_of(expert, "random")),
     )
     assert plain.checkpoint().keys() == masked.checkpoint().keys()
     assert plain.state_dict().keys() == masked.state_dict().keys()
@@ -352,7 +357,7 @@ def test_masking_adds_nothing_to_a_checkpoint(expert):
 
 def test_the_teacher_sees_the_whole_image_and_only_kept_tokens_are_compared(expert):
     batch = batch_of(random_images(3, 96))
-    masking = PatchMasking(expert, "texture", level="token", ratio=0.75)
+    masking = masking_of(expert, "texture", level="token", ratio=0.75)
     student = create_expert("timm:test_vit", "random", input_size=96, head_dropout=0.0)
     task = DistillTask(student, Distillation(teacher_view="same", dense_layers=2), masking)
     task.teacher = FrozenTeacher(copy.deepcopy(expert))
@@ -376,7 +381,7 @@ def test_checkpointing_changes_no_gradient_where_tokens_are_dropped(expert):
     for enabled in (False, True):
         student = copy.deepcopy(expert)
         student.backbone.set_gradient_checkpointing(enabled)
-        task = ClassifyTask(student, Objective(), PatchMasking(student, "texture", level="token"))
+        task = ClassifyTask(student, Objective(), masking_of(student, "texture", level="token"))
         task(batch)["loss"].backward()
         gradients.append([parameter.grad for parameter in student.parameters()])
     for one, other in zip(*gradients, strict=True):
@@ -386,7 +391,7 @@ def test_checkpointing_changes_no_gradient_where_tokens_are_dropped(expert):
 def test_a_backbone_that_cannot_drop_tokens_names_the_other_level():
     convolutional = create_expert("timm:test_convnext", "random")
     with pytest.raises(UserError, match=r"test_convnext cannot leave tokens out .* --mask-level pixel"):
-        PatchMasking(convolutional, "texture", level="token")
+        masking_of(convolutional, "texture", level="token")
     with pytest.raises(ValueError, match="cannot leave tokens out"):
         convolutional.encode(random_images(1, 160), keep=torch.zeros(1, 1, dtype=torch.int64))
     with pytest.raises(UserError, match=r"unknown value of mask 'textur' \(did you mean texture\?\)"):
@@ -394,7 +399,7 @@ def test_a_backbone_that_cannot_drop_tokens_names_the_other_level():
 
 
 def test_the_recipes_defaults_are_those_of_the_masking(expert):
-    options, masking = Masking(), PatchMasking(expert, "texture")
+    options, masking = Masking(), masking_of(expert, "texture")
     assert options.mask == "none" and not masking.is_drawn
     found = (masking.ratio, masking.level, masking.score, masking.probability)
     assert found == (options.mask_ratio, options.mask_level, options.mask_score, options.mask_prob)
