@@ -275,14 +275,11 @@ def report(rows: Labelled, fitted: Fitted, files: list[dict[str, Any]], seed: in
     score |= {f"{name}, equal weights": value for name, value in equal.items()}
     score[f"{method}, fitted, the same rows"] = fitted.fusion.apply(rows.logits, rows.names)
     score[f"{method}, fitted, held-out rows"] = fitted.held_out
+    frame = pd.DataFrame({**equal, "fitted": fitted.held_out, "label": rows.label})
     folds = []
-    for number in range(int(fitted.fold.max()) + 1):
-        mask = fitted.fold == number
-        aucs = {
-            f"{name}_auc": roc_auc(rows.label[mask], value[mask])
-            for name, value in (equal | {"fitted": fitted.held_out}).items()
-        }
-        folds.append({"rows": int(mask.sum()), **aucs})
+    for _, part in frame.groupby(fitted.fold):
+        aucs = {f"{name}_auc": roc_auc(part["label"], part[name]) for name in (*METHODS, "fitted")}
+        folds.append({"rows": len(part), **aucs})
     rival = max(METHODS, key=lambda name: np.mean([fold[f"{name}_auc"] for fold in folds]))
     gains = [fold["fitted_auc"] - fold[f"{rival}_auc"] for fold in folds]
     error = float(np.std(gains, ddof=1) / math.sqrt(len(gains)))

@@ -13,8 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featdistill.command_line import UserError
 from featdistill.distortions.operation import LEVELS
 from featdistill.images.reading import IMAGE_SUFFIXES, BrokenImage, limit_side
@@ -166,7 +164,7 @@ def score_upload(predictor: Predictor, path: str | None, max_bytes: int) -> tupl
     height, width = image.shape[:2]
     scores = session.score(predictor, image)
     message = _status(f"{file.name}, {width} x {height} px: P(AI) {session.shown(scores.fused)}")
-    return (data, scores), message, session.score_table(scores), _picture(image), None
+    return (data, scores), message, session.score_table(scores), limit_side(image, _SHOWN_SIDE_PX), None
 
 
 def score_distorted(
@@ -190,11 +188,7 @@ def score_distorted(
     distorted = session.score(predictor, image)
     change = f"from {session.shown(clean.fused)} to {session.shown(distorted.fused)}"
     message = _status(f"{name}, level {level}: P(AI) {change}")
-    return message, session.score_table(clean, distorted), _picture(image)
-
-
-def _picture(image: np.ndarray) -> np.ndarray:
-    return limit_side(image, _SHOWN_SIDE_PX)
+    return message, session.score_table(clean, distorted), limit_side(image, _SHOWN_SIDE_PX)
 
 
 def _status(text: str) -> str:

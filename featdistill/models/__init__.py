@@ -1,6 +1,7 @@
-"""Experts: backbone, head and preprocessing as one thing that scores, saves and loads (section 4.1, Table 2).
+"""Experts: backbone, head and preprocessing in one module that can be saved and loaded (4.1, Table 2).
 
-`backbones` names the image encoders; `encoders` and `open_clip_encoders` give timm's and open_clip's models
-one interface; `masking` is MPFT's texture-aware masking (arXiv 2601.03586), with `token_maps` and
-`token_dropping`; `released` reads the authors' released experts.
+`expert` is that module; `backbones` lists the image encoders by name; `encoders` is their interface, which
+`timm_encoders` and `open_clip_encoders` implement; `tiny` and `weights` are what they are built from.
+`masking` is our reading of MPFT (arXiv 2601.03586), and `token_maps` shows what an expert looks at;
+`released` and `released_files` read the authors' released experts.
 """
