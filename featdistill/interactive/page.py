@@ -23,11 +23,12 @@ _log = logging.getLogger(__name__)
 
 TITLE = "Is it AI-generated?"
 CAUTION = """
-**How to read the score.** P(AI) says how much an image resembles the AI-generated images that these experts
-were trained on. It is not proof. A score of 0.9 does not mean that 9 of 10 such images are AI-generated:
-scores rank images, and are not calibrated. Images of a new generator may score low. Real images that were
-edited, upscaled, filtered or photographed from a screen may score high. If a mild distortion changes the
-score a lot, trust it less. Do not base a decision about a person on it.
+**How to read the score.** P(AI) is a score from 0 (real) to 1 (AI-generated): it says how much an image
+resembles the AI-generated images that these experts were trained on. It is not proof. A score of 0.9 does not
+mean that 9 of 10 such images are AI-generated: scores rank images, and are not calibrated. Images of a new
+generator may score low. Real images that were edited, upscaled, filtered or photographed from a screen may
+score high. If a mild distortion changes the score a lot, trust it less. Do not base a decision about a person
+on it.
 """
 # Pictures are shrunk to the size of a screen to be shown; scores are those of the whole image.
 _SHOWN_SIDE_PX = 1024
