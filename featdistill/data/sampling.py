@@ -83,11 +83,10 @@ def _manifest_weights(rows: pd.DataFrame) -> np.ndarray | None:
 class TrainBatches:
     """The batches of all epochs as one stream, starting at any optimizer step, for one of several processes.
 
-    Each epoch is a new permutation, a function of (seed, epoch). An optimizer step sees the same images
-    whatever the number of processes and accumulation steps; each forward pass takes its own slice of them.
-    The last, incomplete batch of an epoch is left out. With weights, an epoch has as many images as the
-    weights sum to, and a row of weight w appears w times on average: w rounded down or up. The same holds for
-    all rows of the same weight together.
+    Each epoch is a new permutation, a function of (seed, epoch), without its last, incomplete batch. An
+    optimizer step sees the same images whatever the number of processes and accumulation steps; each forward
+    pass takes a slice of them. With weights, an epoch has as many images as the weights sum to. A row of
+    weight w appears w times, rounded down or up, and so do all rows of the same weight together.
 
     Args:
         rows: number of training rows.

@@ -42,18 +42,11 @@ class TrainDataset(Dataset):
         rows: labeled rows of a manifest.
         policy: the distribution of distortions, and whether they come before or after resizing.
         seed: of the run.
-        augmentation: how images are augmented:
-
-            Crops of `random_resized` are taken before resizing (from the distorted image, if distortions come
-            first). If a part of that area and shape does not fit, the largest of that shape is used;
-            torchvision draws again.
-
-            With `synchronize_groups`, rows of the same, non-empty `group` get the same distortions, crop and
-            mirroring in an epoch, and the same noise if they have the same size.
-
-            Amplitude mix-up (see `mix_amplitudes`) is the same in all views. The other image is not
-            distorted, but cropped alike; if it cannot be read, the item stays as it is. Its share is uniform
-            between 0 and `amplitude_mixup_max`.
+        augmentation: `random_resized` crops before resizing, and takes the largest part of the drawn shape
+            if the drawn area does not fit (torchvision draws again). With `synchronize_groups`, rows of the
+            same, non-empty `group` get the same distortions, crop and mirroring in an epoch, and the same
+            noise if they have the same size. Amplitude mix-up (see `mix_amplitudes`) is the same in all
+            views; the other image is cropped alike, but not distorted, and ignored if it cannot be read.
         views: `clean` (not distorted) and `other` (distorted by a second draw).
         equalization: assigns sizes and JPEG qualities that do not depend on the class, before all else.
         cache: the rows' images, already resized, see `check_cache`.

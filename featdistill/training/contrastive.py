@@ -38,14 +38,11 @@ def info_nce_logits(
 
 
 def gather_parts(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Put the rows of several forward passes of all processes in the order of the joint batch.
-
-    That order is by pass, then by process, as in `TrainBatches`, so that the result does not depend on how
-    many passes and processes there are. A pass may have fewer rows in one process than in another, where
-    images could not be read.
+    """Join the rows of all passes of all processes, by pass and then by process, as in `TrainBatches`.
 
     Args:
-        parts: columns (n, ...) of each forward pass of this process; equally many passes in all processes.
+        parts: columns (n, ...) of each forward pass of this process; equally many passes in all processes,
+            but not equally many rows, since some images may be broken.
 
     Returns:
         The columns (N, ...) of all rows, equal in all processes.
@@ -76,9 +73,8 @@ def _all_gather(values: Tensor) -> list[Tensor]:
 class KeyQueue(nn.Module):
     """The last K keys of past steps, with the ids and labels of their images, as a ring buffer.
 
-    The forward passes of a step stage their keys; after the step, the keys of all processes are enqueued
-    together. So all passes of a step see the same queue, and accumulation or several processes are equivalent
-    to one pass with the joint batch.
+    Forward passes stage their keys; after the step, the keys of all processes are enqueued together, so that
+    accumulation and several processes are equivalent to one pass with the joint batch.
 
     Args:
         slots: K.
@@ -142,9 +138,7 @@ class ContrastiveDistillation(nn.Module):
 
     The positive is the image's own key; the negatives are the keys of the queue. Keys have no gradient, so
     the loss cannot train W_t: it starts as a copy of W_s and follows it with the momentum of eq. 5, like
-    MoCo's key encoder, whether the teacher moves or is frozen. (A frozen teacher is the student's initial
-    state, so its keys and the queries share their coordinates.) Both projections belong to the training, not
-    to the expert.
+    MoCo's key encoder, whether the teacher moves or is frozen. Neither projection is part of the expert.
 
     Args:
         feature_dim: width of the experts' features.

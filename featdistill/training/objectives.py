@@ -27,8 +27,7 @@ def binary_cross_entropy(logit: Tensor, label: Tensor, options: Objective) -> Te
     With all options, the loss of an image is w (1 - p_t)^gamma CE(y', p): p_t is the probability of the
     image's true class (focal loss, Lin et al. 2017, eq. 4), y' = y (1 - s) + s / 2 (label smoothing, Szegedy
     et al. 2016, section 7), and w is `ai_weight` for AI-generated images, 1 for real ones. The sum is divided
-    by the number of images, not by the sum of the weights, which would differ between shares of a batch and
-    make the gradient depend on how the batch is divided.
+    by the number of images: the sum of the weights differs between shares of a batch.
 
     Args:
         logit: (B,) float32.

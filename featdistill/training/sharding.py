@@ -12,9 +12,8 @@ from torch import Tensor, nn, optim
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
+    get_state_dict,
+    set_state_dict,
 )
 
 from featdistill.models.backbones import build
@@ -33,17 +32,16 @@ def gather_weights(task: nn.Module) -> dict[str, Tensor]:
     return get_model_state_dict(task, options=_WHOLE)
 
 
-def gather_optimizer(task: nn.Module, optimizer: optim.Optimizer) -> dict[str, Any]:
-    """Return the optimizer's state on the main process, keyed by weight names. All must call it."""
-    return get_optimizer_state_dict(task, optimizer, options=_WHOLE)
+def gather(task: nn.Module, optimizer: optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return all weights, and the optimizer's state keyed by weight names, as `gather_weights` does."""
+    return get_state_dict(task, optimizer, options=_WHOLE)
 
 
 def spread(
     task: nn.Module, optimizer: optim.Optimizer, weights: dict[str, Tensor], state: dict[str, Any]
 ) -> None:
-    """Restore what `gather_weights` and `gather_optimizer` returned, which every process has read."""
-    set_model_state_dict(task, weights, options=_WHOLE)
-    set_optimizer_state_dict(task, optimizer, state, options=_WHOLE)
+    """Restore what `gather` returned, which every process has read."""
+    set_state_dict(task, optimizer, model_state_dict=weights, optim_state_dict=state, options=_WHOLE)
 
 
 def whole_expert(task: nn.Module, weights: dict[str, Tensor]) -> Expert:

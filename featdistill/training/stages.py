@@ -76,7 +76,7 @@ def run(
         preprocessing,
         policy,
         recipe.seed,
-        recipe,
+        augmentation=recipe,
         views=task.views,
         equalization=equalization,
         cache=cache,

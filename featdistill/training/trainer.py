@@ -323,8 +323,7 @@ class Trainer:
         is_finished = self.scored_epochs == self.recipe.epochs
         task = optimizer_state = None
         if self.is_sharded and not is_finished:
-            task = sharding.gather_weights(self.wrapped)
-            optimizer_state = sharding.gather_optimizer(self.wrapped, self.optimizer.optimizer)
+            task, optimizer_state = sharding.gather(self.wrapped, self.optimizer.optimizer)
         elif self.accelerator.is_main_process and not is_finished:
             task, optimizer_state = self.task.checkpoint(), self.optimizer.optimizer.state_dict()
         if self.accelerator.is_main_process:

@@ -31,8 +31,7 @@ def take_step(task: ClassifyTask, optimizer: torch.optim.Optimizer, step: int) -
 def test_what_was_gathered_continues_a_run():
     task, optimizer = task_of(0)
     take_step(task, optimizer, 0)
-    weights = copy.deepcopy(sharding.gather_weights(task))
-    state = copy.deepcopy(sharding.gather_optimizer(task, optimizer))
+    weights, state = copy.deepcopy(sharding.gather(task, optimizer))
     take_step(task, optimizer, 1)
     other, other_optimizer = task_of(1)
     sharding.spread(other, other_optimizer, weights, state)

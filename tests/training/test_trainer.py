@@ -252,17 +252,6 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(sets, tmp_path, cap
         train.main([*arguments, "--out", str(run)])
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
-    run = RunFolder(tmp_path)
-    for step in (1, 2):
-        run.save_state({"step": step})
-    (tmp_path / "resume" / "state.pt").write_bytes(b"damaged")
-    assert run.load_state()["step"] == 1
-    run.save_state({"step": 3})
-    (tmp_path / "resume" / "state.pt").write_bytes(b"damaged")
-    assert RunFolder(tmp_path).load_state()["step"] == 1
-
-
 def stop_at(step: int, arguments: list[str], times: int = 1) -> int:
     """Call stage 1 and send this process SIGTERM in the middle of a step."""
     next_batch = Trainer._next_batch

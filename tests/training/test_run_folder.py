@@ -1,0 +1,76 @@
+import copy
+
+import pytest
+
+from featdistill.command_line import UserError
+from featdistill.records.provenance import Claim
+from featdistill.training import run_folder
+from featdistill.training.run_folder import RunFolder, git_commit
+
+DESCRIPTION = {
+    "stage": 2,
+    "recipe": {"name": "demo", "seed": 1, "workers": 2, "cache": None},
+    "data": {
+        "train": [{"path": "a/train.csv", "sha256": "1"}],
+        "val": [{"path": "a/val.csv", "sha256": "2"}],
+    },
+    "teacher": {"path": "a/expert", "weights_sha256": "3"},
+    "versions": {"torch": "2.8"},
+    "git_commit": None,
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    assert run.claim(DESCRIPTION, "auto") is Claim.NEW
+    run.start(DESCRIPTION)
+    return run
+
+
+def changed(path: str, value: object) -> dict:
+    """The description with the value at `outer.inner` replaced."""
+    description = copy.deepcopy(DESCRIPTION)
+    *outer, key = path.split(".")
+    part = description
+    for name in outer:
+        part = part[int(name) if isinstance(part, list) else name]
+    part[key] = value
+    return description
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["recipe.workers", "recipe.cache", "data.train.0.path", "teacher.path", "versions.torch", "git_commit"],
+)
+def test_a_run_continues_where_only_what_does_not_decide_the_result_has_changed(run, path):
+    assert run.claim(changed(path, "other"), "auto") is Claim.UNFINISHED
+    assert run.claim(changed(path, "other"), "auto", finished=True) is Claim.FINISHED
+
+
+@pytest.mark.parametrize(
+    "path", ["stage", "recipe.seed", "data.train.0.sha256", "data.val.0.sha256", "teacher.weights_sha256"]
+)
+def test_a_run_with_other_settings_data_or_teacher_is_refused_by_name(run, path):
+    with pytest.raises(
+        UserError, match=rf"different settings: {path} was .*, is \"other\"; choose another --out"
+    ):
+        run.claim(changed(path, "other"), "auto")
+
+
+def test_a_damaged_checkpoint_never_replaces_a_whole_one(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in (1, 2):
+        run.save_state({"step": step})
+    (tmp_path / "resume" / "state.pt").write_bytes(b"damaged")
+    assert run.load_state()["step"] == 1
+    run.save_state({"step": 3})
+    (tmp_path / "resume" / "state.pt").write_bytes(b"damaged")
+    assert RunFolder(tmp_path).load_state()["step"] == 1
+
+
+def test_an_installed_package_has_no_commit_even_inside_another_checkout(tmp_path, monkeypatch):
+    (tmp_path / ".git").mkdir()
+    installed = tmp_path / "venv" / "featdistill" / "training" / "run_folder.py"
+    monkeypatch.setattr(run_folder, "__file__", str(installed))
+    assert git_commit() is None
