@@ -70,7 +70,7 @@ def source_of(predictions: str | Path, labels: str | Path | None = None) -> Path
     """
     source = labels if labels is not None else manifest_of(predictions)
     if source is None:
-        raise UserError(f"{predictions} has no sidecar that names its manifest; use --labels")
+        raise UserError(f"{predictions} has no sidecar naming its manifest; use --labels")
     return Path(source)
 
 

@@ -71,7 +71,7 @@ def prepare(
     manifest = manifest or manifest_of(predictions)
     if manifest is None:
         raise UserError(
-            f"{predictions} has no sidecar that names a manifest, so the expected names are unknown; "
+            f"{predictions} has no sidecar naming a manifest, so the expected names are unknown; "
             "use --val-manifest, --val-hard-manifest or --test-manifest"
         )
     expected, where = expected_names(manifest), str(predictions)

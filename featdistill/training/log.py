@@ -1,6 +1,7 @@
 """Progress of training: the numbers of the progress bar, `metrics.jsonl`, and accelerate's trackers."""
 
 import dataclasses
+import logging
 import math
 import time
 from collections import Counter
@@ -8,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.tracking import get_available_trackers
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def tracker_names(trackers: str | None) -> list[str]:

@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 import torch
-from accelerate.logging import get_logger
 from torch import nn
 
 from featdistill import atomic
@@ -24,7 +24,7 @@ from featdistill.training import trainer as engine
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder, git_commit
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def run(

@@ -8,6 +8,7 @@ With several processes, each takes its slice of every batch (`sampling.TrainBatc
 (DDP), each scores some batches of the hold-out, and only the main process writes.
 """
 
+import logging
 import math
 import os
 import signal
@@ -22,7 +23,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.logging import get_logger
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
@@ -42,7 +42,7 @@ from featdistill.training.log import TrainingLog, start_trackers, tracker_names
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 # fp16 starts with its loss scaled by 2^16 and halves the scale at each overflow, which is normal; after this
 # many in a row the scale is not the problem.
 _MAX_OVERFLOWS = 20
@@ -64,13 +64,17 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
     on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     if recipe.precision == "fp16" and PartialState(cpu=on_cpu, **patience).device.type == "cpu":
         raise UserError("precision fp16 needs a GPU; use --precision bf16 or fp32")
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
         log_with=trackers or None,
         project_config=ProjectConfiguration(logging_dir=str(run.path / "tensorboard")),
         kwargs_handlers=[InitProcessGroupKwargs(**patience)],
     )
+    if not accelerator.is_main_process:
+        # One process reports for all.
+        logging.getLogger("featdistill").setLevel(logging.WARNING)
+    return accelerator
 
 
 class Trainer:
