@@ -1,4 +1,4 @@
-"""Conventions of every file: imports are in the requirements, recipes explain themselves, no pickles."""
+"""Conventions of all files: length, required packages, recipes that say what they are, no pickles."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*ROOT.glob("*.py"), *(ROOT / "featdistill").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")]
-# Imported only when requested, with one clear line where they are missing.
+# Imported only when needed, with a clear message if they are missing.
 OPTIONAL = {"peft", "gradio"}
 PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 PACKAGES |= {"open_clip": "open_clip_torch"}
@@ -25,6 +25,11 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module.split(".")[0])
     return names
+
+
+def test_no_file_is_longer_than_400_lines():
+    files = [*SOURCES, *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "studies").glob("*.py")]
+    assert not {path for path in files if len(path.read_text(encoding="utf-8").splitlines()) > 400}
 
 
 def test_every_package_that_is_imported_is_in_the_requirements():

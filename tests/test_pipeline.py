@@ -1,4 +1,4 @@
-"""The whole way once, on the smallest demo: archives, manifests, both stages, predictions, zip, scores."""
+"""The whole pipeline on the smallest demo: archives, manifests, both stages, predictions, zip, scores."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from data_prep import demo, ntire
 from featdistill.records.manifest import read_manifest
 
 
-def test_the_way_leads_from_archives_to_a_checked_zip_and_scores(tmp_path, capsys):
+def test_the_pipeline_leads_from_archives_to_a_checked_zip_and_scores(tmp_path, capsys):
     archives, data, runs = tmp_path / "archives", tmp_path / "data", tmp_path / "runs"
     assert demo.main(["--out", str(archives), "--size", "tiny", "--workers", "1"]) == 0
     assert ntire.main(["--root", str(archives), "--out", str(data), "--holdout", "0.25"]) == 0
@@ -51,9 +51,9 @@ def test_the_way_leads_from_archives_to_a_checked_zip_and_scores(tmp_path, capsy
     scores = tmp_path / "scores"
     capsys.readouterr()
     assert evaluate.main(["--predictions", *predictions, "--labels", *labels, "--out", str(scores)]) == 0
-    found = json.loads((scores / "metrics.json").read_text())
-    assert found["splits"]["private_test"]["images"] == 12
-    for name, value in found["splits"]["val"]["experts"]["mean"].items():
-        single = [expert[name] for expert in found["splits"]["val"]["experts"]["experts"].values()]
+    metrics = json.loads((scores / "metrics.json").read_text())
+    assert metrics["splits"]["private_test"]["images"] == 12
+    for name, value in metrics["splits"]["val"]["experts"]["mean"].items():
+        single = [expert[name] for expert in metrics["splits"]["val"]["experts"]["experts"].values()]
         assert value == pytest.approx(sum(single) / 2)
-    assert f"{found['robust_auc']:.4f}" in capsys.readouterr().out
+    assert f"{metrics['robust_auc']:.4f}" in capsys.readouterr().out
