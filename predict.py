@@ -12,11 +12,9 @@ not be read, `OUT.errors.csv`; the status is then 1. The same command continues 
 of processes. On several machines, all must see the folder of OUT.
 """
 
-import logging
 import os
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 # Read once, when PyTorch is loaded. Waiting threads would spin on a core that the workers need: on two
 # cores that other programs used too, three runs took 1.5 to 1.8 times the processor time.
@@ -24,13 +22,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError
-
-if TYPE_CHECKING:
-    from featdistill.inference.jobs import Job
-    from featdistill.inference.predictor import Predictor
-    from featdistill.inference.processes import Processes
-
-_log = logging.getLogger(__name__)
 
 
 def build_parser() -> Parser:
@@ -101,10 +92,11 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     _check_input(args)
-    # Heavy modules are imported once they are needed, so that --help answers at once.
+    # Here, so that --help and mistakes are answered without loading PyTorch.
+    from featdistill.inference import jobs
     from featdistill.inference.processes import Processes
 
-    return Processes().run(lambda processes: _score(args, processes))
+    return Processes().run(lambda processes: jobs.run(args, processes))
 
 
 def _check_input(args: Namespace) -> None:
@@ -116,71 +108,6 @@ def _check_input(args: Namespace) -> None:
         if Path(path).is_file():
             raise UserError(f"--experts accepts folders, and {path} is a file; put images before --experts")
     raise UserError("nothing to score; name images, or use --split, --manifest or --images (see --help)")
-
-
-def _score(args: Namespace, processes: "Processes") -> int:
-    from featdistill.inference import jobs
-
-    if args.image and not args.out:
-        return processes.on_main(lambda: _show_images(args))
-    predictor, folders = processes.together(lambda: _load(args))
-    if processes.is_main:
-        several = f", {processes.world} processes" if processes.world > 1 else ""
-        where = f"{predictor.device} in {predictor.precision}{several}"
-        _log.info("%d experts on %s: %s", len(predictor.names), where, ", ".join(predictor.names))
-    jobs_to_do = processes.on_main(lambda: _jobs(args, folders))
-    return max(jobs.predict(predictor, job, processes) for job in jobs_to_do)
-
-
-def _load(args: Namespace) -> tuple["Predictor", list[Path]]:
-    """Return the ensemble, and the folders of those experts that are ours."""
-    from featdistill.inference.predictor import load_ensemble
-    from featdistill.models.expert import latest_experts
-
-    folders = [Path(folder) for folder in args.experts or ()]
-    if not folders and not args.released:
-        folders = latest_experts()
-    flags = ("resize", "fusion", "weights", "tta", "device", "precision", "batch_size", "workers", "compiled")
-    return load_ensemble(folders, args.released, **{flag: getattr(args, flag) for flag in flags}), folders
-
-
-def _show_images(args: Namespace) -> int:
-    from featdistill.inference import jobs, single_images
-
-    predictor, _ = _load(args)
-    scored = single_images.score_images(predictor, jobs.images_by_path(args.image))
-    print((single_images.as_json if args.json else single_images.as_table)(scored, predictor.sources))
-    return int(any("error" in image for image in scored["images"]))
-
-
-def _jobs(args: Namespace, folders: list[Path]) -> list["Job"]:
-    """Return a job for each requested manifest; images without one get it next to their scores."""
-    from featdistill.inference import jobs
-    from featdistill.records.manifest import write_manifest
-
-    by_hand = args.experts or args.released
-    default_folder = Path("predictions") if by_hand else folders[0].parent.parent.parent / "predictions"
-    out = Path(args.out or default_folder)
-    is_file = out.suffix == ".csv"
-    if args.images or args.image:
-        images = Path(args.images).resolve() if args.images else None
-        out = out if is_file else out / f"{images.name if images else 'images'}.csv"
-        rows = jobs.images_of_folder(Path(args.images)) if images else jobs.images_by_path(args.image)
-        manifest = out.with_suffix(".manifest.csv")
-        write_manifest(rows, manifest)
-        return [jobs.Job(manifest, out)]
-    if args.manifest:
-        manifests = [Path(manifest) for manifest in args.manifest]
-    elif args.data or folders:
-        data = Path(args.data) if args.data else jobs.data_folder(folders[0])
-        manifests = jobs.split_manifests(args.split, data)
-    else:
-        raise UserError(
-            "the released experts do not record where the splits are; use --data DIR or --manifest"
-        )
-    if is_file and len(manifests) > 1:
-        raise UserError("--out names one file, but several splits are requested; name a folder")
-    return [jobs.Job(path, out if is_file else out / f"{path.stem}.csv") for path in manifests]
 
 
 if __name__ == "__main__":

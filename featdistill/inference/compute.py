@@ -39,11 +39,7 @@ _SHARE_OF_FREE = 0.4
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Return the device called `name`: by default a GPU if there is one, and each local process its own.
-
-    Raises:
-        UserError: the name is unknown, or there is no such GPU.
-    """
+    """Return the device called `name`; by default a GPU if there is one, another for each local process."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -61,11 +57,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def choose_precision(name: str | None, device: torch.device) -> str:
-    """Return the precision called `name`: by default bf16 on a GPU and fp32 on a CPU.
-
-    Raises:
-        UserError: the name is unknown, or the device does not support the precision.
-    """
+    """Return the precision called `name`, if the device supports it; by default bf16 on a GPU, else fp32."""
     name = one_of("precision", name or ("bf16" if device.type == "cuda" else "fp32"), PRECISIONS)
     if name == "fp16" and device.type == "cpu":
         raise UserError("precision fp16 needs a GPU; use --precision bf16 or fp32")
@@ -73,11 +65,7 @@ def choose_precision(name: str | None, device: torch.device) -> str:
 
 
 def cast(expert: Expert, precision: str) -> Expert:
-    """Cast the weights of an expert's backbone in place; the result is for inference only.
-
-    Args:
-        precision: one of `PRECISIONS`; for `fp8` the linear layers must still be replaced.
-    """
+    """Cast an expert's backbone in place, for inference only; for `fp8` see also `with_float8`."""
     expert.backbone.to(PRECISIONS[precision])
     return expert
 
@@ -99,8 +87,8 @@ def attention_kernels(device: torch.device) -> contextlib.AbstractContextManager
 def automatic_batch_size(experts: Sequence[Expert], device: torch.device) -> int:
     """Return how many images a batch should have: 32 on a CPU; on a GPU a power of two from 8 to 128.
 
-    It is the largest whose peak memory, estimated from a forward pass of 8 images through each expert, is at
-    most 0.4 of the free memory.
+    Its peak memory, estimated from a forward pass of 8 images through each expert, is at most 0.4 of the free
+    memory.
 
     Raises:
         UserError: not even 8 images fit.
@@ -120,22 +108,15 @@ def automatic_batch_size(experts: Sequence[Expert], device: torch.device) -> int
 
 def largest_batch(max_images: float) -> int:
     """Return the largest power of two from 8 to 128 that is at most `max_images`; 8 if there is none."""
-    batch_size = SMALLEST_BATCH
-    while batch_size * 2 <= min(max_images, LARGEST_BATCH):
-        batch_size *= 2
-    return batch_size
+    fitting = int(min(max(max_images, SMALLEST_BATCH), LARGEST_BATCH))
+    return 1 << (fitting.bit_length() - 1)
 
 
 def compile_experts(experts: Sequence[Expert], batch_size: int, device: torch.device) -> list[nn.Module]:
-    """Compile experts for batches of exactly `batch_size` uint8 images.
-
-    The code is compiled here and not at the first batch, so that a failure shows at once.
-
-    Raises:
-        UserError: this machine cannot compile.
-    """
+    """Compile experts for batches of exactly `batch_size` uint8 images, or raise a `UserError`."""
     compiled = [torch.compile(expert, dynamic=False) for expert in experts]
     try:
+        # Compiled now and not at the first batch, so that a failure shows at once.
         _run_once(compiled, batch_size, device)
     except torch._dynamo.exc.BackendCompilerFailed as error:
         reason = str(error).strip().splitlines()[-1][:200]

@@ -1,7 +1,7 @@
 """Linear layers in 8-bit floats (e4m3): each row of the weights and of the inputs has a scale of its own.
 
-An 8-bit product takes 0.62 of the time of a bfloat16 one on an H200. Quantising the inputs costs nearly as
-much as that saves, unless it is fused into what comes before, which is what `--compile` does.
+An 8-bit product takes 0.62 of the time of a bfloat16 one on an H200. Quantizing the inputs costs nearly as
+much as that saves, unless `--compile` fuses it into the operation before.
 """
 
 import copy
@@ -16,45 +16,34 @@ E4M3 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(E4M3).max
 # The first GPUs with matrix products of e4m3 are those of compute capability 8.9 (Ada) and 9.0 (Hopper).
 _CAPABILITY = (8, 9)
-# What the matrix units take at once: both sides of a weight must be a multiple of it.
+# The matrix units need both sides of a weight to be a multiple of this.
 _MULTIPLE = 16
-# What backbones call the list of their blocks, in timm and open_clip; a layer outside of it stays as it is.
+# Names of the list of blocks in timm and open_clip; layers outside it stay as they are.
 _BLOCKS = {"blocks", "resblocks", "stages", "layers"}
 
 
-def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows as e4m3 and the scale of each: `quantised * scale` is about `values`.
-
-    Args:
-        values: (N, K) float.
-
-    Returns:
-        (N, K) e4m3 and (N, 1) float32.
-    """
+def quantize(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `values` (N, K) as e4m3 and a scale per row, (N, 1) float32; their product is about `values`."""
     largest = values.abs().amax(dim=1, keepdim=True).float()
-    # A row of zeros keeps a scale that can be divided by.
+    # A row of zeros must not divide by zero.
     scale = largest.clamp(min=1e-12) / _LARGEST
-    # Rounding can lift the largest value above what the type holds, which would be no number.
+    # Rounding can lift the largest value above what the type can hold, which would be NaN.
     return (values.float() / scale).clamp(-_LARGEST, _LARGEST).to(E4M3), scale
 
 
 class Float8Linear(nn.Module):
-    """What `linear` does, with its weight and its inputs in e4m3; the results are bfloat16.
-
-    Args:
-        linear: both of its sides are multiples of 16.
-    """
+    """`linear`, whose sides are multiples of 16, with weight and inputs in e4m3; the results are bfloat16."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight, scale = quantise(linear.weight.detach())
+        weight, scale = quantize(linear.weight.detach())
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale.T.contiguous())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().bfloat16())
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (..., out) bfloat16 for (..., in) float."""
-        rows, scale = quantise(values.flatten(0, -2))
+        rows, scale = quantize(values.flatten(0, -2))
         product = torch._scaled_mm(
             rows, self.weight.T, scale_a=scale, scale_b=self.scale, bias=self.bias, out_dtype=torch.bfloat16
         )
@@ -67,7 +56,7 @@ def with_float8(expert: Expert) -> Expert:
     for name, module in list(expert.backbone.named_modules()):
         for child_name, child in module.named_children():
             is_in_block = not _BLOCKS.isdisjoint(name.split("."))
-            # A subclass of Linear may be there for its weight alone, as in torch's MultiheadAttention.
+            # A subclass of Linear may serve for its weight alone, as in torch's MultiheadAttention.
             fits = type(child) is nn.Linear and not (
                 child.in_features % _MULTIPLE or child.out_features % _MULTIPLE
             )
@@ -77,9 +66,9 @@ def with_float8(expert: Expert) -> Expert:
 
 
 def require_float8(device: torch.device) -> None:
-    """Raise a `UserError` where the device has no matrix products of e4m3."""
+    """Raise a `UserError` if the device has no matrix products of e4m3."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < _CAPABILITY:
         raise UserError(
             f"precision fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper), not {device}; "
-            "give --precision bf16 or fp32"
+            "use --precision bf16 or fp32"
         )

@@ -1,10 +1,10 @@
-"""From a request to predictions files: which manifest goes to which file, and its scores."""
+"""From the command line of `predict.py` to scores: which manifest goes to which predictions file."""
 
+import json
 import logging
+from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,13 +12,13 @@ import pandas as pd
 from featdistill import command_line
 from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
-from featdistill.inference.compute import full_memory_is_an_error
+from featdistill.inference import single_images
 from featdistill.inference.fusion import probabilities
-from featdistill.inference.journal import PartialScores, journal_headers, score_resumably
-from featdistill.inference.predictor import Predictor
+from featdistill.inference.journal import PartialScores, claim_scores, score_resumably
+from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.processes import Processes
-from featdistill.models.expert import read_card
-from featdistill.records.manifest import make_manifest, read_manifest
+from featdistill.models.expert import latest_experts, read_card
+from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
 from featdistill.records.predictions import (
     errors_path,
     manifest_entry,
@@ -26,21 +26,28 @@ from featdistill.records.predictions import (
     read_sidecar,
     write_predictions,
 )
-from featdistill.records.provenance import Claim, claim
+from featdistill.records.provenance import Claim
 
 _log = logging.getLogger(__name__)
 _MAX_SHOWN = 10
+# The flags of predict.py that are arguments of `load_ensemble`.
+_SETTINGS = ("resize", "fusion", "weights", "tta", "device", "precision", "batch_size", "workers", "compiled")
 
 
-@dataclass(frozen=True)
-class Job:
-    """A manifest to score and the predictions file to write."""
+def run(args: Namespace, processes: Processes) -> int:
+    """Do what the command line of `predict.py` requests; return 1 if images could not be read, else 0."""
+    if args.image and not args.out:
+        return processes.on_main(lambda: _show(args))
+    predictor, folders = processes.together(lambda: _load(args))
+    if processes.is_main:
+        several = f", {processes.world} processes" if processes.world > 1 else ""
+        where = f"{predictor.device} in {predictor.precision}{several}"
+        _log.info("%d experts on %s: %s", len(predictor.names), where, ", ".join(predictor.names))
+    jobs = processes.on_main(lambda: _plan(args, folders))
+    return max(predict(predictor, manifest, out, processes) for manifest, out in jobs)
 
-    manifest: Path
-    out: Path
 
-
-def predict(predictor: Predictor, job: Job, processes: Processes) -> int:
+def predict(predictor: Predictor, manifest: Path, out: Path, processes: Processes) -> int:
     """Score a manifest to a file, together with the other processes, continuing what is there.
 
     Returns:
@@ -49,84 +56,103 @@ def predict(predictor: Predictor, job: Job, processes: Processes) -> int:
     Raises:
         UserError: the manifest has no rows, or the file was produced with different settings.
     """
-    rows = processes.together(lambda: _read_rows(job.manifest))
+    rows = processes.together(lambda: read_manifest(manifest))
+    if rows.empty:
+        raise UserError(f"manifest {manifest} has no rows")
+    requested = predictor.sidecar() | {"manifest": manifest_entry(manifest, out)}
     state, sidecar = processes.on_main(
-        lambda: claim_scores(
-            predictor,
-            job.out,
-            predictor.sidecar() | {"manifest": manifest_entry(job.manifest, job.out)},
-            read_sidecar(job.out),
-            rows,
-        )
+        lambda: claim_scores(predictor, out, requested, read_sidecar(out), rows)
     )
     if state is Claim.FINISHED:
-        return processes.on_main(lambda: _report(job.out, "finished; nothing to do"))
-    partial = processes.together(
-        lambda: PartialScores(
-            job.out, sidecar, len(predictor.names), len(rows), processes.rank, processes.world
-        )
+        return processes.on_main(lambda: _report(out, "finished; nothing to do"))
+    experts, rank, world = len(predictor.names), processes.rank, processes.world
+    partial = processes.together(lambda: PartialScores(out, sidecar, experts, len(rows), rank, world))
+    share = processes.on_main(partial.missing)[rank::world]
+    dataset, title = predictor.dataset(rows), manifest.stem
+    processes.together(
+        lambda: score_resumably(predictor, dataset, partial, title, share, show=processes.is_main)
     )
-    missing = processes.on_main(partial.missing)
-    share = missing[processes.rank :: processes.world]
-    processes.together(lambda: _score(predictor, rows, partial, share, job.manifest.stem, processes.is_main))
     return processes.on_main(lambda: _write(predictor, rows, partial))
 
 
-def _read_rows(manifest: Path) -> pd.DataFrame:
-    rows = read_manifest(manifest)
-    if rows.empty:
-        raise UserError(f"manifest {manifest} has no rows")
-    return rows
+def images_by_path(paths: Sequence[str]) -> pd.DataFrame:
+    """Return rows for images given one by one; names are the paths as given, each once."""
+    paths = list(dict.fromkeys(paths))
+    return make_manifest({"image": [str(Path(path).absolute()) for path in paths], "name": paths})
 
 
-def claim_scores(
-    predictor: Predictor,
-    out: Path,
-    requested: dict[str, Any],
-    recorded: dict[str, Any] | None,
-    rows: pd.DataFrame,
-    ignore: Sequence[str] = (),
-) -> tuple[Claim, dict[str, Any]]:
-    """Return what is at an output, and what it is made from, with nothing left open.
-
-    Args:
-        requested: what it would be made from now.
-        recorded: what it was made from; None where it does not say.
-        rows: what will be scored.
-        ignore: as in `claim`.
-    """
-    exists, journals = out.is_file(), journal_headers(out).values()
-    finished = recorded is not None and exists
-    if recorded is None:
-        recorded = next(
-            (header for header in journals if predictor.settle(requested, header) == header), None
-        )
-    settled = predictor.settle(requested, recorded)
-    occupied = exists and not journals
-    state = claim(out, recorded, settled, finished=finished, occupied=occupied, ignore=ignore)
-    if state is Claim.NEW:
-        with full_memory_is_an_error():
-            settled |= predictor.decide(rows)
-    return state, settled
+def _images_of_folder(folder: Path) -> pd.DataFrame:
+    """Return rows for the images of a folder; names are paths relative to it."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    images = image_io.list_images(folder)
+    if not images:
+        raise UserError(f"{folder} contains no images ({', '.join(image_io.IMAGE_SUFFIXES)})")
+    names = [image.relative_to(folder).as_posix() for image in images]
+    return make_manifest({"image": [str(image.resolve()) for image in images], "name": names})
 
 
-def _score(
-    predictor: Predictor, rows: pd.DataFrame, partial: PartialScores, share: list[int], title: str, show: bool
-) -> None:
-    if not share:
-        return
-    with full_memory_is_an_error():
-        models = predictor.models(partial.sidecar["precision"], partial.batch_size)
-        dataset, settings = predictor.dataset(rows), predictor.settings()
-        score_resumably(models, dataset, partial, title, batches=share, show=show, **settings)
+def _load(args: Namespace) -> tuple[Predictor, list[Path]]:
+    """Return the ensemble, and the folders of those experts that are ours."""
+    folders = [Path(folder) for folder in args.experts or ()]
+    if not folders and not args.released:
+        folders = latest_experts()
+    settings = {name: getattr(args, name) for name in _SETTINGS}
+    return load_ensemble(folders, args.released, **settings), folders
+
+
+def _show(args: Namespace) -> int:
+    scored = single_images.score_images(_load(args)[0], images_by_path(args.image))
+    print(json.dumps(scored, indent=2, ensure_ascii=False) if args.json else single_images.as_table(scored))
+    return int(any("error" in image for image in scored["images"]))
+
+
+def _plan(args: Namespace, folders: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Return each requested manifest and its output; images without one get it next to their scores."""
+    by_hand = args.experts or args.released
+    out = Path(args.out or ("predictions" if by_hand else folders[0].parents[2] / "predictions"))
+    is_file = out.suffix == ".csv"
+    if args.images or args.image:
+        images = Path(args.images).resolve() if args.images else None
+        out = out if is_file else out / f"{images.name if images else 'images'}.csv"
+        manifest = out.with_suffix(".manifest.csv")
+        rows = _images_of_folder(Path(args.images)) if images else images_by_path(args.image)
+        write_manifest(rows, manifest)
+        return [(manifest, out)]
+    if args.manifest:
+        manifests = [Path(manifest) for manifest in args.manifest]
+    elif args.data or folders:
+        manifests = _split_manifests(args.split, Path(args.data) if args.data else _data_folder(folders[0]))
+    else:
+        raise UserError("released experts do not record where the splits are; use --data DIR or --manifest")
+    if is_file and len(manifests) > 1:
+        raise UserError("--out names one file, but several splits are requested; name a folder")
+    return [(path, out if is_file else out / f"{path.stem}.csv") for path in manifests]
+
+
+def _split_manifests(splits: Sequence[str], data: Path) -> list[Path]:
+    manifests = [data / f"{split}.csv" for split in splits]
+    for manifest in manifests:
+        if not manifest.is_file():
+            nearest = command_line.nearest(manifest.stem, sorted(path.stem for path in data.glob("*.csv")))
+            raise UserError(f"no manifest {manifest}{nearest}; make it with data_prep, or use --data DIR")
+    return manifests
+
+
+def _data_folder(expert: Path) -> Path:
+    """Return the folder of the manifest an expert was trained on."""
+    trained_on = read_card(expert).get("data", {}).get("train")
+    if not trained_on:
+        raise UserError(f"{expert} does not record its training manifest; use --data DIR or --manifest FILE")
+    return Path(trained_on[0]["path"]).parent
 
 
 def _write(predictor: Predictor, rows: pd.DataFrame, partial: PartialScores) -> int:
     """Write the predictions from all journals, and remove the journals."""
     partial.refresh()
-    if not partial.is_complete:
+    if missing := partial.missing():
         raise UserError(
-            f"{len(partial.missing())} batches of {partial.out} are missing; its folder must be the same for "
+            f"{len(missing)} batches of {partial.out} are missing; its folder must be the same for "
             "all processes; run the same command again to continue"
         )
     names = rows["name"].to_numpy(dtype=object)
@@ -150,45 +176,3 @@ def _report(out: Path, what: str) -> int:
     if errors:
         _log.info("%d images could not be read; all of them are in %s", len(errors), errors_path(out))
     return 1 if errors else 0
-
-
-def split_manifests(splits: list[str], data: Path) -> list[Path]:
-    """Return the manifests of splits by name.
-
-    Raises:
-        UserError: there is none; the nearest name is suggested.
-    """
-    manifests = [data / f"{split}.csv" for split in splits]
-    for manifest in manifests:
-        if not manifest.is_file():
-            known = sorted(path.stem for path in data.glob("*.csv"))
-            nearest = command_line.nearest(manifest.stem, known)
-            raise UserError(
-                f"there is no manifest {manifest}{nearest}; make it with data_prep, or use --data DIR"
-            )
-    return manifests
-
-
-def data_folder(expert: Path) -> Path:
-    """Return the folder of the manifest an expert was trained on."""
-    trained_on = read_card(expert).get("data", {}).get("train")
-    if not trained_on:
-        raise UserError(f"{expert} does not record its training manifest; use --data DIR or --manifest FILE")
-    return Path(trained_on[0]["path"]).parent
-
-
-def images_of_folder(folder: Path) -> pd.DataFrame:
-    """Return rows for the images of a folder; names are paths relative to it."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
-    images = image_io.list_images(folder)
-    if not images:
-        raise UserError(f"{folder} contains no images ({', '.join(image_io.IMAGE_SUFFIXES)})")
-    names = [image.relative_to(folder).as_posix() for image in images]
-    return make_manifest({"image": [str(image.resolve()) for image in images], "name": names})
-
-
-def images_by_path(paths: list[str]) -> pd.DataFrame:
-    """Return rows for images given one by one; names are the paths as given, each once."""
-    paths = list(dict.fromkeys(paths))
-    return make_manifest({"image": [str(Path(path).absolute()) for path in paths], "name": paths})

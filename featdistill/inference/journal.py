@@ -1,10 +1,10 @@
-"""The scores of an unfinished run, so that a killed run loses no more than the batches under way.
+"""Outputs that a killed run continues: it loses no more than the batches under way.
 
-Each process appends to a journal next to the predictions: for `val.csv` it is `.val.csv.partial`, or with
-several processes `.val.csv.partial.RANK-of-WORLD`. The first line is the sidecar of the predictions; then
-there is one line per batch: its number, the logits as base64 of float32 (exact and short), and the broken
-rows. All journals are read at the start, so a run can be continued by another number of processes. Journals
-of other settings are ignored, and removed once the predictions are finished.
+Each process appends to a journal next to the output: for `val.csv` it is `.val.csv.partial`, or with several
+processes `.val.csv.partial.RANK-of-WORLD`. The first line says what the output is made from; then there is
+one line per batch: its number, the logits as base64 of float32 (exact and short), and the broken rows. All
+journals are read at the start, so any number of processes can continue. Journals of other settings are
+ignored, and removed when the output is finished.
 """
 
 import base64
@@ -15,20 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import pandas as pd
 from torch.utils.data import Dataset
 
 from featdistill import atomic
 from featdistill.command_line import progress
+from featdistill.inference.compute import full_memory_is_an_error
+from featdistill.inference.predictor import Predictor
 from featdistill.inference.scoring import ScoredBatch, score_dataset
+from featdistill.records.provenance import Claim, claim
 
 
 class PartialScores:
     """The scores known so far, and the journal to which this process adds.
 
     Args:
-        out: path of the predictions.
-        sidecar: what the predictions are made from; its `batch_size` decides which rows form a batch.
+        out: path of the output.
+        sidecar: what it is made from; its `batch_size` decides which rows form a batch.
         experts, rows: how many there are.
         rank, world: which of how many processes this is.
 
@@ -57,17 +60,13 @@ class PartialScores:
             with self.path.open("ab") as file:
                 file.write(b"\n")
 
-    @property
-    def is_complete(self) -> bool:
-        return bool(self.done.all())
-
     def missing(self) -> list[int]:
         """Return the numbers of the batches that are not scored yet."""
         return np.flatnonzero(~self.done).tolist()
 
     def batch_rows(self, number: int) -> range:
         """Return the rows of a batch."""
-        return range(number * self.batch_size, min((number + 1) * self.batch_size, self.logits.shape[1]))
+        return range(self.logits.shape[1])[number * self.batch_size : (number + 1) * self.batch_size]
 
     def append(self, batch: ScoredBatch) -> None:
         """Add a batch, and hand it to the system, so that it survives a kill of this process."""
@@ -78,7 +77,7 @@ class PartialScores:
         self._add(line)
 
     def refresh(self) -> None:
-        """Read what all journals hold now."""
+        """Read what all journals contain now."""
         for path in _journals(self.out):
             with path.open("rb") as file:
                 if file.readline() == self._header:
@@ -86,7 +85,7 @@ class PartialScores:
                         self._add(line)
 
     def remove(self) -> None:
-        """Remove all journals, once the finished predictions replace them."""
+        """Remove all journals, once the finished output replaces them."""
         for path in _journals(self.out):
             path.unlink(missing_ok=True)
 
@@ -104,53 +103,78 @@ class PartialScores:
         self.done[number] = True
 
 
-def journal_path(out: Path, rank: int = 0, world: int = 1) -> Path:
-    """Return the journal of one of the processes that make the predictions `out`."""
-    suffix = f".{rank}-of-{world}" if world > 1 else ""
-    return out.with_name(f".{out.name}.partial{suffix}")
+def claim_scores(
+    predictor: Predictor,
+    out: Path,
+    requested: dict[str, Any],
+    recorded: dict[str, Any] | None,
+    rows: pd.DataFrame,
+    ignore: Sequence[str] = (),
+) -> tuple[Claim, dict[str, Any]]:
+    """Return how much there is of an output, and what it is made from, with no setting left open.
 
-
-def journal_headers(out: Path) -> dict[Path, dict[str, Any]]:
-    """Return the sidecar in the first line of each journal of `out`."""
-    headers = {}
-    for path in _journals(out):
-        with path.open("rb") as file:
-            try:
-                header = json.loads(file.readline())
-            except ValueError:  # damaged: it cannot be continued
-                continue
-        if isinstance(header, dict):
-            headers[path] = header
-    return headers
+    Args:
+        requested: what it would be made from now.
+        recorded: what it was made from; None without a record.
+        rows: what will be scored.
+        ignore: as in `claim`.
+    """
+    exists, headers = out.is_file(), [header for header in map(_header, _journals(out)) if header]
+    finished = recorded is not None and exists
+    if recorded is None:
+        recorded = next((made for made in headers if predictor.settle(requested, made) == made), None)
+    settled = predictor.settle(requested, recorded)
+    state = claim(out, recorded, settled, finished=finished, occupied=exists and not headers, ignore=ignore)
+    if state is Claim.NEW:
+        with full_memory_is_an_error():
+            settled |= predictor.decide(rows)
+    return state, settled
 
 
 def score_resumably(
-    experts: Sequence[nn.Module],
+    predictor: Predictor,
     dataset: Dataset,
     partial: PartialScores,
     title: str,
-    *,
     batches: Sequence[int] | None = None,
+    *,
     show: bool = True,
-    **settings: Any,
 ) -> None:
     """Score batches and add each to `partial`.
 
     Args:
-        title: of the progress bar.
+        title: of the progress bar, shown if `show`.
         batches: their numbers; by default all that are missing.
-        show: whether to show the bar.
-        settings: see `scoring.score_dataset`.
     """
     batches = partial.missing() if batches is None else batches
-    done = sum(len(partial.batch_rows(number)) for number in np.flatnonzero(partial.done))
-    total = done + sum(len(partial.batch_rows(number)) for number in batches)
-    settings["batch_size"] = partial.batch_size
-    with progress(total, title, initial=done, show=show) as bar:
-        for batch in score_dataset(experts, dataset, batches=batches, **settings) if batches else ():
+    if not batches:
+        return
+    done, todo = (
+        sum(len(partial.batch_rows(number)) for number in numbers)
+        for numbers in (np.flatnonzero(partial.done).tolist(), batches)
+    )
+    settings = predictor.settings() | {"batch_size": partial.batch_size, "batches": batches}
+    with full_memory_is_an_error(), progress(done + todo, title, initial=done, show=show) as bar:
+        models = predictor.models(partial.sidecar["precision"], partial.batch_size)
+        for batch in score_dataset(models, dataset, **settings):
             partial.append(batch)
             bar.update(len(partial.batch_rows(batch.number)))
 
 
+def journal_path(out: Path, rank: int = 0, world: int = 1) -> Path:
+    """Return the journal of one of the processes that make an output."""
+    return out.with_name(f".{out.name}.partial" + (f".{rank}-of-{world}" if world > 1 else ""))
+
+
 def _journals(out: Path) -> list[Path]:
     return sorted(out.parent.glob(f".{glob.escape(out.name)}.partial*"))
+
+
+def _header(journal: Path) -> dict[str, Any] | None:
+    """Return what an output is made from according to a journal, or None if that cannot be read."""
+    with journal.open("rb") as file:
+        try:
+            header = json.loads(file.readline())
+        except ValueError:
+            return None
+    return header if isinstance(header, dict) else None

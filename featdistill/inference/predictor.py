@@ -1,12 +1,12 @@
 """An ensemble ready to score: experts on a device, how they compute, and how their logits are fused.
 
-`load_ensemble` is the way in. Two settings may stay open until an output is started: the batch size
-(`auto` on a GPU), and whether fp8 is close enough to bfloat16. `decide` settles them once for each output;
-the decision is recorded in the output's sidecar and journal, where a continued run finds it (`settle`).
+Two settings may stay open until an output is started: the batch size (`auto` on a GPU), and whether fp8 is
+close enough to bfloat16. `decide` measures them; what it decides is recorded with the output, and a continued
+run follows it (`settle`).
 """
 
 import dataclasses
-import json
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -37,6 +37,7 @@ from featdistill.inference.scoring import score_all
 from featdistill.models.expert import Expert, load_expert, read_card
 from featdistill.models.released import read_released, released_hashes
 from featdistill.process_setup import keep_freed_memory
+from featdistill.records.provenance import as_json
 
 _log = logging.getLogger(__name__)
 
@@ -56,12 +57,10 @@ class Predictor:
     Attributes:
         experts: by name, in evaluation mode, in float32; they are cast and moved to the device here.
         hashes: name -> SHA-256 of the expert's weights.
-        fusion: of their logits.
-        precision: one of `PRECISIONS`.
-        batch_size: images per batch, or None as long as it is open.
+        precision: one of `compute.PRECISIONS`.
+        batch_size: images per batch, or None while it is open.
         tta, views: see `featdistill.data.views`.
-        training: what else the sidecar records of experts: a title -> name -> text.
-        sources: where each expert comes from, for people.
+        training: further entries of the sidecar: title -> expert's name -> text.
     """
 
     experts: dict[str, Expert]
@@ -91,11 +90,11 @@ class Predictor:
         return list(self.experts)
 
     def sidecar(self) -> dict[str, Any]:
-        """Return what decides the scores, as plain JSON; `batch_size` is None as long as it is open."""
+        """Return what decides the scores, as plain JSON; an open `batch_size` is None."""
         fusion = self.fusion.describe()
         is_plain = fusion["weights"] is None and fusion["temperature"] is None
         sidecar = {
-            "experts": dict(self.hashes),
+            "experts": self.hashes,
             **self.training,
             "preprocessing": {
                 name: dataclasses.asdict(expert.preprocessing) for name, expert in self.experts.items()
@@ -106,12 +105,11 @@ class Predictor:
             "compile": self.compiled,
             "batch_size": self.batch_size,
         }
-        return json.loads(json.dumps(sidecar))
+        return as_json(sidecar)
 
     def settle(self, requested: dict[str, Any], recorded: dict[str, Any] | None) -> dict[str, Any]:
         """Return a sidecar whose open settings are those recorded by an earlier run."""
-        recorded = recorded or {}
-        settled = dict(requested)
+        settled, recorded = dict(requested), recorded or {}
         if self.batch_size is None and isinstance(recorded.get("batch_size"), int):
             settled["batch_size"] = recorded["batch_size"]
         if self.precision == "fp8" and recorded.get("precision") == "bf16":
@@ -119,21 +117,12 @@ class Predictor:
         return settled
 
     def decide(self, rows: pd.DataFrame) -> dict[str, Any]:
-        """Return `precision` and `batch_size`, measured if they are open.
-
-        Args:
-            rows: what will be scored; fp8 is tried on the first of them.
-        """
-        precision = self.precision
-        if precision == "fp8":
-            shift = self.float8_shift(rows)
-            # Also where it is NaN: 8 bits were too few.
-            if not shift <= _MAX_FLOAT8_SHIFT:
-                _log.warning(
-                    "fp8 moves a score by %.4f (at most %s); scoring in bf16", shift, _MAX_FLOAT8_SHIFT
-                )
-                precision = "bf16"
-        batch_size = self.batch_size
+        """Return `precision` and `batch_size`, measured if they are open; fp8 is tried on the first rows."""
+        precision, batch_size = self.precision, self.batch_size
+        # NaN is too far as well.
+        if precision == "fp8" and not (shift := self.float8_shift(rows)) <= _MAX_FLOAT8_SHIFT:
+            _log.warning("fp8 moves a score by %.4f (at most %s); scoring in bf16", shift, _MAX_FLOAT8_SHIFT)
+            precision = "bf16"
         if batch_size is None:
             batch_size = automatic_batch_size(self._experts_in(precision), self.device)
         return {"precision": precision, "batch_size": batch_size}
@@ -145,13 +134,10 @@ class Predictor:
 
     def models(self, precision: str, batch_size: int) -> list[nn.Module]:
         """Return the experts as they score, compiled if that is requested."""
-        experts = self._experts_in(precision)
-        if not self.compiled:
-            return experts
-        key = precision, batch_size
-        if key not in self._ready:
+        experts, key = self._experts_in(precision), (precision, batch_size)
+        if self.compiled and key not in self._ready:
             self._ready[key] = compile_experts(experts, batch_size, self.device)
-        return self._ready[key]
+        return self._ready[key] if self.compiled else experts
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of `score_dataset` that do not depend on what is scored."""
@@ -200,11 +186,11 @@ def load_ensemble(
     """
     if not experts and not released:
         raise UserError("no experts are given; name their folders with --experts, or use --released DIR")
+    if workers is not None and workers < 0:
+        raise UserError("--workers must be at least 0")
     chosen = choose_device(device)
     precision = choose_precision(precision, chosen)
     images_per_batch = _batch_size(str(batch_size), chosen)
-    if workers is not None and workers < 0:
-        raise UserError("--workers must be at least 0")
     tta, views = parse_tta(tta)
     fused = parse_fusion(fusion)
     if chosen.type == "cpu":
@@ -246,7 +232,7 @@ def load_ensemble(
 
 
 def _training(cards: dict[str, dict]) -> dict[str, dict[str, str]]:
-    """Return the recipes by which our experts were trained, and the versions they were trained with."""
+    """Return the recipes of our experts, and the versions they were trained with."""
     recipes = {name: card["recipe"]["name"] for name, card in cards.items() if "recipe" in card}
     versions = {
         name: ", ".join(f"{package} {version}" for package, version in card["versions"].items())
@@ -281,8 +267,5 @@ def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _unused_name(name: str, used: dict[str, Any]) -> str:
-    number, unused = 1, name
-    while unused in used:
-        number += 1
-        unused = f"{name}_{number}"
-    return unused
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return next(unused for unused in itertools.chain([name], numbered) if unused not in used)

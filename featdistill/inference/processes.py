@@ -23,23 +23,20 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        try:
-            self.rank, self.world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-        except KeyError:
-            self.rank, self.world = 0, 1
-        except ValueError as error:
-            raise UserError(f"RANK and WORLD_SIZE must be whole numbers: {error}") from error
-        if not 0 <= self.rank < self.world:
-            raise UserError(
-                f"RANK {self.rank} of WORLD_SIZE {self.world} is not valid; unset both, or use torchrun"
-            )
+        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
+            raise UserError(f"RANK {rank} of WORLD_SIZE {world} is not valid; unset both, or use torchrun")
+        self.rank, self.world = int(rank), int(world)
         if self.world > 1:
             import torch
             from accelerate import PartialState
 
             # Else accelerate changes the number of threads, on which the last bits of the scores depend.
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-            self._state = PartialState(cpu=True, timeout=_MAX_WAIT)
+            try:
+                self._state = PartialState(cpu=True, timeout=_MAX_WAIT)
+            except (RuntimeError, ValueError) as error:
+                raise UserError(f"cannot reach the other processes ({_first_line(error)})") from error
 
     @property
     def is_main(self) -> bool:
@@ -53,7 +50,7 @@ class Processes:
         """
         try:
             status = task(self)
-        except UserError:
+        except (UserError, OSError):
             if self.is_main:
                 raise
             status = 0
@@ -94,7 +91,9 @@ class Processes:
         try:
             return gather_object([message])
         except RuntimeError as error:
-            reason = str(error).splitlines()[0][-200:]
-            raise UserError(
-                f"lost another process ({reason}); run the same command again to continue"
-            ) from error
+            reason = _first_line(error)
+            raise UserError(f"lost another process ({reason}); run the command again to continue") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][-200:]

@@ -1,6 +1,5 @@
 """A few images scored at once, for a person or a program to read; no file is written."""
 
-import json
 from typing import Any
 
 import pandas as pd
@@ -15,11 +14,12 @@ _WITHOUT_WORKERS = 16
 
 
 def score_images(predictor: Predictor, rows: pd.DataFrame) -> dict[str, Any]:
-    """Score rows and return what to show.
+    """Score rows and return what to show, as plain JSON.
 
     Returns:
-        `images`: for each row `name` and either `score` and `experts` (name -> P(AI)), or `error`; and what
-        made the scores, as in the sidecar of a predictions file.
+        `images`: for each row `name` and either `score` and `experts` (name -> P(AI)), or `error`;
+        `experts`: name -> `folder` (or file), `backbone` and `weights_sha256`; and the rest of the sidecar of
+        a predictions file.
     """
     names = rows["name"].tolist()
     predictor.batch_size = predictor.batch_size or min(len(names), DEFAULT_BATCH_SIZE)
@@ -38,39 +38,31 @@ def score_images(predictor: Predictor, rows: pd.DataFrame) -> dict[str, Any]:
         else:
             scores = dict(zip(predictor.names, single[:, row].tolist(), strict=True))
             images.append({"name": name, "score": float(fused[row]), "experts": scores})
-    return {"images": images, **predictor.sidecar(), **settled}
+    experts = {
+        name: {**source, "weights_sha256": predictor.hashes[name]}
+        for name, source in predictor.sources.items()
+    }
+    return {"images": images, **predictor.sidecar(), **settled, "experts": experts}
 
 
-def as_json(scored: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
-    """Return the result of `score_images` as JSON.
-
-    Args:
-        sources: see `Predictor`.
-    """
-    hashes = scored["experts"]
-    experts = {name: {**source, "weights_sha256": hashes[name]} for name, source in sources.items()}
-    return json.dumps(scored | {"experts": experts}, indent=2, ensure_ascii=False)
-
-
-def as_table(scored: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
-    """Return the result of `score_images` as aligned lines; the arguments are those of `as_json`."""
+def as_table(scored: dict[str, Any]) -> str:
+    """Return the result of `score_images` as aligned lines: P(AI), fused and by each expert."""
+    experts, fusion = scored["experts"], scored["fusion"]
     width = max(5, *(len(image["name"]) for image in scored["images"]))
-    columns = ["P(AI)", *sources]
+    columns = ["P(AI)", *experts]
     lines = [f"{'image':{width}}" + "".join(f"  {column:>6}" for column in columns)]
     for image in scored["images"]:
         if "error" in image:
             lines.append(f"{image['name']:{width}}  could not be read: {image['error']}")
             continue
-        cells = map(_shown, (image["score"], *image["experts"].values()))
-        aligned = (f"  {cell:>{max(6, len(column))}}" for cell, column in zip(cells, columns, strict=True))
-        lines.append(f"{image['name']:{width}}" + "".join(aligned))
-    fusion = (
-        scored["fusion"] if isinstance(scored["fusion"], str) else f"{scored['fusion']['method']}, weighted"
-    )
+        scores = zip((image["score"], *image["experts"].values()), columns, strict=True)
+        cells = (f"  {_shown(score):>{max(6, len(column))}}" for score, column in scores)
+        lines.append(f"{image['name']:{width}}" + "".join(cells))
+    how = fusion if isinstance(fusion, str) else f"{fusion['method']}, weighted"
     views = "" if scored["tta"] == "none" else f", averaged over the views of {scored['tta']}"
-    lines.append(f"\nP(AI) is the probability of being AI-generated{views}: {fusion} of")
-    longest = max(map(len, sources))
-    lines += [f"  {name:{longest}}  {s['backbone']}, from {s['folder']}" for name, s in sources.items()]
+    lines.append(f"\nP(AI) is the probability of being AI-generated{views}: {how} of")
+    longest = max(map(len, experts))
+    lines += [f"  {name:{longest}}  {own['backbone']}, from {own['folder']}" for name, own in experts.items()]
     return "\n".join(lines)
 
 

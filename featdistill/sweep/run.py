@@ -27,9 +27,7 @@ from featdistill.distortions.plan import Plan, apply_plan
 from featdistill.evaluation.intervals import METHOD, auc_bounds, auc_covariance, difference_bounds
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.images.reading import BrokenImage
-from featdistill.inference.compute import full_memory_is_an_error
-from featdistill.inference.jobs import claim_scores
-from featdistill.inference.journal import PartialScores, score_resumably
+from featdistill.inference.journal import PartialScores, claim_scores, score_resumably
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.records.manifest import read_manifest
 from featdistill.records.predictions import manifest_entry
@@ -249,10 +247,7 @@ def _sweep(
     settings = made_by["sweep"]
     dataset = SweepDataset(sample.rows, keys, cells, settings["seed"], settings["distort_at"])
     partial = PartialScores(out, made_by, len(keys), len(dataset))
-    if not partial.is_complete:
-        with full_memory_is_an_error():
-            models = predictor.models(made_by["precision"], made_by["batch_size"])
-            score_resumably(models, dataset, partial, "sweep", **predictor.settings())
+    score_resumably(predictor, dataset, partial, "sweep")
     # An image that is broken in one cell is left out of all: the cells are compared on the same images.
     reasons: dict[int, str] = {}
     for item in sorted(partial.broken):

@@ -19,7 +19,7 @@ from featdistill.inference.compute import (
     full_memory_is_an_error,
     largest_batch,
 )
-from featdistill.inference.float8 import E4M3, Float8Linear, quantise, with_float8
+from featdistill.inference.float8 import E4M3, Float8Linear, quantize, with_float8
 from featdistill.inference.scoring import score, score_dataset
 from featdistill.models.expert import create_expert
 from featdistill.records.manifest import read_manifest
@@ -166,20 +166,20 @@ def test_cast_experts_stay_near_and_their_scores_do_not_tie(backbone):
     assert not torch.equal(found, found.bfloat16().float())
 
 
-def test_rows_are_quantised_each_by_its_own_scale():
+def test_rows_are_quantized_each_by_its_own_scale():
     values = (
         torch.randn(6, 32, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-3, 3)[:, None]
     )
     values[2] = 0
-    quantised, scale = quantise(values)
-    assert quantised.dtype == E4M3 and scale.shape == (6, 1) and torch.isfinite(quantised.float()).all()
-    error = (quantised.float() * scale - values).abs()
+    quantized, scale = quantize(values)
+    assert quantized.dtype == E4M3 and scale.shape == (6, 1) and torch.isfinite(quantized.float()).all()
+    error = (quantized.float() * scale - values).abs()
     # Three bits of mantissa: half a step is 1/16; below the smallest normal number the step stays the same.
     assert (error <= torch.maximum(values.abs() / 16, scale * 2**-10) * 1.001).all()
-    assert torch.equal(quantised[2].float(), torch.zeros(32))
+    assert torch.equal(quantized[2].float(), torch.zeros(32))
 
 
-def test_an_8_bit_layer_is_the_product_of_what_was_quantised():
+def test_an_8_bit_layer_is_the_product_of_what_was_quantized():
     torch.manual_seed(0)
     linear, values = nn.Linear(32, 48), torch.randn(2, 5, 32)
     try:
@@ -187,8 +187,8 @@ def test_an_8_bit_layer_is_the_product_of_what_was_quantised():
     except (RuntimeError, NotImplementedError) as error:
         pytest.skip(f"this PyTorch has no 8-bit products on a CPU: {error}")
     (rows, row_scale), (weight, weight_scale) = (
-        quantise(values.flatten(0, 1)),
-        quantise(linear.weight.detach()),
+        quantize(values.flatten(0, 1)),
+        quantize(linear.weight.detach()),
     )
     expected = (rows.float() * row_scale) @ (weight.float() * weight_scale).T + linear.bias.detach()
     assert found.shape == (2, 5, 48) and found.dtype == torch.bfloat16
@@ -198,12 +198,12 @@ def test_an_8_bit_layer_is_the_product_of_what_was_quantised():
 
 def test_only_linear_layers_of_blocks_with_fitting_sides_become_8_bit(experts):
     expert = cast(create_expert("tiny_clip", "random", input_size=48, head_hidden=8).eval(), "bf16")
-    quantised = with_float8(expert)
-    names = {name for name, module in quantised.named_modules() if isinstance(module, Float8Linear)}
+    quantized = with_float8(expert)
+    names = {name for name, module in quantized.named_modules() if isinstance(module, Float8Linear)}
     ends = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert names == {f"backbone.model.blocks.{layer}.{end}" for layer in range(2) for end in ends}
     assert not any(isinstance(module, Float8Linear) for module in expert.modules())
-    assert type(quantised.backbone.model.head) is nn.Linear
+    assert type(quantized.backbone.model.head) is nn.Linear
 
 
 def test_a_batch_fills_the_share_of_the_memory_but_no_more_than_needed():
