@@ -73,7 +73,7 @@ def _like_split(counts: Mapping[str, Mapping[str, float]]) -> DistortionPolicy:
 # "released_featdistill": FeatDistill's released code distorts an image with probability 0.8, with the
 # official or the extended library with equal probability. JPEG 2000, which takes thirty times as long as the
 # others and is switched off there, is drawn a quarter as often as the others of its group.
-# "moderate": the same, levels centered on 3 as by team TeleAI-TeleGuard (NTIRE 2026, arXiv 2604.11487).
+# "moderate": probability 0.8, levels around 3 as by team TeleAI-TeleGuard (NTIRE 2026, arXiv 2604.11487).
 # "strong": every image, levels from N(2.5, 2), as the stronger teams report there.
 # "heavy": levels from N(3.5, 1), as team Ant International reports there, in chains as long as the splits'.
 # The last four imitate the distorted half of the challenge's splits.
