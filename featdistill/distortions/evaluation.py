@@ -3,8 +3,7 @@
 The challenge names these operations without publishing their code. Where a name suggests an Albumentations
 transform (clahe, isonoise, perspective, randomtonecurve, rgbshift), that is implemented here; where it
 suggests ARNIQA's set (motionblur, multnoise, pixelate, jpeg2000), its ranges are used. WebP and AVIF stand in
-for the neural codecs, and two watermarks of our own design for the challenge's seven. What needs somebody
-else's model is listed too, and applied if a package provides it.
+for the neural codecs, two watermarks of our own for its seven. Adapters apply what needs another model.
 """
 
 import math

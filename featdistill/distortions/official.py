@@ -2,8 +2,7 @@
 
 They reproduce the output of the organizers' released functions, quirks included, because the evaluation
 images went through that code. Its plain bugs are not reproduced: crashes, writing to the input, and a jitter
-that moves the whole image. Between the steps of a composition the image is rounded to 8 bits, not kept in
-float.
+that moves the whole image. Between the steps of a chain the image is rounded to 8 bits; theirs keeps floats.
 """
 
 import math

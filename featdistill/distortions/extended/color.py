@@ -77,8 +77,8 @@ def fading(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarra
 def black_body(kelvin: float) -> np.ndarray:
     """Return the color of a black body: (3,) float64 linear sRGB of luminance 1.
 
-    Uses the approximation of the Planckian locus by Krystek, "An algorithm to calculate correlated colour
-    temperature" (1985), for 1000 to 15000 K. Below 1900 K the color is outside of sRGB and its blue negative.
+    By Krystek, "An algorithm to calculate correlated colour temperature" (1985), for 1000 to 15000 K. Below
+    1900 K the color is outside of sRGB and its blue negative.
     """
     u = 0.860117757 + 1.54118254e-4 * kelvin + 1.28641212e-7 * kelvin**2
     u /= 1 + 8.42420235e-4 * kelvin + 7.08145163e-7 * kelvin**2
