@@ -13,9 +13,8 @@ AUC. If that is above 0.6 with its whole 95 % interval, a warning names the feat
 | `audit.md` | the same as tables |
 | `audit.png` | sizes, bytes and JPEG quality by class, AUC by feature and by source |
 
-Near-duplicates are searched for among all rows. A row counts as held out by its column `split`, or without
-one by the name of its manifest: one with holdout, val or test in it. Images that cannot be read are counted
-in all three files, and the exit status is then 1.
+Near-duplicates are searched for among all rows. A row is held out if its `split`, or without one the name of
+its manifest, contains holdout, val or test. If images cannot be read, the exit status is 1.
 """
 
 import logging
@@ -24,10 +23,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.auditing import page
 from data_prep.auditing.features import FEATURES, FileFacts, feature_table, measure
 from data_prep.auditing.leaks import find_leaks, is_held_out
-from data_prep.auditing.shortcut import measure_baseline
 from data_prep.duplicates.near import MAX_DISTANCE_BITS
 from data_prep.writing.flags import add_flags
 from data_prep.writing.parallel import map_in_order
@@ -72,15 +69,10 @@ def sample(rows: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
 
 
 def audit(rows: pd.DataFrame, facts: list[FileFacts], bits: int, seed: int) -> tuple[dict, pd.DataFrame]:
-    """Put the results together.
+    """Return the audit of `read_rows`' rows as JSON values, and features and label of the labeled images."""
+    # Imported late: scikit-learn takes a while to import.
+    from data_prep.auditing.shortcut import measure_baseline
 
-    Args:
-        rows: from `read_rows`, indexed by 0..N-1.
-        facts: one per row.
-
-    Returns:
-        The audit as JSON values; features and label of the labeled images that can be read.
-    """
     table = feature_table(facts)
     for column in ("label", "source", "group", "name"):
         table[column] = rows[column].to_numpy()
@@ -107,15 +99,10 @@ def audit(rows: pd.DataFrame, facts: list[FileFacts], bits: int, seed: int) -> t
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="python -m data_prep.audit",
-        description="Measure how well file properties alone predict the labels; find near-duplicates and "
-        "broken images.",
-    )
+    about = "Measure how well files alone predict the labels; find near-duplicates and broken images."
+    parser = Parser(prog="python -m data_prep.audit", description=about)
     parser.add_argument("manifests", nargs="+", metavar="MANIFEST")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for audit.json, .md and .png"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument(
         "--near-duplicates",
         type=within(0, MAX_DISTANCE_BITS),
@@ -129,6 +116,8 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    from data_prep.auditing import page
+
     rows = read_rows(arguments.manifests)
     chosen = sample(rows, arguments.limit, arguments.seed)
     facts = map_in_order(measure, chosen["image"].tolist(), arguments.workers, "audit")
@@ -140,18 +129,6 @@ def main(argv: list[str] | None = None) -> int:
     page.save_plots(result, table, out / "audit.png")
     atomic.write_text(out / "audit.md", page.markdown(result))
     atomic.write_json(out / "audit.json", result)
-    _show_summary(result, out)
-    return 1 if result["unreadable"] else 0
-
-
-def _counts(rows: pd.DataFrame) -> list[dict]:
-    counts = pd.crosstab(rows["source"], rows["label"].astype("float").fillna(-1))
-    counts = counts.reindex(columns=[0, 1, -1], fill_value=0)
-    counts.columns = ["real", "ai", "unlabelled"]
-    return counts.reset_index().to_dict("records")
-
-
-def _show_summary(result: dict, out: Path) -> None:
     leaks, counts = result["near_duplicates"], result["images"]
     _log.info(page.verdict_line(result))
     _log.info(
@@ -162,6 +139,14 @@ def _show_summary(result: dict, out: Path) -> None:
         f"{counts['audited']} of {counts['rows']} images: {counts['unreadable']} unreadable, "
         f"{len(result['suspicious'])} suspicious; see {out / 'audit.md'} and {out / 'audit.png'}"
     )
+    return 1 if result["unreadable"] else 0
+
+
+def _counts(rows: pd.DataFrame) -> list[dict]:
+    counts = pd.crosstab(rows["source"], rows["label"].astype("float").fillna(-1))
+    counts = counts.reindex(columns=[0, 1, -1], fill_value=0)
+    counts.columns = ["real", "ai", "unlabelled"]
+    return counts.reset_index().to_dict("records")
 
 
 if __name__ == "__main__":

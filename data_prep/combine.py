@@ -19,11 +19,12 @@ file name of their manifest. The steps, in this order:
 With `--near-duplicates` and `--holdout`, a training image that looks like a held-out one is dropped, whatever
 its label.
 
-The group of a dropped image and that of the image kept for it become one group, so that a hold-out does not
+The group of a dropped image and that of the image kept for it are merged, so that a hold-out does not
 separate related images. Dropped images, and the ones kept for them, are listed in FILE.dropped.csv; images
-that are missing or cannot be read are listed in FILE.errors.csv, and the exit status is then 1.
+that are missing or cannot be read in FILE.errors.csv, and the exit status is then 1.
 """
 
+import argparse
 import logging
 import math
 from pathlib import Path
@@ -46,15 +47,7 @@ _TABLE_ROWS = 40
 
 
 def combine(paths: list[str], conditions: list[tuple[str, str]]) -> pd.DataFrame:
-    """Return the rows of several manifests that meet all conditions.
-
-    Args:
-        paths: manifests.
-        conditions: (column, value) pairs; a row must have the value, as text, in the column.
-
-    Raises:
-        UserError: no manifest has a column, no row is left, or a manifest is given twice.
-    """
+    """Return the rows of several manifests that have, as text, the value of each (column, value) pair."""
     frames = [read_manifest(path) for path in paths]
     names = pd.concat([frame["name"] for frame in frames], ignore_index=True)
     if names.duplicated().any():
@@ -74,15 +67,9 @@ def combine(paths: list[str], conditions: list[tuple[str, str]]) -> pd.DataFrame
 
 
 def balance(rows: pd.DataFrame, by: str, seed: int) -> pd.DataFrame:
-    """Drop rows until all values of a column are as frequent as the rarest; the order stays.
+    """Drop rows until all values of the column `by` are as frequent as the rarest; the order stays.
 
     A hash of (seed, name) decides which rows stay. By `generator`, all real images stay.
-
-    Args:
-        by: one of `BALANCES`.
-
-    Raises:
-        UserError: by `label`, a row has none; by `generator`, an AI-generated image has none.
     """
     if by == "none":
         return rows
@@ -99,11 +86,7 @@ def balance(rows: pd.DataFrame, by: str, seed: int) -> pd.DataFrame:
 
 
 def add_weights(rows: pd.DataFrame, weights: dict[str, float]) -> None:
-    """Write the weights of sources to the column `weight`; other rows keep theirs, or get 1.
-
-    Raises:
-        UserError: a source has no rows.
-    """
+    """Write the weights of sources to the column `weight`; other rows keep theirs, or get 1."""
     known = sorted(rows["source"].unique())
     for source in weights:
         command_line.one_of("source", source, known)
@@ -112,32 +95,26 @@ def add_weights(rows: pd.DataFrame, weights: dict[str, float]) -> None:
     rows["weight"] = rows["weight"].fillna(pd.Series(previous, index=rows.index))
 
 
-def parse_weights(texts: list[str]) -> dict[str, float]:
-    """Return the weight of each source from texts `SOURCE=W`.
+def _condition(text: str) -> tuple[str, str]:
+    column, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"must be COLUMN=VALUE, not {text}")
+    return column, value
 
-    Raises:
-        UserError: a text has another form, W is not a positive number, or a source appears twice.
-    """
-    weights: dict[str, float] = {}
-    for text in texts:
-        source, separator, number = text.rpartition("=")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
-        if not separator or not 0 < weight < math.inf:
-            raise UserError(f"--weight accepts SOURCE=W with a positive number W, not {text}")
-        if source in weights:
-            raise UserError(f"--weight names {source} twice")
-        weights[source] = weight
-    return weights
+
+def _weight(text: str) -> tuple[str, float]:
+    source, separator, number = text.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not separator or not 0 < weight < math.inf:
+        raise argparse.ArgumentTypeError(f"must be SOURCE=W with a positive number W, not {text}")
+    return source, weight
 
 
 def table(training: pd.DataFrame, held: pd.DataFrame | None) -> str:
-    """Return a table of the images by source and generator.
-
-    Rows beyond the 40 largest are summed up in one line.
-    """
+    """Return a table of the images by source and generator; rows beyond the 40 largest are summed up."""
     sides = [training] if held is None else [training, held]
     rows = pd.concat([side.assign(is_held=side is held) for side in sides])
     label = rows["label"].map({0: "real", 1: "AI"}).astype("object").fillna("unlabeled")
@@ -156,37 +133,30 @@ def table(training: pd.DataFrame, held: pd.DataFrame | None) -> str:
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="python -m data_prep.combine", description="Combine manifests, or some of their rows, into one."
-    )
+    parser = Parser(prog="python -m data_prep.combine", description="Combine manifests, or some rows.")
     parser.add_argument("manifests", nargs="+", metavar="MANIFEST")
-    parser.add_argument(
-        "--out", type=csv_file, required=True, metavar="FILE.csv", help="the manifest to write"
-    )
+    parser.add_argument("--out", type=csv_file, required=True, metavar="FILE.csv", help="the manifest")
     parser.add_argument(
         "--where",
         nargs="+",
+        type=_condition,
         default=[],
         metavar="COLUMN=VALUE",
         help="keep only rows with these values, as in split=train label=1",
     )
-    parser.add_argument(
-        "--no-duplicates-check",
-        action="store_true",
-        help="do not look for images with equal bytes: no image is read",
-    )
+    help_text = "do not look for images with equal bytes: no image is read"
+    parser.add_argument("--no-duplicates-check", action="store_true", help=help_text)
     parser.add_argument(
         "--near-duplicates",
         type=within(0, MAX_DISTANCE_BITS),
         metavar="BITS",
         help="decode all images, and keep those once whose 64-bit hashes differ in at most BITS bits",
     )
-    parser.add_argument(
-        "--balance", choices=BALANCES, default="none", help="drop rows until the values are equally frequent"
-    )
+    parser.add_argument("--balance", choices=BALANCES, default="none", help="make values equally frequent")
     parser.add_argument(
         "--weight",
         nargs="+",
+        type=_weight,
         default=[],
         metavar="SOURCE=W",
         help="add a column weight: how often to draw an image of a source, compared with weight 1",
@@ -197,15 +167,11 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    conditions = []
-    for text in arguments.where:
-        column, separator, value = text.partition("=")
-        if not separator:
-            raise UserError(f"--where accepts COLUMN=VALUE, not {text}")
-        conditions.append((column, value))
-    weights = parse_weights(arguments.weight)
+    weights = dict(arguments.weight)
+    if len(weights) < len(arguments.weight):
+        raise UserError("--weight names a source twice")
     bits = arguments.near_duplicates
-    rows = combine(arguments.manifests, conditions)
+    rows = combine(arguments.manifests, arguments.where)
 
     dropped: list[duplicates.Dropped] = []
     faults: list[tuple[str, str]] = []

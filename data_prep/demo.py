@@ -48,92 +48,47 @@ _SEEN = ("nearest", "bilinear", "transposed_conv", "patch_autoencoder", "vector_
 
 @dataclass(frozen=True)
 class Split:
-    """One split of the miniature.
+    """One split of the miniature."""
 
-    Attributes:
-        archive: the official archive; training has one per shard.
-        folder: of the images within it.
-        labels: the label file, relative to the output folder; None if the archives hold the labels, or if
-            there are none.
-        counts: number of images by `--size`.
-        generators: of the AI half of the images.
-        policy: distorts every second image; None for clean images only.
-        stored_twice: the images are decoded and stored again, as in the evaluation splits.
-    """
+    archive: str  # training has one per shard
+    folder: str  # of the images in the archive
+    labels: str | None  # label file; None if the archives hold the labels, or if there are none
+    counts: dict[str, int]  # number of images by --size
+    generators: tuple[str, ...]  # of the AI half of the images
+    policy: DistortionPolicy | None = None  # distorts every second image
+    stored_twice: bool = False  # decoded and stored again, as in the evaluation splits
 
-    archive: str
-    folder: str
-    labels: str | None
-    counts: dict[str, int]
-    generators: tuple[str, ...]
-    policy: DistortionPolicy | None = None
-    stored_twice: bool = False
+
+def _scored(
+    archive: str, folder: str, labels: str, small: int, tiny: int, policy: DistortionPolicy, *generators: str
+) -> Split:
+    return Split(archive, folder, labels, {"small": small, "tiny": tiny}, generators, policy, True)
 
 
 _CHAINS_OF_5 = replace(PRESETS["official"], max_operations=5)
 # The challenge's evaluation splits mix the generators of the training data with more and more new ones. The
 # new ones come first, so that even the smallest split has them.
+_VAL = ("pixel_shuffle", "bicubic_sharpen", *_SEEN)
+_HARD = ("spectral_peaks", "pixel_shuffle", "bicubic_sharpen", "bilinear", "patch_autoencoder", "denoiser")
+_PUBLIC = ("renoised", "token_blocks", "spectral_peaks", "pixel_shuffle", "bicubic_sharpen", *_SEEN[:5])
+_NEWEST = ("wavelet_shrunk", "cascade", "renoised", "token_blocks", "spectral_peaks", "bicubic_sharpen")
+_PRIVATE = (*_NEWEST, *_SEEN[2:5])
+_PRIVATE_LABELS = "organisers/private_test_labels.csv"
 SPLITS: dict[str, Split] = {
     "train": Split("shard_{}.zip", "shard_{}/images", None, {"small": 2400, "tiny": 48}, _SEEN),
-    "val": Split(
-        "val_images.zip",
-        "val_images",
-        "val_labels.csv",
-        {"small": 400, "tiny": 24},
-        ("pixel_shuffle", "bicubic_sharpen", *_SEEN),
-        PRESETS["official"],
-        stored_twice=True,
+    "val": _scored("val_images.zip", "val_images", "val_labels.csv", 400, 24, PRESETS["official"], *_VAL),
+    "val_hard": _scored(
+        "val_images_hard.zip", "val_images_hard", "val_hard_labels.csv", 160, 12, PRESETS["heavy"], *_HARD
     ),
-    "val_hard": Split(
-        "val_images_hard.zip",
-        "val_images_hard",
-        "val_hard_labels.csv",
-        {"small": 160, "tiny": 12},
-        ("spectral_peaks", "pixel_shuffle", "bicubic_sharpen", "bilinear", "patch_autoencoder", "denoiser"),
-        PRESETS["heavy"],
-        stored_twice=True,
+    "public_test": _scored(
+        "test_images.zip", "test_images", "test_labels.csv", 200, 12, _CHAINS_OF_5, *_PUBLIC
     ),
-    "public_test": Split(
-        "test_images.zip",
-        "test_images",
-        "test_labels.csv",
-        {"small": 200, "tiny": 12},
-        ("renoised", "token_blocks", "spectral_peaks", "pixel_shuffle", "bicubic_sharpen", *_SEEN[:5]),
-        _CHAINS_OF_5,
-        stored_twice=True,
-    ),
-    "private_test": Split(
-        "private_test_images.zip",
-        "private_test",
-        "organisers/private_test_labels.csv",
-        {"small": 200, "tiny": 12},
-        (
-            *("wavelet_shrunk", "cascade", "renoised", "token_blocks", "spectral_peaks", "bicubic_sharpen"),
-            *_SEEN[2:5],
-        ),
-        _CHAINS_OF_5,
-        stored_twice=True,
+    "private_test": _scored(
+        "private_test_images.zip", "private_test", _PRIVATE_LABELS, 200, 12, _CHAINS_OF_5, *_PRIVATE
     ),
     "toy": Split("toy.zip", "images", None, {"small": 40, "tiny": 12}, (*_SEEN, "pixel_shuffle")),
 }
 _ORGANISERS_ONLY = ("private_test", "toy")
-
-README = """This folder holds a synthetic miniature of the NTIRE 2026 challenge on robust detection of
-AI-generated images, made by `python -m data_prep.demo` (seed {seed}, size {size}, version {version}).
-
-No picture here was taken by a camera or made by a generative model. "Real" images (label 0) are made-up
-scenes taken by a simulated camera; "AI" images (label 1) are the same kind of scenes rebuilt by simulated
-generators. The data are there to run every step of the way, from the archives to a checked submission,
-in minutes. Scores on them say nothing about how well a detector does on real generated images.
-
-Files in the official layout: shard_0.zip .. shard_5.zip (training), val_images.zip with val_labels.csv,
-val_images_hard.zip with val_hard_labels.csv, test_images.zip with test_labels.csv, private_test_images.zip
-and toy.zip (both without labels).
-
-Not part of the official layout: this file; demo.json (settings and counts; written last); generators.csv
-(what made each labelled image, and the kind of its scene); organisers/ (labels of the private test, and what
-made the images without published labels).
-"""
 
 
 @dataclass(frozen=True)
@@ -182,11 +137,7 @@ def make_image(index: int, split_name: str, seed: int, codebooks: Codebooks) -> 
 
 
 def build(folder: Path, seed: int, size: str, workers: int) -> dict[str, int]:
-    """Write all files of the miniature into an existing, empty folder.
-
-    Returns:
-        The number of images by split.
-    """
+    """Write all files of the miniature into an empty folder; return the number of images by split."""
     make = functools.partial(_make_task, seed=seed, codebooks=_fit_on_scenes(seed))
     tasks = [(split, index) for split in SPLITS for index in range(SPLITS[split].counts[size])]
     made: dict[str, list[DemoImage]] = {split: [] for split in SPLITS}
@@ -202,7 +153,8 @@ def build(folder: Path, seed: int, size: str, workers: int) -> dict[str, int]:
         makers[path] += [(image.name, image.generator, image.scene) for image in images]
     for path, rows in makers.items():
         atomic.write_text(folder / path, atomic.csv_text(("image_name", "generator", "scene"), rows))
-    atomic.write_text(folder / "README.txt", README.format(seed=seed, size=size, version=VERSION))
+    readme = (Path(__file__).parent / "synthetic" / "README.txt").read_text(encoding="utf-8")
+    atomic.write_text(folder / "README.txt", readme.format(seed=seed, size=size, version=VERSION))
     counts = {name: len(images) for name, images in made.items()}
     atomic.write_json(folder / RECORD, {**_settings(seed, size), "counts": counts})
     return counts
@@ -215,9 +167,7 @@ def build_parser() -> command_line.Parser:
         "generators, in the official files and formats. It is there to run the whole pipeline; scores on it "
         "say nothing about detectors of real generated images.",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="new or empty folder for the files"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder")
     parser.add_argument("--size", choices=("small", "tiny"), default="small", help="3,400 or 120 images")
     add_flags(parser, "seed", "workers")
     return parser

@@ -52,11 +52,7 @@ METHODS = (
 
 
 def parse_map(texts: list[str]) -> dict[str, int]:
-    """Return labels, or `SKIP`, by case-folded folder name, from texts `FOLDER=real|ai|skip`.
-
-    Raises:
-        UserError: a text has another form, or two contradict each other.
-    """
+    """Return labels, or `SKIP`, by case-folded folder name, from texts `FOLDER=real|ai|skip`."""
     mapped: dict[str, int] = {}
     for text in texts:
         folder, _, answer = text.rpartition("=")
@@ -69,14 +65,7 @@ def parse_map(texts: list[str]) -> dict[str, int]:
 
 
 def row(file: ImageFile, methods: Mapping[str, int]) -> sources.Cells:
-    """Return the cells of an image.
-
-    Args:
-        methods: labels of the preset's methods and of `--map`; they take precedence over `LABELS`.
-
-    Raises:
-        UserError: no folder on the path is known, or two disagree.
-    """
+    """Return the cells of an image; `methods` of the preset and of `--map` take precedence over `LABELS`."""
     try:
         position, label = one_on_path(file, {**LABELS, **methods}, "a label or a method")
     except UserError as error:

@@ -24,7 +24,7 @@ from functools import partial
 import pandas as pd
 
 from data_prep.writing.copies import ImageCopy, file_names
-from data_prep.writing.flags import add_flags
+from data_prep.writing.flags import add_flags, copy_parser
 from data_prep.writing.sampling import hash_positions
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError, within
@@ -48,18 +48,13 @@ def choose_distorted(frame: pd.DataFrame, share: float, seed: int) -> pd.Series:
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="python -m data_prep.distort_split",
-        description="Make a half-distorted copy of a manifest's images, as zip, label file and manifest.",
-    )
-    parser.add_argument("manifest", metavar="MANIFEST")
+    parser = copy_parser("distort_split", "Make a half-distorted copy of a manifest's images.")
     parser.add_argument(
         "--preset",
         default="official",
         metavar="NAME[,KEY=VALUE...]",
         help=f"policy: {', '.join(PRESETS)}; with changes, as in official,max_operations=5",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the copy")
     parser.add_argument("--share", type=within(0, 1, float), default=0.5, help="share of distorted images")
     add_flags(parser, "seed", "workers")
     return parser
@@ -74,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     made_with = {"manifest_sha256": atomic.sha256_of(arguments.manifest)}
     made_with |= {flag: getattr(arguments, flag) for flag in ("preset", "share", "seed")}
     copy = ImageCopy(arguments.out, "distort_split.json", made_with, ".jpg")
-    status = copy.finished_status()
-    if status is not None:
+    if (status := copy.finished_status()) is not None:
         return status
     renamed = frame.assign(name=file_names(frame["name"], ".jpg"))
     chosen = choose_distorted(frame, arguments.share, arguments.seed)
@@ -85,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     make = partial(distorted_jpeg, max_side_px=policy.max_side_px)
     tasks = list(zip(frame["image"], plans, strict=True))
+    copy.start()
     errors = copy.make(tasks, make, arguments.workers, "distorting")
     rows = renamed.drop(index=list(errors))
     chains = [describe(plans[row]) for row in rows.index]
@@ -100,11 +95,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def distorted_jpeg(location: str, plan: Plan, max_side_px: int | None) -> bytes:
-    """Return the JPEG file of a copy: the image, reduced to a maximum side, with the planned distortions.
-
-    Raises:
-        BrokenImage: it cannot be read, or is too small to be distorted.
-    """
+    """Return the JPEG file of a copy: the image, reduced to a maximum side, with the planned distortions."""
     image = apply_plan(limit_side(read_image(location), max_side_px), plan)
     return encode_jpeg(image, STORAGE_QUALITY)
 

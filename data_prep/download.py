@@ -35,11 +35,10 @@ if TYPE_CHECKING:
 
 
 class HubSet(NamedTuple):
-    """A data set on the hub: its id there, contents and terms, and the module that makes its manifest."""
+    """A data set on the hub: its id there, contents and terms, and whether the id is known to be correct."""
 
     repo: str
     holds: str
-    module: str
     is_certain: bool = True
 
 
@@ -47,24 +46,19 @@ _NTIRE = "deepfakesMSU/NTIRE-RobustAIGenDetection"
 _DEFACTIFY = "Rajarshi-Roy-research/Defactify_Image_Dataset"
 _CF = "OwensLab/CommunityForensics"
 HUB_SETS = {
-    "ntire-train": HubSet(f"{_NTIRE}-train", "shard_0.zip .. shard_5.zip, 114 GB, clean", "ntire"),
-    "ntire-val": HubSet(f"{_NTIRE}-val", "val and val_hard, 12,500 images", "ntire"),
-    "ntire-test-public": HubSet(f"{_NTIRE}-test-public", "public_test, 2,500 images, 0.85 GB", "ntire"),
-    "ditfake": HubSet("lioooox/DiTFake", "three diffusion transformers and COCO; terms unknown", "ditfake"),
-    "defactify": HubSet(_DEFACTIFY, "42,000 for training; five generators; no licence stated", "defactify"),
-    "deepfake60k": HubSet("prithivMLmods/Deepfake-vs-Real-60K", "faces; terms unknown", "deepfake60k"),
-    "community_forensics": HubSet(
-        _CF, "AI images of thousands of generators; very large", "community_forensics", is_certain=False
+    "ntire-train": HubSet(f"{_NTIRE}-train", "shard_0.zip .. shard_5.zip, 114 GB, clean"),
+    "ntire-val": HubSet(f"{_NTIRE}-val", "val and val_hard, 12,500 images"),
+    "ntire-test-public": HubSet(f"{_NTIRE}-test-public", "public_test, 2,500 images, 0.85 GB"),
+    "ditfake": HubSet("lioooox/DiTFake", "three diffusion transformers and COCO; terms unknown"),
+    "defactify": HubSet(
+        _DEFACTIFY, "five generators and real images, 42,000 for training; no licence stated"
     ),
-    "community_forensics_small": HubSet(
-        f"{_CF}-Small",
-        "a part with real images; non-commercial",
-        "community_forensics",
-        is_certain=False,
+    "deepfake60k": HubSet(
+        "prithivMLmods/Deepfake-vs-Real-60K", "60,000 faces; terms unknown; also on Kaggle"
     ),
-    "openfake": HubSet(
-        "ComplexDataLab/OpenFake", "recent generators and real images", "openfake", is_certain=False
-    ),
+    "community_forensics": HubSet(_CF, "AI images of thousands of generators; very large", False),
+    "community_forensics_small": HubSet(f"{_CF}-Small", "a part with real images; non-commercial", False),
+    "openfake": HubSet("ComplexDataLab/OpenFake", "recent generators and real images", False),
 }
 # Where to get the data sets that are not on the hub.
 ELSEWHERE = {
@@ -98,12 +92,7 @@ class Plan:
 
 
 def make_plan(api: "HfApi", name: str, args: Namespace) -> Plan:
-    """Ask the hub for the files of a data set.
-
-    Raises:
-        UserError: the hub is unreachable or refuses, no file matches, a path leads out of the folder, or an
-            earlier run into `args.out` fetched another repository or commit.
-    """
+    """Ask the hub for the files of a data set; refuse those that do not fit `args` or an earlier run."""
     from huggingface_hub.utils import filter_repo_objects
 
     repo, folder = args.repo or HUB_SETS[name].repo, args.out / name
@@ -125,9 +114,7 @@ def make_plan(api: "HfApi", name: str, args: Namespace) -> Plan:
     for file in sizes:
         windows = PureWindowsPath(file)
         if ".." in windows.parts or windows.anchor or PurePosixPath(file).is_absolute():
-            raise UserError(
-                f"{repo}: the file name {file!r} leads out of the folder; do not use this data set"
-            )
+            raise UserError(f"{repo}: the file name {file!r} leads out of the folder; do not use it")
     chosen = sorted(filter_repo_objects(sizes, allow_patterns=args.files or None))
     if not chosen:
         first = ", ".join(list(sizes)[:5]) or "none"
@@ -137,11 +124,7 @@ def make_plan(api: "HfApi", name: str, args: Namespace) -> Plan:
 
 
 def fetch(api: "HfApi", plan: Plan, args: Namespace) -> None:
-    """Fetch the missing files of a plan, and record its commit.
-
-    Raises:
-        UserError: the hub is unreachable or refuses, or a file has another size than the hub stated.
-    """
+    """Fetch the missing files of a plan, and record its commit."""
     from huggingface_hub import snapshot_download
 
     for path in (plan.folder / ".cache" / "huggingface" / "download").rglob("*.incomplete"):
@@ -149,48 +132,31 @@ def fetch(api: "HfApi", plan: Plan, args: Namespace) -> None:
             path.unlink()
     entry = {"repo": plan.repo, "commit": plan.commit}
     atomic.write_json(args.out / STATE_FILE, {**read_commits(args.out), plan.name: entry})
-    with hub_errors(api, plan.repo), _interruptible():
-        snapshot_download(
-            plan.repo,
-            repo_type="dataset",
-            revision=plan.commit,
-            local_dir=plan.folder,
-            allow_patterns=args.files or None,
-            max_workers=args.workers,
-            endpoint=api.endpoint,
-        )
+    settings = {"repo_type": "dataset", "revision": plan.commit, "local_dir": plan.folder}
+    settings |= {"allow_patterns": args.files or None, "max_workers": args.workers, "endpoint": api.endpoint}
+    # On Ctrl-C the client would first finish the files that it is fetching, however large.
+    previous = signal.signal(signal.SIGINT, _leave)
+    try:
+        with hub_errors(api, plan.repo):
+            snapshot_download(plan.repo, **settings)
+    finally:
+        signal.signal(signal.SIGINT, previous)
     for file, size in plan.missing().items():
         raise UserError(f"{plan.folder / file} does not have {size} bytes; remove it and repeat the command")
 
 
 def read_commits(out: Path) -> dict[str, dict[str, str]]:
-    """Return `repo` and `commit` of each data set that earlier runs fetched into a folder.
-
-    Raises:
-        UserError: the record is damaged.
-    """
+    """Return `repo` and `commit` of each data set that earlier runs fetched into a folder."""
     record = read_record(out / STATE_FILE) or {}
     try:
         return {name: {key: entry[key] for key in ("repo", "commit")} for name, entry in record.items()}
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{out / STATE_FILE} is damaged; remove it to start from the newest commit"
-        ) from error
+        raise UserError(f"{out / STATE_FILE} is damaged; remove it to fetch the newest commit") from error
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: the client would finish the files it is fetching, however large."""
-
-    def leave(*_: object) -> NoReturn:
-        print("download.py: interrupted; run the same command again to continue", file=sys.stderr, flush=True)
-        os._exit(130)
-
-    previous = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def _leave(*_: object) -> NoReturn:
+    print("download.py: interrupted; run the same command again to continue", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 @contextlib.contextmanager
@@ -242,9 +208,7 @@ def check_disk(out: Path, needed_bytes: int, *, force: bool) -> None:
     print(f"to fetch: {_readable(needed_bytes)}; free at {out}: {_readable(free_bytes)}")
     if needed_bytes > free_bytes and not force:
         short = _readable(needed_bytes - free_bytes)
-        raise UserError(
-            f"the disk of {out} is too small by {short}; free some, choose another --out, or --force"
-        )
+        raise UserError(f"the disk of {out} is too small by {short}; choose another --out, or use --force")
 
 
 def _readable(size: float) -> str:
@@ -280,10 +244,8 @@ def _print_plan(plan: Plan, *, list_files: bool) -> None:
 
 
 def build_parser() -> command_line.Parser:
-    parser = command_line.Parser(
-        prog="python -m data_prep.download",
-        description="Fetch data sets from the Hugging Face hub; the same command continues a stopped run.",
-    )
+    about = "Fetch data sets from the Hugging Face hub; the same command continues a stopped run."
+    parser = command_line.Parser(prog="python -m data_prep.download", description=about)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"data sets: {', '.join(HUB_SETS)}")
     parser.add_argument("--list", action="store_true", help="show what each data set is and where; then end")
     parser.add_argument("--out", type=Path, metavar="DIR", help="parent of the data sets' folders")
@@ -292,8 +254,7 @@ def build_parser() -> command_line.Parser:
         "--files", nargs="+", default=[], metavar="PATTERN", help="only these files, as in --files 'shard_0*'"
     )
     parser.add_argument(
-        "--revision",
-        help="branch, tag or commit; default: that of the earlier run, else main (one NAME only)",
+        "--revision", help="branch, tag or commit; default: that of the earlier run, else main"
     )
     parser.add_argument("--repo", metavar="OWNER/ID", help="another id on the hub (one NAME only)")
     parser.add_argument("--workers", type=within(1), default=8, help="number of files to fetch in parallel")
@@ -343,8 +304,8 @@ def main(argv: list[str] | None = None) -> int:
         with FileLock(args.out / ".download.lock", timeout=0):
             for plan in plans:
                 fetch(api, plan, args)
-                next_step = f"next: python -m data_prep.{HUB_SETS[plan.name].module}"
-                print(f"{plan.folder}: all {len(plan.sizes)} files are there; {next_step}")
+                module = plan.name.partition("-")[0].removesuffix("_small")
+                print(f"{plan.folder}: all {len(plan.sizes)} files are there; next: data_prep.{module}")
     except Timeout as error:
         raise UserError(f"another download into {args.out} is running; wait for it") from error
     return 0

@@ -21,17 +21,7 @@ of the images of every class, with 7 px to spare. So images that are all 256 x 2
 | `errors.csv` | images that could not be read, if any; the exit status is then 1 |
 | `equalise.json` | settings of the copy; written last |
 
-What remains and can still tell the classes apart:
-
-- Earlier processing. An image that was a JPEG is now compressed twice, and the first compression leaves
-  traces in the coefficients of the second; a former PNG is compressed once. The spare pixels let the cut
-  start anywhere in the earlier blocks, and reduction blurs the traces; neither removes them.
-- The reduction factor. A photograph of 12 megapixels loses more than an AI-generated image of one, and an
-  image that is reduced a lot is sharp and has little noise. `--fit crop` does not reduce; then the classes
-  differ in how much of a scene is visible and in how sharp it is.
-- Enlarged images (those smaller than the size drawn for them) have no fine detail. Their share is printed for
-  every class.
-- Anything else that only one class has: borders, watermarks, color profiles, subjects.
+Traces of earlier processing remain in the pixels and can still tell the classes apart; see docs/data.md.
 
 A stopped run is continued by the same command; a finished copy is left as it is.
 """
@@ -45,7 +35,7 @@ import pandas as pd
 from PIL import Image
 
 from data_prep.writing.copies import ImageCopy, file_names
-from data_prep.writing.flags import add_flags
+from data_prep.writing.flags import add_flags, copy_parser
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError, within
 from featdistill.images.equalization import FITS, MIN_SIDE_PX, Equalization, common_sizes, equalized_jpeg
@@ -61,20 +51,17 @@ _EXIF_ORIENTATION = 0x0112
 
 
 def sizes_by_class(frame: pd.DataFrame, seed: int = 0) -> dict[str, np.ndarray]:
-    """Read the sizes of some hundred images per class, those with the smallest hashes of (seed, name).
+    """Return the sizes of some hundred images per class, those with the smallest hashes of (seed, name).
 
     Images without a label are a class of their own; images that cannot be read are skipped.
 
     Returns:
         (N, 2) heights and widths in px, upright, by class.
-
-    Raises:
-        UserError: no image of a class can be read.
     """
-    rank = pd.Series(hash_ranks(frame["name"], seed), index=frame.index)
     classes = frame["label"].astype("string").fillna("none")
+    order = frame.assign(hash=hash_ranks(frame["name"], seed)).sort_values("hash", kind="stable")
     by_class = {}
-    for label, rows in frame.assign(rank=rank).sort_values("rank", kind="stable").groupby(classes):
+    for label, rows in order.groupby(classes):
         sizes: list[tuple[int, int]] = []
         for location in rows["image"]:
             try:
@@ -106,13 +93,7 @@ def make_image(name: str, location: str, settings: Equalization) -> bytes:
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="python -m data_prep.equalize",
-        description="Copy a manifest's images so that size, quality and container do not tell the classes "
-        "apart.",
-    )
-    parser.add_argument("manifest", metavar="MANIFEST")
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the copy")
+    parser = copy_parser("equalize", "Copy images so that their files do not tell the classes apart.")
     parser.add_argument(
         "--size",
         nargs="+",
@@ -144,16 +125,15 @@ def main(argv: list[str] | None = None) -> int:
     made_with = {"manifest_sha256": atomic.sha256_of(arguments.manifest), "size": [size, side_px]}
     made_with |= {flag: getattr(arguments, flag) for flag in ("fit", "quality_range", "seed")}
     copy = ImageCopy(arguments.out, "equalise.json", made_with, ".jpg")
-    status = copy.finished_status()
-    if status is not None:
+    if (status := copy.finished_status()) is not None:
         return status
     renamed = frame.assign(name=file_names(frame["name"], ".jpg"))
     by_class = sizes_by_class(frame, arguments.seed)
     sizes = choose_sizes(by_class, size, side_px)
     settings = Equalization(sizes, tuple(arguments.quality_range), arguments.fit, arguments.seed)
     _show_sizes(settings, by_class)
-    # Images that are already there would not fit other sizes, so the sizes determine the work folder too.
-    copy.made_with["settings"] = settings.as_json()
+    # Existing images would not fit other sizes, so these determine the folder of unfinished work too.
+    copy.start(settings=settings.as_json())
     tasks = list(zip(frame["name"], frame["image"], strict=True))
     errors = copy.make(tasks, partial(make_image, settings=settings), arguments.workers, "equalizing")
     status = copy.finish(renamed.drop(index=list(errors)), frame, errors)

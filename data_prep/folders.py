@@ -48,11 +48,7 @@ _PART = re.compile(r"(train|training|val|valid|validation|test|testing)\d*", re.
 
 
 def row(file: ImageFile, fallback_source: str) -> sources.Cells:
-    """Return the cells of an image.
-
-    Raises:
-        UserError: no folder on the path is a label folder, or two of them disagree.
-    """
+    """Return the cells of an image; a `UserError` names a folder without a clear label."""
     position, label = one_on_path(file, FOLDER_LABELS, "a label")
     above = list(file.folders[:position])
     below = [name for name in file.folders[position:] if name.casefold() not in FOLDER_LABELS]
@@ -62,14 +58,7 @@ def row(file: ImageFile, fallback_source: str) -> sources.Cells:
 
 
 def build_manifest(root: str | Path, source: str = "") -> pd.DataFrame:
-    """Build the manifest of a tree, ordered by path.
-
-    Args:
-        source: of every image; by default it comes from the folder names.
-
-    Raises:
-        UserError: there are no images, a folder has no clear label, or equal files have two labels.
-    """
+    """Build the manifest of a tree, ordered by path; `source` is that of all images, or from folder names."""
     tree = archives.open_folder(root)
     files = [ImageFile(tree.location(file), file) for file in tree.images()]
     if not files:

@@ -10,24 +10,9 @@ an attack (`pgd`, `mi-pgd`) changes an image by at most `--epsilon` in 8-bit ste
 the other class; the label stays. `reconstruct` passes images, by default the real ones, through an
 autoencoder and labels the result AI-generated: the content stays, the traces of the decoder are new.
 
-| file | holds |
-|---|---|
-| `images.zip` | the images, in `images/` |
-| `manifest.csv` | the rows of the originals with the columns below; `name` ends in `_METHOD.png` or `.jpg` |
-| `errors.csv` | images that could not be read, if any; the exit status is then 1 |
-| `hard_negatives.json` | sources and settings; written last |
-
-| column | holds |
-|---|---|
-| `original` | the name of the original image |
-| `method`, `epsilon`, `steps` | settings; the last two are empty for reconstructions |
-| `score_before` | the expert's P(AI) of the original |
-| `score_after` | its P(AI) of the stored image, decoded from the file's bytes |
-| `survives` | 1 if the expert is on the wrong side of 0.5 for the stored image, else 0 |
-
-Scores are empty without an expert. `group` is the original's, or for one without a group the group that
-`manifest.split_holdout` assigns, so that both stay on the same side of a hold-out. An image whose longer side
-exceeds `--max-side` is reduced first, and the budget applies to the reduced image.
+docs/data.md describes the files and columns. `group` is the original's, or for one without a group the one
+that `manifest.split_holdout` assigns, so that both stay on the same side of a hold-out. An image whose longer
+side exceeds `--max-side` is reduced first, and the budget applies to the reduced image.
 
 Attack both classes, which is the default, and store negatives like the other training images (see
 data_prep.equalize): otherwise the noise or the PNG format gives the class away. The same command continues a
@@ -39,7 +24,7 @@ from argparse import Namespace
 from dataclasses import asdict
 
 from data_prep.writing.copies import ImageCopy, file_names
-from data_prep.writing.flags import add_flags
+from data_prep.writing.flags import add_flags, copy_parser
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError, within
 from featdistill.records.manifest import read_manifest
@@ -52,12 +37,7 @@ FORMATS = {"png": ".png", "jpeg": ".jpg"}
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="python -m data_prep.hard_negatives",
-        description="Make hard negatives: adversarial images for an expert, or reconstructions.",
-    )
-    parser.add_argument("manifest", metavar="MANIFEST")
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the images")
+    parser = copy_parser("hard_negatives", "Make adversarial images for an expert, or reconstructions.")
     parser.add_argument("--method", required=True, metavar="NAME", help=f"one of {', '.join(METHODS)}")
     parser.add_argument(
         "--expert", metavar="DIR", help="folder of the expert that is attacked, or that scores"
@@ -79,9 +59,7 @@ def build_parser() -> Parser:
     storage = parser.add_argument_group("storage and computing")
     storage.add_argument("--format", choices=FORMATS, default="png", help="of the images")
     storage.add_argument("--quality", type=within(1, 100), default=95, help="of JPEGs")
-    storage.add_argument(
-        "--max-side", type=within(16), default=1024, help="longer images are reduced to it, in px"
-    )
+    storage.add_argument("--max-side", type=within(16), default=1024, help="reduce longer images, in px")
     storage.add_argument("--batch-size", type=within(1), default=8, help="images per batch")
     storage.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
     return parser
@@ -121,8 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     made_with |= {flag: getattr(arguments, flag) for flag in flags}
     suffix = FORMATS[arguments.format]
     copy = ImageCopy(arguments.out, "hard_negatives.json", made_with, suffix)
-    status = copy.finished_status()
-    if status is not None:
+    if (status := copy.finished_status()) is not None:
         return status
     names = file_names(rows["name"], f"_{arguments.method}{suffix}")
     maker = Maker(

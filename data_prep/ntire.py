@@ -19,7 +19,6 @@ import logging
 import os
 import re
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -42,21 +41,13 @@ PROTECTED_COLUMNS = ("image", "name", "label", "is_distorted", "distortions")
 
 @dataclass(frozen=True)
 class Split:
-    """How a split is distributed.
-
-    Attributes:
-        name: in the manifests.
-        part: regular expression for the names of its folders and, with `.zip`, of its archives.
-        expected: those names, for messages.
-        label_file: name of its label file; None if its labels are not public.
-        is_distorted: 0 if no image is distorted, None if only a label file can tell.
-    """
+    """How a split is distributed."""
 
     name: str
-    part: str
-    expected: str
-    label_file: str | None
-    is_distorted: int | None = None
+    part: str  # regular expression for the names of its folders and, with `.zip`, of its archives
+    expected: str  # those names, for messages
+    label_file: str | None  # None if the labels are not public
+    is_distorted: int | None = None  # None if only a label file can tell
 
 
 _SPLITS = (
@@ -70,56 +61,46 @@ _SPLITS = (
 SPLITS = {split.name: split for split in _SPLITS}
 
 
-def find_containers(tree: Tree, split: Split, notes: list[str]) -> list[Container]:
+def find_containers(tree: Tree, split: Split) -> list[Container]:
     """Return the archives and folders of a split, ordered by the numbers in their names.
 
-    An archive takes precedence over a folder of the same part. Remarks for the user are added to `notes`.
+    An archive takes precedence over a folder of the same part.
 
     Raises:
         UserError: an archive is damaged or hostile, or there are two of a part.
     """
-    parts: dict[str, Container] = {}
-
-    def add(name: str, container: Container) -> None:
-        used = parts.setdefault(name if split.name == "train" else split.name, container)
-        if used is container:
-            return
-        if used.is_archive and not container.is_archive:
-            unused, archive = tree.relative(container.path), tree.relative(used.path)
-            notes.append(f"{unused} is ignored: the archive {archive} is used")
-            return
-        raise UserError(f"{used.path} and {container.path} are the same part of a split; keep one of them")
-
+    candidates = []
     for path in tree.files:
         name, extension = os.path.splitext(os.path.basename(path))
         if extension == ".zip" and re.fullmatch(split.part, name):
-            add(name, archives.open_archive(path))
+            candidates.append((name, archives.open_archive(path)))
     for path in tree.folders:
         *above, name = tree.relative(path).split(os.sep)
         if re.fullmatch(split.part, name) and not any(re.fullmatch(split.part, parent) for parent in above):
             container = archives.open_folder(path)
-            if container.images():
-                add(name, container)
-    return sorted(parts.values(), key=lambda part: [int(n) for n in re.findall(r"\d+", Path(part.path).name)])
+            candidates += [(name, container)] if container.images() else []
+    parts: dict[str, Container] = {}
+    for name, container in candidates:
+        used = parts.setdefault(name if split.name == "train" else split.name, container)
+        if used is not container and used.is_archive and not container.is_archive:
+            unused, archive = tree.relative(container.path), tree.relative(used.path)
+            _log.info(f"note: {unused} is ignored: the archive {archive} is used")
+        elif used is not container:
+            raise UserError(
+                f"{used.path} and {container.path} are the same part of a split; keep one of them"
+            )
+    return sorted(parts.values(), key=_numbers)
 
 
-def find_labels(
-    tree: Tree, split: Split, containers: list[Container], notes: list[str]
-) -> pd.DataFrame | None:
-    """Read the label files of a split; each training shard has its own.
-
-    Returns:
-        The table from `label_files.read_labels` with a further column `file`; None if there are no labels.
-
-    Raises:
-        UserError: a file is wrong, only some training shards have labels, or two label files differ.
-    """
+def find_labels(tree: Tree, split: Split, containers: list[Container]) -> pd.DataFrame | None:
+    """Read the label files of a split, with a further column `file`; None if there are no labels."""
     if split.label_file is None:
         return None
     tables, unlabeled = [], []
     loose = [path for path in tree.files if os.path.basename(path) == split.label_file]
     for container in containers:
-        locations = [container.location(file) for file in container.named(split.label_file)]
+        inside = [file for file in container.files if file.rpartition("/")[2] == split.label_file]
+        locations = [container.location(file) for file in inside]
         if split.name != "train":
             locations = loose + locations
         if not locations:
@@ -133,17 +114,13 @@ def find_labels(
     if tables and unlabeled:
         raise UserError(f"{unlabeled[0].path} has no {split.label_file}, other parts of its split do")
     if not tables:
-        notes.append(f"{split.name} has no labels: there is no {split.label_file}")
+        _log.info(f"note: {split.name} has no labels: there is no {split.label_file}")
         return None
     return pd.concat(tables)
 
 
 def build_manifest(split: Split, containers: list[Container], labels: pd.DataFrame | None) -> pd.DataFrame:
-    """Join the images of a split with their labels, ordered by name.
-
-    Raises:
-        UserError: there are no images, two images have one name, or images and labels do not match.
-    """
+    """Join the images of a split with their labels, ordered by name; a mismatch is a `UserError`."""
     locations = [(c.location(file), file.rpartition("/")[2]) for c in containers for file in c.images()]
     if not locations:
         raise UserError(f"{containers[0].path} holds no images")
@@ -170,10 +147,7 @@ def build_manifest(split: Split, containers: list[Container], labels: pd.DataFra
 def join_extra(frame: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
     """Add the columns of `extra`, a table from `label_files.read_table`, to the rows it names.
 
-    Existing columns of the manifest are filled in where `extra` has a value; unknown names are ignored.
-
-    Raises:
-        UserError: `extra` has a column that the images and label files determine.
+    Existing columns are filled in where `extra` has a value; unknown names are ignored.
     """
     columns = [column for column in extra if column != "image_name"]
     for column in columns:
@@ -187,30 +161,25 @@ def join_extra(frame: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_match(images: pd.DataFrame, labels: pd.DataFrame) -> None:
-    twice = labels[labels.index.duplicated()]
-    if len(twice):
-        first = twice.iloc[0]
-        raise UserError(f"{first['file']} names {first['image_name']}, as another label file does")
-    missing = labels[~labels.index.isin(images.index)]
-    if len(missing):
-        first = missing.iloc[0]
-        raise UserError(
-            f"{first['file']} names {first['image_name']}, which does not exist; {len(missing)} images are "
-            "missing: download or unpack them again"
-        )
+    repeated, missing = labels[labels.index.duplicated()], labels[~labels.index.isin(images.index)]
+    advice = f"which does not exist; {len(missing)} images are missing: download or unpack them again"
+    for rows, problem in ((repeated, "as another label file does"), (missing, advice)):
+        if len(rows):
+            raise UserError(f"{rows['file'].iloc[0]} names {rows['image_name'].iloc[0]}, {problem}")
     unlabeled = images["image"][~images.index.isin(labels.index)]
     if len(unlabeled):
-        raise UserError(
-            f"{unlabeled.iloc[0]} has no label in {labels['file'].iloc[0]} or another label file; "
-            f"{len(unlabeled)} images have none"
-        )
+        first, file = unlabeled.iloc[0], labels["file"].iloc[0]
+        raise UserError(f"{first} has no label in {file} or another file; {len(unlabeled)} images have none")
 
 
 def _gaps(containers: list[Container]) -> list[str]:
     """Return the first shards that are missing below the highest number."""
-    numbers = {int(re.search(r"\d+", Path(container.path).name)[0]) for container in containers}
-    gaps = (f"shard_{number}" for number in range(max(numbers)) if number not in numbers)
-    return list(islice(gaps, 10))
+    numbers = {_numbers(container)[0] for container in containers}
+    return [f"shard_{number}" for number in range(max(numbers)) if number not in numbers][:10]
+
+
+def _numbers(container: Container) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", Path(container.path).name)]
 
 
 def _table(frames: dict[str, pd.DataFrame], origins: dict[str, str]) -> str:
@@ -225,34 +194,22 @@ def _table(frames: dict[str, pd.DataFrame], origins: dict[str, str]) -> str:
 
 def build_splits(
     root: str, names: list[str] | None, extra: pd.DataFrame | None
-) -> tuple[dict[str, pd.DataFrame], dict[str, str], list[str]]:
-    """Build the manifests of the splits below `root`.
-
-    Args:
-        root: folder to search.
-        names: the splits that must be there; None for those that are.
-        extra: further columns for `join_extra`.
-
-    Returns:
-        Manifests and their origins by name of the split; remarks for the user.
-
-    Raises:
-        UserError: a requested split is missing, there is none, or the data are wrong.
-    """
+) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """Return manifests and their origins, by split: those in `names`, or all that are below `root`."""
     tree = archives.search(root, SEARCH_DEPTH)
-    frames, origins, notes = {}, {}, []
+    frames, origins = {}, {}
     for name in dict.fromkeys(names or SPLITS):
         split = SPLITS[command_line.one_of("split", name, SPLITS)]
-        containers = find_containers(tree, split, notes)
+        containers = find_containers(tree, split)
         if not containers:
             missing = f"{name} is missing: no archive (.zip) or folder {split.expected} below {root}"
             if names:
                 raise UserError(missing)
-            notes.append(missing)
+            _log.info(f"note: {missing}")
             continue
         if name == "train" and _gaps(containers):
-            notes.append(f"train is incomplete: {', '.join(_gaps(containers))} missing")
-        frame = build_manifest(split, containers, find_labels(tree, split, containers, notes))
+            _log.info(f"note: train is incomplete: {', '.join(_gaps(containers))} missing")
+        frame = build_manifest(split, containers, find_labels(tree, split, containers))
         frames[name] = frame if extra is None else join_extra(frame, extra)
         paths = [tree.relative(container.path) for container in containers]
         origins[name] = paths[0] if len(paths) == 1 else f"{paths[0]} .. {paths[-1]} ({len(paths)})"
@@ -261,29 +218,17 @@ def build_splits(
     if extra is not None:
         stems = {without_extension(image) for frame in frames.values() for image in frame["name"]}
         known = sum(name in stems for name in extra.index)
-        notes.append(f"{known} of the {len(extra)} names in --extra are here")
-    return frames, origins, notes
+        _log.info(f"note: {known} of the {len(extra)} names in --extra are here")
+    return frames, origins
 
 
 def build_parser() -> command_line.Parser:
-    parser = command_line.Parser(
-        prog="python -m data_prep.ntire", description="Write one manifest per split of the NTIRE challenge."
-    )
-    parser.add_argument(
-        "--root", type=folder, required=True, help="folder with the downloaded archives or unpacked folders"
-    )
+    about = "Write one manifest per split of the NTIRE challenge."
+    parser = command_line.Parser(prog="python -m data_prep.ntire", description=about)
+    parser.add_argument("--root", type=folder, required=True, help="folder of the archives, or unpacked")
     parser.add_argument("--out", type=Path, required=True, help="folder for the manifests, <split>.csv")
-    parser.add_argument(
-        "--splits",
-        nargs="+",
-        metavar="NAME",
-        help=f"only these, of {', '.join(SPLITS)}; by default those below --root",
-    )
-    parser.add_argument(
-        "--extra",
-        metavar="FILE.csv",
-        help="further columns for the manifests, such as generator, by image_name",
-    )
+    parser.add_argument("--splits", nargs="+", metavar="NAME", help=f"only these, of {', '.join(SPLITS)}")
+    parser.add_argument("--extra", metavar="FILE.csv", help="more columns, such as generator, by image_name")
     add_flags(parser, "holdout", "seed", "verify", "workers")
     return parser
 
@@ -291,15 +236,13 @@ def build_parser() -> command_line.Parser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     extra = label_files.read_table(args.extra) if args.extra else None
-    frames, origins, notes = build_splits(args.root, args.splits, extra)
+    frames, origins = build_splits(args.root, args.splits, extra)
     if args.holdout is not None:
         if "train" not in frames:
             raise UserError("--holdout needs the train split")
         training, held = manifest.split_holdout(frames["train"], args.holdout, args.seed)
         frames = {"train": training, "holdout": held, **{k: v for k, v in frames.items() if k != "train"}}
         origins["holdout"] = f"{args.holdout:g} of train"
-    for note in notes:
-        _log.info(f"note: {note}")
     if "train" in frames:
         holdout, train = args.out / "holdout.csv", args.out / "train.csv"
         remove_old_holdout(holdout, train, is_replaced="holdout" in frames)

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from data_prep.writing.copies import finished_status, write_listing
-from data_prep.writing.flags import add_flags
+from data_prep.writing.flags import add_flags, copy_parser
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
 from featdistill.images import reading as image_io
@@ -47,13 +47,9 @@ _MAGIC_BYTES = {
 
 
 def member_name(name: str, row: int, data: bytes, taken: set[str]) -> str:
-    """Return an image's name in the zip: based on its own name if that is valid there, else on its row.
+    """Return an image's name in the zip: its own name if that is valid there and not taken, else its row.
 
-    Args:
-        name: of the image in the manifest.
-        row: its position in the manifest.
-        data: its bytes, which determine the suffix if the name has none.
-        taken: names in the zip so far.
+    `data`, the image's bytes, determine the suffix if the name has none.
     """
     suffix = "" if image_io.without_extension(name) != name else _suffix_of(data)
     member = f"images/{name}{suffix}"
@@ -64,18 +60,10 @@ def member_name(name: str, row: int, data: bytes, taken: set[str]) -> str:
 
 
 def pack(frame: pd.DataFrame, path: Path, *, verify: bool) -> tuple[dict[int, str], list[tuple[str, str]]]:
-    """Copy the images of a manifest into one zip.
-
-    Args:
-        frame: rows from `read_manifest`.
-        path: the zip.
-        verify: whether an image must be decoded to count as readable.
+    """Copy the images of a manifest into the zip `path`; with `verify`, only those that can be decoded.
 
     Returns:
         Names in the zip by row; name and reason of each image that could not be read.
-
-    Raises:
-        UserError: no image could be read.
     """
     members: dict[int, str] = {}
     errors: list[tuple[str, str]] = []
@@ -104,12 +92,7 @@ def pack(frame: pd.DataFrame, path: Path, *, verify: bool) -> tuple[dict[int, st
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="python -m data_prep.pack",
-        description="Copy the images of a manifest, bytes unchanged, into one zip that is read in place.",
-    )
-    parser.add_argument("manifest", metavar="MANIFEST")
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the zip and its manifest")
+    parser = copy_parser("pack", "Copy a manifest's images, bytes unchanged, into one zip.")
     add_flags(parser, "verify")
     return parser
 

@@ -25,22 +25,17 @@ from featdistill.models.expert import Expert
 class Attack:
     """How an image is changed.
 
-    Attributes:
-        method: `pgd` (Madry et al., ICLR 2018) starts anywhere within the budget and follows the sign of the
-            gradient; `mi-pgd` (MI-FGSM of Dong et al., CVPR 2018) starts at the image and follows the sign
-            of the accumulated gradients, which often transfers better to other models.
-        epsilon: budget; the largest change of a pixel in any channel, in 8-bit steps.
-        steps: number of steps.
-        step_size: in 8-bit steps; None for the papers' values: 2.5 epsilon / steps for `pgd`, epsilon / steps
-            for `mi-pgd`.
-        momentum: decay of the accumulated gradients at each step of `mi-pgd`; 1 in the paper.
+    `pgd` (Madry et al., ICLR 2018) starts anywhere within the budget and follows the sign of the gradient;
+    `mi-pgd` (MI-FGSM of Dong et al., CVPR 2018) starts at the image and follows the sign of the accumulated
+    gradients, which often transfers better to other models.
     """
 
     method: str = "pgd"
-    epsilon: int = 4
+    epsilon: int = 4  # budget: the largest change of a pixel in any channel, in 8-bit steps
     steps: int = 10
+    # In 8-bit steps; None for the papers' 2.5 epsilon / steps (`pgd`) and epsilon / steps (`mi-pgd`).
     step_size: float | None = None
-    momentum: float = 1.0
+    momentum: float = 1.0  # decay of the accumulated gradients of `mi-pgd`; 1 in the paper
 
 
 def attack(
@@ -71,18 +66,14 @@ def attack(
     size = settings.step_size or (2.5 if settings.method == "pgd" else 1) * settings.epsilon / settings.steps
     changes = [torch.zeros_like(image) for image in clean]
     if settings.method == "pgd":
-        starts = [
-            rng.uniform(-settings.epsilon, settings.epsilon, (3, *image.shape[:2])).astype(np.float32)
-            for rng, image in zip(generators, images, strict=True)
-        ]
-        changes = [torch.from_numpy(start).to(device) for start in starts]
+        for row, (rng, image) in enumerate(zip(generators, images, strict=True)):
+            start = rng.uniform(-settings.epsilon, settings.epsilon, (3, *image.shape[:2]))
+            changes[row] = torch.from_numpy(start.astype(np.float32)).to(device)
     momenta = [torch.zeros_like(image) for image in clean]
     with reproducible():
         for _ in range(settings.steps):
-            pixels = [
-                (image + change).clamp(0, 255).requires_grad_()
-                for image, change in zip(clean, changes, strict=True)
-            ]
+            pairs = zip(clean, changes, strict=True)
+            pixels = [(image + change).clamp(0, 255).requires_grad_() for image, change in pairs]
             squares = [see(image, *matrices) for image, matrices in zip(pixels, views, strict=True)]
             # Each logit depends on its own image alone, so one backward pass is enough. The logit instead of
             # a loss: where the expert is confident, the gradient of a loss vanishes.
@@ -93,11 +84,9 @@ def attack(
                     momenta[row] = gradient = settings.momentum * momenta[row] + gradient / scale
                 change = changes[row] + size * gradient.sign()
                 changes[row] = change.clamp(-settings.epsilon, settings.epsilon)
-    attacked = [
-        (image + change.round()).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
-        for image, change in zip(clean, changes, strict=True)
-    ]
-    return [np.ascontiguousarray(image.cpu().numpy()) for image in attacked]
+    pairs = zip(clean, changes, strict=True)
+    attacked = [(image + change.round()).clamp(0, 255).to(torch.uint8) for image, change in pairs]
+    return [np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()) for image in attacked]
 
 
 def score(expert: Expert, images: Sequence[np.ndarray]) -> np.ndarray:

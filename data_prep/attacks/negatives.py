@@ -22,17 +22,11 @@ from featdistill.seeds import evaluation_generator
 
 @dataclass
 class Maker:
-    """Makes the images of one batch.
+    """Makes the images of one batch."""
 
-    Attributes:
-        expert: may be None if images are reconstructed and not scored.
-        attack: None if images are reconstructed.
-        autoencoder: None if images are attacked.
-    """
-
-    expert: Expert | None
-    attack: adversarial.Attack | None
-    autoencoder: Autoencoder | None
+    expert: Expert | None  # None if reconstructions are not scored
+    attack: adversarial.Attack | None  # None if images are reconstructed
+    autoencoder: Autoencoder | None  # None if images are attacked
     device: torch.device
     seed: int
     file_format: str
@@ -85,7 +79,7 @@ def make_batches(
     maker: Maker, rows: pd.DataFrame, copy: ImageCopy, batch_size: int
 ) -> tuple[dict[int, list[float]], dict[int, str]]:
     """Make all batches that do not exist yet; return the scores and the errors by row."""
-    copy.work.mkdir(parents=True, exist_ok=True)
+    copy.start()
     scores: dict[int, list[float]] = {}
     errors: dict[int, str] = {}
     with progress(len(rows), "hard negatives") as bar:
@@ -109,10 +103,7 @@ def describe(
 ) -> pd.DataFrame:
     """Return the rows of what was made from `rows`; `name` and `image` are still the originals'.
 
-    Args:
-        scores: [before, after] of each row, or [].
-        attack: None for reconstructions.
-        generator: of reconstructions.
+    `scores` are [before, after] of each row, or []; `generator` is that of reconstructions.
     """
     made = rows.assign(original=rows["name"], method=attack.method if attack else "reconstruct")
     made["group"] = made["group"].where(made["group"] != "", "name:" + made["name"])

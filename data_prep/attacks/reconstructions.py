@@ -24,11 +24,7 @@ _MULTIPLE_PX = 32
 
 
 def load_autoencoder(name: str, device: torch.device) -> Autoencoder:
-    """Return the autoencoder with a name as described above.
-
-    Raises:
-        UserError: there is no such module, function or repository, or diffusers is not installed.
-    """
+    """Return the autoencoder with a name as described above."""
     module, separator, rest = name.partition(":")
     if not separator or not module or not rest:
         raise UserError(f"--autoencoder {name} must be module:function or diffusers:REPO")
@@ -81,9 +77,7 @@ def reconstruct(
             output = autoencoder(batch)
         if not isinstance(output, Tensor) or output.shape != batch.shape:
             shape = tuple(getattr(output, "shape", ()))
-            raise UserError(
-                f"the autoencoder turns {tuple(batch.shape)} into {shape}; it must keep the shape"
-            )
+            raise UserError(f"the autoencoder turns {tuple(batch.shape)} into {shape}; it must keep it")
         output = (output.float().clamp(0, 1) * 255).round().to(torch.uint8)[..., :height, :width]
         for position, image in zip(positions, output.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
             results[position] = np.ascontiguousarray(image)
@@ -107,10 +101,7 @@ def _load_diffusers(name: str, device: torch.device) -> Autoencoder:
         # Not an import statement: the project does not require it.
         diffusers = importlib.import_module("diffusers")
     except ImportError as error:
-        raise UserError(
-            "--autoencoder diffusers:... needs the package diffusers, which is not installed: "
-            "pip install diffusers, or give module:function"
-        ) from error
+        raise UserError("--autoencoder diffusers:... needs the package diffusers: pip install it") from error
     owner_and_name, folder = name, ""
     if not Path(name).is_dir() and name.count("/") > 1:
         parts = name.split("/")

@@ -31,17 +31,9 @@ EXTREME_ASPECT = 4.0
 
 @dataclass(slots=True)
 class FileFacts:
-    """Properties of one image file; `fault` says why there are none.
+    """Properties of one image file."""
 
-    Attributes:
-        jpeg_quality: 1 to 100, where libjpeg's tables have the same sum; NaN for other formats.
-        jpeg_tables: short digest of the quantization tables.
-        digest: of the file's bytes.
-        hash: perceptual hash, None if the picture is flat.
-        suspicions: what a person should look at.
-    """
-
-    fault: str = ""
+    fault: str = ""  # why there are none
     container: str = ""
     width: int = 0
     height: int = 0
@@ -49,14 +41,14 @@ class FileFacts:
     mode: str = ""
     bit_depth: str = ""
     chroma: str = ""
-    jpeg_tables: str = ""
-    jpeg_quality: float = float("nan")
+    jpeg_tables: str = ""  # short digest of the quantization tables
+    jpeg_quality: float = float("nan")  # 1 to 100, where libjpeg's tables have the same sum; NaN for others
     progressive: str = ""
     exif: str = ""
     icc: str = ""
-    digest: str = ""
-    hash: int | None = None
-    suspicions: tuple[str, ...] = ()
+    digest: str = ""  # of the file's bytes
+    hash: int | None = None  # perceptual; None if the picture is flat
+    suspicions: tuple[str, ...] = ()  # what a person should look at
 
 
 def measure(location: str) -> FileFacts:
@@ -77,10 +69,7 @@ def measure(location: str) -> FileFacts:
 
 
 def feature_table(facts: list[FileFacts]) -> pd.DataFrame:
-    """Return a frame with all of `FEATURES`, one row per image.
-
-    Numbers are floats; categories are text, empty if they do not apply.
-    """
+    """Return a frame with all of `FEATURES`, one row per image: floats, and text that may be empty."""
     table = pd.DataFrame([{**asdict(one), "suspicions": "; ".join(one.suspicions)} for one in facts])
     pixels = (table["width"] * table["height"]).astype(float).where(table["fault"] == "")
     table["aspect"] = table["width"] / table["height"].where(table["height"] > 0)

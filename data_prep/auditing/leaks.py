@@ -24,8 +24,7 @@ def find_leaks(rows: pd.DataFrame, hashes: Sequence[int | None], bits: int) -> d
     """Find images that look alike, or have equal bytes.
 
     Args:
-        rows: `name`, `label`, `digest` (text, empty if unreadable), `manifest` and `held_out` (bool), one row
-            per image, indexed by 0..N-1.
+        rows: `name`, `label`, `digest` (empty if unreadable), `manifest` and `held_out`, indexed by 0..N-1.
         hashes: perceptual hash of each row, or None.
         bits: largest distance of images that look alike.
 

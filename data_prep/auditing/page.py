@@ -28,7 +28,7 @@ def verdict_line(result: dict) -> str:
     interval = f"AUC {baseline['auc']:.3f} (95 %: {baseline['low']:.3f} to {baseline['high']:.3f})"
     line = f"{_TITLES[baseline['verdict']]} Pixel-free {interval}"
     if baseline["verdict"] in ("shortcut", "possible"):
-        alone = {one["feature"]: one["auc_alone"] for one in baseline["features"]}
+        alone = {row["feature"]: row["auc_alone"] for row in baseline["features"]}
         line += ", carried by " + ", ".join(f"{name} ({alone[name]:.2f})" for name in baseline["telling"])
     return line
 
@@ -54,40 +54,36 @@ def table(rows: list[dict], columns: list[str]) -> str:
 
 
 def save_plots(result: dict, table: pd.DataFrame, path: Path) -> None:
-    """Draw the page of plots as a PNG.
-
-    Args:
-        table: features and `label` of the labeled images.
-    """
+    """Draw the page of plots as a PNG; `table` has features and `label` of the labeled images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    sources = [one for one in result["baseline"]["sources"] if one["auc"] is not None]
-    sources = sorted(sources, key=lambda one: one["auc"])[-30:]
+    sources = [row for row in result["baseline"]["sources"] if row["auc"] is not None]
+    sources = sorted(sources, key=lambda row: row["auc"])[-30:]
     figure = Figure(figsize=(15, 17), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(verdict_line(result).replace(" Pixel-free", "\nPixel-free"), fontsize=13)
     axes = figure.subplots(4, 2).ravel()
     sides = {"real": table[table["label"] == 0], "AI": table[table["label"] == 1]}
-    panels = (
-        ("width", "width in px", True),
-        ("height", "height in px", True),
-        ("aspect", "width / height", True),
-        ("bytes_per_pixel", "bytes per pixel", True),
-        ("jpeg_quality", "JPEG quality (estimated; JPEGs only)", False),
-    )
-    for axis, (name, title, is_log) in zip(axes[: len(panels)], panels, strict=True):
-        _histogram(axis, {side: rows[name] for side, rows in sides.items()}, title, is_log)
+    panels = {"width": "width in px", "height": "height in px", "aspect": "width / height"}
+    panels |= {"bytes_per_pixel": "bytes per pixel", "jpeg_quality": "JPEG quality (estimated; JPEGs only)"}
+    for axis, (name, title) in zip(axes[: len(panels)], panels.items(), strict=True):
+        values = {side: rows[name].dropna() for side, rows in sides.items()}
+        _histogram(axis, values, title, is_log=name != "jpeg_quality")
     _containers(axes[5], sides)
-    _bars(axes[6], result["baseline"]["features"])
+    alone = {row["feature"]: row["auc_alone"] - 0.5 for row in reversed(result["baseline"]["features"])}
+    axes[6].barh(list(alone), list(alone.values()), left=0.5)
+    axes[6].set_xlim(0.4, 1)
+    axes[6].set_title("AUC by one feature alone (dotted: warning threshold)")
     _intervals(axes[7], sources, result["baseline"]["auc"])
-    with atomic.replace_file(path) as beside:
-        # No version in the file, so that the same plots have the same bytes.
-        figure.savefig(beside, format="png", dpi=80, metadata={"Software": None})
+    for axis in axes[6:]:
+        axis.axvline(WARN_ABOVE, color="black", linestyle=":")
+    with atomic.replace_file(path) as temporary:
+        # Without matplotlib's version, so that the same plots have the same bytes.
+        figure.savefig(temporary, format="png", dpi=80, metadata={"Software": None})
 
 
 def _histogram(axis, sides: dict[str, pd.Series], title: str, is_log: bool) -> None:
-    sides = {side: values.dropna() for side, values in sides.items()}
     together = pd.concat(sides.values())
     axis.set_title(title)
     axis.set_ylabel("share of the class's images")
@@ -129,25 +125,16 @@ def _containers(axis, sides: dict[str, pd.DataFrame]) -> None:
     axis.legend(loc="lower right")
 
 
-def _bars(axis, features: list[dict]) -> None:
-    features = features[::-1]
-    axis.barh([one["feature"] for one in features], [one["auc_alone"] - 0.5 for one in features], left=0.5)
-    axis.axvline(WARN_ABOVE, color="black", linestyle=":")
-    axis.set_xlim(0.4, 1)
-    axis.set_title("AUC by one feature alone (dotted: warning threshold)")
-
-
 def _intervals(axis, sources: list[dict], overall: float | None) -> None:
-    names = [f"{one['source'][:32]} ({one['real'] + one['ai']})" for one in sources]
-    auc = np.array([one["auc"] for one in sources])
-    spread = [[one["auc"] - one["low"] for one in sources], [one["high"] - one["auc"] for one in sources]]
+    names = [f"{row['source'][:32]} ({row['real'] + row['ai']})" for row in sources]
+    auc, low, high = (np.array([row[key] for row in sources]) for key in ("auc", "low", "high"))
     if sources:
-        axis.errorbar(auc, np.arange(len(names)), xerr=np.maximum(spread, 0), fmt="o", capsize=3)
+        spread = np.maximum([auc - low, high - auc], 0)
+        axis.errorbar(auc, np.arange(len(names)), xerr=spread, fmt="o", capsize=3)
     axis.set_yticks(np.arange(len(names)), names)
     if overall is not None:
-        axis.axvline(overall, color="grey", label=f"all images: {overall:.3f}")
+        axis.axvline(overall, color="gray", label=f"all images: {overall:.3f}")
         axis.legend(loc="lower left")
-    axis.axvline(WARN_ABOVE, color="black", linestyle=":")
     axis.set_xlim(0, 1.02)
     axis.set_title("pixel-free AUC by source, 95 % interval")
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.model_selection import StratifiedGroupKFold
 
 from data_prep.auditing.features import CATEGORICAL, FEATURES, codes
+from featdistill.evaluation.metrics import roc_auc
 
 FOLDS = 5
 # Above it, with the whole interval, the files tell so much that an AUC on these data means little by itself.
@@ -23,23 +26,17 @@ _ROUNDS, _ROUNDS_ALONE, _LEAVES, _LEAVES_ALONE = 100, 40, 15, 6
 
 @dataclass
 class Baseline:
-    """Results of the pixel-free classifier.
+    """Results of the pixel-free classifier."""
 
-    Attributes:
-        auc, low, high: over all labeled images, with the 95 % interval; None if `undefined` has a reason.
-        images, groups: numbers of them.
-        sources: one dict per source: `source`, `real`, `ai`, `against`, `auc`, `low`, `high`.
-        features: one dict per feature, the most telling first: `feature`; `auc_alone`, the AUC of trees that
-            see only this feature; `auc_lost`, the loss of the overall AUC when its values are shuffled.
-    """
-
-    auc: float | None = None
-    low: float | None = None
+    auc: float | None = None  # over all labeled images
+    low: float | None = None  # of the 95 % interval
     high: float | None = None
-    undefined: str = ""
+    undefined: str = ""  # why there is no AUC
     images: int = 0
     groups: int = 0
-    sources: list[dict] = field(default_factory=list)
+    sources: list[dict] = field(default_factory=list)  # source, real, ai, against, auc, low, high
+    # The most telling first: feature; auc_alone, of trees that see only this feature; auc_lost, the loss of
+    # the overall AUC when its values are shuffled.
     features: list[dict] = field(default_factory=list)
 
     def verdict(self) -> str:
@@ -70,7 +67,10 @@ def measure_baseline(table: pd.DataFrame, seed: int = 0) -> Baseline:
     if folds < 2:
         result.undefined = "it needs real and AI-generated images, each in at least two groups"
         return result
-    fold = _folds(label, group, folds, seed)
+    fold = np.zeros(len(label), dtype=np.int64)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for number, (_, held) in enumerate(splitter.split(label, label, group)):
+        fold[held] = number
     if any(len(np.unique(label[fold != number])) < 2 for number in range(folds)):
         result.undefined = "the groups cannot be divided into parts that hold both labels"
         return result
@@ -89,13 +89,6 @@ def measure_baseline(table: pd.DataFrame, seed: int = 0) -> Baseline:
     result.sources = _per_source(table["source"].to_numpy(dtype=object), label, score, group, seed)
     result.auc, result.low, result.high = map(_4, auc)
     return result
-
-
-def roc_auc(label: np.ndarray, score: np.ndarray) -> float | None:
-    # Imported late, since scikit-learn takes a while to import.
-    from featdistill.evaluation import metrics
-
-    return metrics.roc_auc(label, score)
 
 
 def auc_interval(
@@ -125,16 +118,6 @@ def auc_interval(
     return auc, float(low), float(high)
 
 
-def _folds(label: np.ndarray, group: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    fold = np.zeros(len(label), dtype=np.int64)
-    for number, (_, held) in enumerate(splitter.split(label, label, group)):
-        fold[held] = number
-    return fold
-
-
 def _score(
     columns: dict[str, np.ndarray],
     names: list[str],
@@ -144,8 +127,6 @@ def _score(
     shuffle: bool = False,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Score each image by trees trained without its fold; with `shuffle`, also with each feature shuffled."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
     score = np.full(len(label), 0.5)
     shuffled = {name: np.full(len(label), 0.5) for name in names} if shuffle else {}
     if not names:

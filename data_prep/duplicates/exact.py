@@ -100,11 +100,7 @@ def _divide(
     faults: dict[str, str],
     title: str = "",
 ) -> list[list[_Image]]:
-    """Divide each set by a key; drop single images and those that cannot be read.
-
-    Args:
-        title: of the progress bar; none is shown without a title.
-    """
+    """Divide each set by a key; drop single images and broken ones. `title` is that of a progress bar."""
     sets = list(sets)
     divided = []
     with command_line.progress(sum(map(len, sets)), title, show=bool(sets and title)) as bar:

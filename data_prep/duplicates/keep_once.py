@@ -19,15 +19,9 @@ Dropped = tuple[str, str, str]
 
 
 def drop_equal(rows: pd.DataFrame, sets: Iterable[Sequence[int]], dropped: list[Dropped]) -> pd.DataFrame:
-    """Keep one row of each set: the first that has a label, or the first.
+    """Keep one row of each set of equal images: the first that has a label, or the first.
 
-    Args:
-        rows: a manifest; its index is not changed.
-        sets: index labels of rows whose images are equal.
-        dropped: extended by the dropped rows.
-
-    Raises:
-        UserError: equal images have two labels.
+    Two labels are a `UserError`. `sets` are labels of the rows' index, which stays; `dropped` is extended.
     """
     label = rows["label"].astype("object").where(rows["label"].notna(), None)
     copies = []
@@ -48,12 +42,8 @@ def drop_equal(rows: pd.DataFrame, sets: Iterable[Sequence[int]], dropped: list[
 def drop_near(rows: pd.DataFrame, pairs: np.ndarray, dropped: list[Dropped]) -> pd.DataFrame:
     """Drop each row that looks like an earlier row that stays and has the same label and generator.
 
-    An original and its edit, or edits of one original by two methods, both stay.
-
-    Args:
-        rows: a manifest, indexed by 0..N-1.
-        pairs: (M, 3) from `near.near_pairs`.
-        dropped: extended by the dropped rows.
+    An original and its edit, or edits of one original by two methods, both stay. `rows` are indexed by
+    0..N-1, `pairs` are those of `near_pairs`, and `dropped` is extended.
     """
     kind = rows["label"].astype("string").fillna("") + ":" + rows["generator"]
     kind = kind.to_numpy(dtype=object)
@@ -68,15 +58,9 @@ def drop_near(rows: pd.DataFrame, pairs: np.ndarray, dropped: list[Dropped]) -> 
 def drop_across(
     training: pd.DataFrame, held: pd.DataFrame, hashes: pd.Series, bits: int, dropped: list[Dropped]
 ) -> pd.DataFrame:
-    """Drop the training rows that look like a held-out one, whatever their labels.
+    """Drop the training rows within `bits` of a held-out one, whatever their labels, and extend `dropped`.
 
-    Args:
-        hashes: perceptual hashes, or None, by image name.
-        bits: largest distance of near-duplicates.
-        dropped: extended by the dropped rows.
-
-    Raises:
-        UserError: no training row stays.
+    `hashes` are the perceptual hashes, or None, by image name.
     """
     names = [*training["name"], *held["name"]]
     copy_of: dict[int, int] = {}
@@ -90,12 +74,7 @@ def drop_across(
 
 
 def drop_broken(rows: pd.DataFrame, broken: dict[int, str], faults: list[tuple[str, str]]) -> pd.DataFrame:
-    """Drop rows that cannot be read.
-
-    Args:
-        broken: reasons by index label.
-        faults: extended by their names and reasons.
-    """
+    """Drop the rows in `broken`, reasons by index label, and extend `faults` by their names and reasons."""
     labels = [row for row in sorted(broken) if row in rows.index]
     faults += [(rows.at[row, "name"], broken[row]) for row in labels]
     return rows.drop(index=labels)

@@ -55,12 +55,7 @@ def perceptual_hash(small: np.ndarray) -> int | None:
 
 
 def hash_images(locations: list[str], workers: int) -> tuple[list[int | None], dict[int, str]]:
-    """Hash every image.
-
-    Returns:
-        The hashes, None for images that are flat or cannot be read; reasons by position, for images that
-        cannot be read.
-    """
+    """Return the hashes, None for flat or broken images, and reasons by position for the broken ones."""
     results = map_in_order(_hash_one, locations, workers, "hash")
     faults = {position: fault for position, (_, fault) in enumerate(results) if fault}
     return [hashed for hashed, _ in results], faults

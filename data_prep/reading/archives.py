@@ -17,17 +17,11 @@ from featdistill.images.archives import ARCHIVE_SEPARATOR, ARCHIVE_SUFFIXES, Arc
 
 @dataclass(frozen=True)
 class Container:
-    """A zip or tar archive or a folder.
+    """A zip or tar archive or a folder."""
 
-    Attributes:
-        path: absolute path of the archive or folder.
-        is_archive: whether it is an archive.
-        files: names of its files, relative to it, with parts joined by `/`; hidden files are left out.
-    """
-
-    path: str
+    path: str  # absolute
     is_archive: bool
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # relative to it, with parts joined by `/`; hidden files are left out
 
     def location(self, file: str) -> str:
         """Return what a manifest calls a file of this container."""
@@ -36,10 +30,6 @@ class Container:
     def images(self) -> list[str]:
         """Return the files with the suffix of an image."""
         return [file for file in self.files if file.lower().endswith(image_io.IMAGE_SUFFIXES)]
-
-    def named(self, name: str) -> list[str]:
-        """Return the files with this name, in any folder."""
-        return [file for file in self.files if file.rpartition("/")[2] == name]
 
 
 @dataclass(frozen=True)
@@ -75,8 +65,7 @@ def open_archive(path: str | Path) -> Container:
     """List a zip archive or an uncompressed tar; the index of a tar is stored next to it.
 
     Raises:
-        UserError: it is damaged or compressed as a whole, or a member is encrypted, is a link or a device,
-            leads out of the archive or has control characters in its name.
+        UserError: it is damaged, compressed as a whole, or has a member that is a risk; see above.
     """
     path = _usable(path)
     try:
@@ -97,11 +86,7 @@ def open_archive(path: str | Path) -> Container:
 
 
 def open_folder(path: str | Path) -> Container:
-    """List the files in a folder and below; linked folders are followed, hidden files are left out.
-
-    Raises:
-        UserError: a folder cannot be listed, or the name of a file cannot be used in a manifest.
-    """
+    """List the files in a folder and below; linked folders are followed, hidden files are left out."""
     path = _usable(path)
     try:
         files = tuple(_files_below(path, "", (os.path.realpath(path),)))

@@ -29,15 +29,10 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image in a tree of folders and archives.
+    """An image in a tree of folders and archives."""
 
-    Attributes:
-        location: for the manifest's column `image`.
-        path: below the root, with parts joined by `/`; an archive is a folder with its name.
-    """
-
-    location: str
-    path: str
+    location: str  # for the manifest's column `image`
+    path: str  # below the root, with parts joined by `/`; an archive is a folder with its name
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -78,14 +73,11 @@ def find_images(root: str | Path) -> list[ImageFile]:
 
 
 def one_on_path(file: ImageFile, known: Mapping[str, Value], what: str) -> tuple[int, Value]:
-    """Find the first folder on a path whose whole name is known, in any case.
+    """Return position and value of the first folder on a path whose whole name is known, in any case.
 
     Args:
         known: values by case-folded folder name.
         what: what these folders are, for the error.
-
-    Returns:
-        Its position in `file.folders` and its value.
 
     Raises:
         UserError: no folder on the path is known, or two are and have different values.
@@ -104,11 +96,7 @@ def one_on_path(file: ImageFile, known: Mapping[str, Value], what: str) -> tuple
 
 
 def nothing_else(file: ImageFile, known: Iterable[str], start: int = 0) -> None:
-    """Check that all folders on a path, from a position on, are known by their whole name, in any case.
-
-    Raises:
-        UserError: one is not; it is named.
-    """
+    """Raise a `UserError` unless all folders from a position on are known by whole name, in any case."""
     known = set(known)
     for name in file.folders[start:]:
         if name.casefold() not in known:
@@ -133,9 +121,9 @@ def set_class_label(
 
 
 def read_rows(files: list[ImageFile], row: Callable[[ImageFile], dict[str, object]]) -> dict[str, list]:
-    """Return the columns of a manifest: image, name, group (the file's stem) and the cells that `row` adds.
+    """Return the columns of a manifest: image, name, group (the file's stem), and the cells from `row`.
 
-    Names are those of the files where these are unique, and paths elsewhere.
+    Names are those of the files if these are unique, and otherwise paths.
     """
     cells = [row(file) for file in files]
     names = pd.Series([file.path.rpartition("/")[2] for file in files], dtype="object")

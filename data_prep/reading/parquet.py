@@ -39,13 +39,7 @@ class Part:
 def find_parts(root: str | Path, split: str = "") -> list[Part]:
     """Return the parquet files below a folder, or the one file given, ordered by path.
 
-    Missing ones of numbered parts are reported; the others are used.
-
-    Args:
-        split: only the parts of this split; empty for all.
-
-    Raises:
-        UserError: there are none, or none of that split.
+    Missing ones of numbered parts are reported. With `split`, only the parts of that split are returned.
     """
     if Path(root).is_file():
         folder, files = archives.open_folder(Path(root).parent), [Path(root).name]
@@ -70,15 +64,12 @@ def read_rows(
     columns: Sequence[str],
     row: Callable[[dict[str, Any]], dict[str, object]],
 ) -> dict[str, list]:
-    """Read parts into the columns of a manifest.
+    """Read parts into the columns of a manifest: `image`, `name` and those of `row`.
 
     Args:
         image_column: path of the column that holds the bytes of the images, as in `Image.bytes`.
         columns: the ones that `row` needs.
         row: returns the manifest's cells for the values of a row; a `ValueError` says what is wrong in it.
-
-    Returns:
-        Columns for `manifest.make_manifest`: `image`, `name` and those of `row`.
 
     Raises:
         UserError: a file is damaged or lacks a column, a row is wrong, or there are no rows.
@@ -103,11 +94,7 @@ def read_rows(
 
 
 def text_of(value: Any, column: str) -> str:
-    """Return the text of a cell, or an empty text for an empty cell.
-
-    Raises:
-        ValueError: it is not text.
-    """
+    """Return the text of a cell, "" for an empty one; raise a `ValueError` if it is not text."""
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{column} is {value!r}, which is not text")
     return (value or "").strip()

@@ -1,7 +1,7 @@
 """A simulated camera for the demo data: optics, Bayer mosaic, noise, demosaicing, development.
 
-What a real sensor leaves behind, and what a generator does not: two of three colour samples of every pixel
-are interpolated from a mosaic of period 2, after the noise has been added, so that neighbouring pixels and
+It leaves the trace of a real sensor, which a generator does not: two of three color samples of every pixel
+are interpolated from a mosaic of period 2, after the noise has been added, so that neighboring pixels and
 their noise are correlated with that period.
 """
 
@@ -17,25 +17,15 @@ _SENSOR_WHITE = 65535
 
 @dataclass(frozen=True)
 class Look:
-    """How a scene is rendered into a picture, whoever makes it: drawn in the same way for both classes.
+    """How a scene is rendered into a picture; drawn alike for both classes."""
 
-    Attributes:
-        focus_sigma_px: blur of the optics.
-        exposure: factor on the radiance; 1 puts the 99th percentile at white.
-        tint: factors on R, G and B that remain after white balance.
-        gamma: exponent of the display curve (1 / 2.2 is sRGB's).
-        contrast: strength of the S-curve, 0 none.
-        vignette: loss of light in the corners.
-        quality_0_100: JPEG quality of the first saved file.
-    """
-
-    focus_sigma_px: float
-    exposure: float
-    tint: tuple[float, float, float]
-    gamma: float
-    contrast: float
-    vignette: float
-    quality_0_100: int
+    focus_sigma_px: float  # blur of the optics
+    exposure: float  # factor on the radiance; 1 puts the 99th percentile at white
+    tint: tuple[float, float, float]  # factors on R, G and B that remain after white balance
+    gamma: float  # exponent of the display curve (1 / 2.2 is sRGB's)
+    contrast: float  # strength of the S-curve, 0 for none
+    vignette: float  # loss of light in the corners
+    quality_0_100: int  # of the first JPEG
 
 
 def draw_look(rng: np.random.Generator) -> Look:
@@ -52,7 +42,7 @@ def draw_look(rng: np.random.Generator) -> Look:
 
 
 def expose(radiance: np.ndarray, look: Look) -> np.ndarray:
-    """Return the light that falls on the image plane, (H, W, 3) float32, 1.0 is white, not clipped."""
+    """Return the light on the image plane, (H, W, 3) float32; 1.0 is white, values are not clipped."""
     height, width = radiance.shape[:2]
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
     falloff = (1 - look.vignette * (x**2 + y**2) / 2).astype(np.float32)
@@ -68,15 +58,12 @@ def develop(light: np.ndarray, look: Look) -> np.ndarray:
 
 
 def photograph(light: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
-    """Take a picture of the light on the image plane with a camera drawn at random.
-
-    Args:
-        light: (H, W, 3) float32, what `expose` returns.
+    """Take a picture of the light from `expose` with a random camera.
 
     Returns:
         (H, W, 3) float32 in [0, 1], the developed picture before it is saved.
     """
-    # Sensor sensitivities that daylight white balance makes up for: red and blue come in weaker than green.
+    # Sensitivities that white balance compensates: sensors record red and blue weaker than green.
     gains = np.float32([rng.uniform(1.5, 2.2), 1.0, rng.uniform(1.4, 2.0)])
     electrons_at_white = np.exp(rng.uniform(np.log(3000), np.log(20000)))
     read_noise_electrons = rng.uniform(2, 6)
@@ -87,7 +74,7 @@ def photograph(light: np.ndarray, look: Look, rng: np.random.Generator) -> np.nd
 
 
 def mosaic(light: np.ndarray) -> np.ndarray:
-    """Keep one colour a pixel, RGGB from the upper left corner; (H, W, 3) in, (H, W) out."""
+    """Keep one color per pixel, RGGB from the upper left corner; (H, W, 3) in, (H, W) out."""
     raw = light[..., 1].copy()
     raw[0::2, 0::2] = light[0::2, 0::2, 0]
     raw[1::2, 1::2] = light[1::2, 1::2, 2]
@@ -105,7 +92,7 @@ def add_sensor_noise(
 
 
 def demosaic(raw: np.ndarray, edge_aware: bool) -> np.ndarray:
-    """Fill in the missing colours, bilinearly or along edges; (H, W) in [0, 1] in, (H, W, 3) out."""
+    """Fill in the missing colors, bilinearly or along edges; (H, W) in [0, 1] in, (H, W, 3) out."""
     # OpenCV names a pattern by the second row's second and third pixel: BG is RGGB.
     code = cv2.COLOR_BayerBG2BGR_EA if edge_aware else cv2.COLOR_BayerBG2BGR
     samples = np.rint(raw * _SENSOR_WHITE).astype(np.uint16)

@@ -1,9 +1,8 @@
 """Simulated image generators for the demo data.
 
-Each takes the picture that a scene would give (noise-free, no camera) and returns it as a generator of its
-kind would have made it: rebuilt from less than was there, by an operation that real generators contain. None
-of them is a model of a real generator: their traces are related in kind (up-sampling lattices, checkerboards,
-lost and invented detail).
+Each gets the ideal picture of a scene (without noise or camera) and rebuilds it from reduced information, by
+an operation that real generators contain. None of them models a real generator; their traces are of the same
+kinds (up-sampling lattices, checkerboards, lost and invented detail).
 """
 
 from collections.abc import Callable
@@ -14,11 +13,11 @@ import numpy as np
 
 from data_prep.synthetic.camera import Look, develop, encode_jpeg
 
-# Share of the coarser detail band that a decoder gets right; the rest is lost.
+# Share of the coarser detail band that a decoder recovers; the rest is lost.
 _BAND_GAIN = 0.7
-# Unequal overlap of a stride-2 kernel of 3 taps: its centre tap is this much above balance.
+# Unequal overlap of a stride-2 kernel of 3 taps: excess of its center tap.
 _CHECKERBOARD = 0.05
-# Deviation of a sub-pixel filter's taps from those of exact interpolation.
+# Standard deviation of a sub-pixel filter's taps around those of exact interpolation.
 _SUB_PIXEL_ERROR = 0.018
 _PATCH_PX = 8
 _PATCH_COMPONENTS = 15
@@ -28,68 +27,31 @@ _CODES = 160
 
 @dataclass(frozen=True)
 class Codebooks:
-    """What the two learned generators have learned.
+    """Parameters of the two learned generators, all float32."""
 
-    Attributes:
-        patch_mean: (192,) float32, mean of the flattened 8 x 8 x 3 patches.
-        patch_basis: (components, 192) float32, orthonormal rows.
-        codes: (codes, 48) float32, 4 x 4 x 3 patches of detail.
-    """
-
-    patch_mean: np.ndarray
-    patch_basis: np.ndarray
-    codes: np.ndarray
+    patch_mean: np.ndarray  # (192,), mean of the flattened 8 x 8 x 3 patches
+    patch_basis: np.ndarray  # (components, 192), orthonormal rows
+    codes: np.ndarray  # (codes, 48), 4 x 4 x 3 patches of detail
 
 
 Generator = Callable[[np.ndarray, np.random.Generator, Codebooks], np.ndarray]
-GENERATORS: dict[str, Generator] = {}
 Doubling = Callable[[np.ndarray], np.ndarray]
 
 
-def _register(function: Generator) -> Generator:
-    GENERATORS[function.__name__] = function
-    return function
-
-
 def fit_codebooks(pictures: list[np.ndarray], rng: np.random.Generator) -> Codebooks:
-    """Fit the patch basis (principal components) and draw the detail codes from pictures.
-
-    Args:
-        pictures: (H, W, 3) float32 in [0, 1] each.
-    """
+    """Fit the patch basis (principal components) and draw the detail codes from (H, W, 3) pictures."""
     patches = np.concatenate([_to_patches(_crop_to(picture, _PATCH_PX), _PATCH_PX) for picture in pictures])
     mean = patches.mean(axis=0)
     covariance = np.cov(patches.astype(np.float64), rowvar=False)
     basis = np.linalg.eigh(covariance)[1][:, ::-1][:, :_PATCH_COMPONENTS].T
-    detail = [
-        picture - _up_linear(_up_linear(_halve(_halve(picture))))
-        for picture in (_crop_to(p, 4) for p in pictures)
-    ]
+    cropped = [_crop_to(picture, 4) for picture in pictures]
+    detail = [picture - _up_linear(_up_linear(_halve(_halve(picture)))) for picture in cropped]
     samples = np.concatenate([_to_patches(_crop_to(band, _CODE_PX), _CODE_PX) for band in detail])
     codes = samples[rng.permutation(len(samples))[: _CODES * 16]]
     codes = codes[np.argsort(-np.square(codes).sum(axis=1), kind="stable")][::16]
     return Codebooks(mean, basis.astype(np.float32), codes)
 
 
-@_register
-def nearest(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
-    """Decode by repeating pixels and a smoothing 3 x 3 convolution, twice."""
-    return _decode(picture, _up_nearest, _up_nearest)
-
-
-@_register
-def bilinear(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
-    """Decode by bilinear up-sampling, twice."""
-    return _decode(picture, _up_linear, _up_linear)
-
-
-@_register
-def transposed_conv(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
-    """Decode by transposed convolutions with unequal overlap: a checkerboard of periods 2 and 4."""
-    return _decode(picture, _up_transposed, _up_transposed)
-
-
-@_register
 def patch_autoencoder(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
     """Rebuild overlapping 8 x 8 patches from a few principal components and average the overlaps."""
     half = _PATCH_PX // 2
@@ -107,7 +69,6 @@ def patch_autoencoder(picture: np.ndarray, rng: np.random.Generator, codebooks: 
     return (total / weight)[half:-half, half:-half]
 
 
-@_register
 def vector_quantised(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
     """Replace the detail of each 4 x 4 patch by the nearest of a few codes."""
     base = _up_linear(_up_linear(_halve(_halve(picture))))
@@ -117,20 +78,12 @@ def vector_quantised(picture: np.ndarray, rng: np.random.Generator, codebooks: C
     return base + _from_patches(codes[distance.argmin(axis=1)], *picture.shape[:2], _CODE_PX)
 
 
-@_register
 def denoiser(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
-    """Smooth away the texture and keep the edges, as the last step of a diffusion sampler does."""
+    """Remove the texture and keep the edges, like the last step of a diffusion sampler."""
     smooth = cv2.bilateralFilter(picture, 7, rng.uniform(0.12, 0.2), 2.0)
     return cv2.bilateralFilter(smooth, 5, 0.08, 1.5)
 
 
-@_register
-def pixel_shuffle(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
-    """Decode by sub-pixel convolutions, twice."""
-    return _decode(picture, _up_sub_pixel, _up_sub_pixel)
-
-
-@_register
 def bicubic_sharpen(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
     """Up-sample bicubically by 3 and sharpen: a super-resolution stage."""
     height, width = picture.shape[:2]
@@ -139,7 +92,6 @@ def bicubic_sharpen(picture: np.ndarray, rng: np.random.Generator, codebooks: Co
     return large + rng.uniform(0.8, 1.3) * (large - cv2.GaussianBlur(large, (0, 0), 1.5))
 
 
-@_register
 def spectral_peaks(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
     """Decode bilinearly and leave a faint lattice: peaks of the spectrum at periods 4 and 8."""
     height, width = picture.shape[:2]
@@ -150,44 +102,35 @@ def spectral_peaks(picture: np.ndarray, rng: np.random.Generator, codebooks: Cod
     )
 
 
-@_register
 def renoised(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
-    """Add noise and take it away again, with less of it each time: the loop of a diffusion sampler."""
+    """Add noise and remove it again, with less noise each time, like the loop of a diffusion sampler."""
     for deviation in (0.08, 0.06, 0.04, 0.02):
         noisy = picture + deviation * rng.standard_normal(picture.shape, dtype=np.float32)
         picture = cv2.bilateralFilter(noisy, 7, 4 * deviation, 1.5)
     return picture
 
 
-@_register
 def token_blocks(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
-    """Keep the low frequencies of each 16 x 16 token and miss its mean by a little: faint seams."""
-    side, kept = 16, 7
+    """Keep the low frequencies of each 16 x 16 token and shift its mean slightly: faint seams."""
+    side, frequencies = 16, 7
     order = np.arange(side)
     cosines = np.cos(np.pi * (order[None, :] + 0.5) * order[:, None] / side) * np.sqrt(2 / side)
     cosines[0] /= np.sqrt(2)
-    project = (cosines[:kept].T @ cosines[:kept]).astype(np.float32)
+    project = (cosines[:frequencies].T @ cosines[:frequencies]).astype(np.float32)
     rows, columns = picture.shape[0] // side, picture.shape[1] // side
     tokens = picture.reshape(rows, side, columns, side, 3)
     rebuilt = np.einsum("yi,risjc,jx->rysxc", project, tokens, project, optimize=True)
-    miss = rng.normal(0, 0.012, (rows, 1, columns, 1, 1)).astype(np.float32)
-    return (rebuilt + miss).reshape(picture.shape)
+    shift = rng.normal(0, 0.012, (rows, 1, columns, 1, 1)).astype(np.float32)
+    return (rebuilt + shift).reshape(picture.shape)
 
 
-@_register
 def wavelet_shrunk(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
-    """Shrink the two finest Haar bands towards 0: small detail goes, in blocks of 2 and 4."""
+    """Shrink the two finest Haar bands towards 0: small detail vanishes, in blocks of 2 and 4."""
     half, quarter = _halve(picture), _halve(_halve(picture))
     coarse = quarter.repeat(2, axis=0).repeat(2, axis=1)
     half = coarse + _shrink(half - coarse, 0.015)
     fine = half.repeat(2, axis=0).repeat(2, axis=1)
     return fine + _shrink(picture - _halve(picture).repeat(2, axis=0).repeat(2, axis=1), 0.06)
-
-
-@_register
-def cascade(picture: np.ndarray, rng: np.random.Generator, codebooks: Codebooks) -> np.ndarray:
-    """Decode by a transposed convolution and then a sub-pixel one, as a generator and its up-scaler do."""
-    return _decode(picture, _up_transposed, _up_sub_pixel)
 
 
 def generate(
@@ -198,13 +141,13 @@ def generate(
     rng: np.random.Generator,
     codebooks: Codebooks,
 ) -> np.ndarray:
-    """Let a generator rebuild a scene, with invented texture until its file is as large as the photograph's.
+    """Let a generator rebuild a scene, with invented texture so that its file is as large as the photo's.
 
-    Mean and contrast are the photograph's too: neither they nor the size of the file tell the classes apart.
+    Mean and contrast also match, so that neither they nor the file size tell the classes apart.
 
     Args:
         name: a key of `GENERATORS`.
-        light: (H, W, 3) float32, the scene as `demo_camera.expose` gives it; H and W are multiples of 16.
+        light: (H, W, 3) float32, the scene from `camera.expose`; H and W are multiples of 16.
         photo: (H, W, 3) float32 in [0, 1], the camera's picture of the same scene.
 
     Returns:
@@ -213,13 +156,13 @@ def generate(
     render = develop(light, look)
     picture = GENERATORS[name](render, rng, codebooks)
     texture = _invent_texture(render, rng)
-    wanted_bytes = len(encode_jpeg(photo, look.quality_0_100))
+    target_bytes = len(encode_jpeg(photo, look.quality_0_100))
     # Bisection to 0.2 % of the full range; 0.16 is more than any camera here needs.
     lowest, highest = 0.0, 0.16
     for _ in range(6):
         amount = (lowest + highest) / 2
         candidate = _match_contrast(picture + amount * texture, photo)
-        if len(encode_jpeg(candidate, look.quality_0_100)) < wanted_bytes:
+        if len(encode_jpeg(candidate, look.quality_0_100)) < target_bytes:
             lowest = amount
         else:
             highest = amount
@@ -227,18 +170,18 @@ def generate(
 
 
 def _match_contrast(picture: np.ndarray, model: np.ndarray) -> np.ndarray:
-    """Give a picture the mean and the standard deviation of another one."""
+    """Return a picture with the mean and the standard deviation of another one."""
     return (picture - picture.mean()) * (model.std() / max(float(picture.std()), 1e-6)) + model.mean()
 
 
 def _invent_texture(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return noise, (H, W, 3) float32 of deviation about 1, that is stronger where the picture has detail.
 
-    Generators do not leave out fine texture, they make it up.
+    Generators do not omit fine texture; they invent it.
     """
     height, width = picture.shape[:2]
-    grey = picture.mean(axis=2)
-    detail = np.abs(grey - cv2.GaussianBlur(grey, (0, 0), 1.0))
+    gray = picture.mean(axis=2)
+    detail = np.abs(gray - cv2.GaussianBlur(gray, (0, 0), 1.0))
     strength = cv2.GaussianBlur(detail, (0, 0), 2.0)
     strength = 0.5 + 0.5 * strength / max(float(strength.mean()), 1e-4)
     noise = 0.7 * _noise(rng, height, width) + 0.8 * _up_linear(_noise(rng, height // 2, width // 2))
@@ -273,8 +216,8 @@ def _up_nearest(small: np.ndarray) -> np.ndarray:
 
 
 def _up_transposed(small: np.ndarray) -> np.ndarray:
-    """Transposed convolution of stride 2 with 3 taps a side: even places see one tap, odd places two."""
-    # Divided by its mean gain, so that the mean of the picture stays.
+    """Transposed convolution of stride 2 with 3 taps per side: even positions see one tap, odd ones two."""
+    # Divided by its mean gain, so that the mean of the picture stays the same.
     kernel = np.float32([0.5, 1 + _CHECKERBOARD, 0.5]) / (1 + _CHECKERBOARD / 2)
     spread = np.zeros((small.shape[0] * 2, small.shape[1] * 2, 3), np.float32)
     spread[::2, ::2] = small
@@ -282,7 +225,7 @@ def _up_transposed(small: np.ndarray) -> np.ndarray:
 
 
 def _up_sub_pixel(small: np.ndarray) -> np.ndarray:
-    """Sub-pixel convolution: the four pixels of a cell have filters, and so gains, of their own."""
+    """Sub-pixel convolution: each of the four pixels of a cell has its own filter, and so its own gain."""
     fixed = np.random.default_rng(11)
     ideal = np.float32([[0.25, 0.75, 0.0], [0.0, 0.75, 0.25]])
     kernels = [
@@ -316,3 +259,20 @@ def _from_patches(patches: np.ndarray, height: int, width: int, side: int) -> np
     """Put the patches of `_to_patches` back together."""
     tiles = patches.reshape(height // side, width // side, side, side, 3).transpose(0, 2, 1, 3, 4)
     return np.ascontiguousarray(tiles).reshape(height, width, 3)
+
+
+def _decoder(first_up: Doubling, second_up: Doubling) -> Generator:
+    return lambda picture, rng, codebooks: _decode(picture, first_up, second_up)
+
+
+_OPERATIONS = (patch_autoencoder, vector_quantised, denoiser, bicubic_sharpen)
+_OPERATIONS += (spectral_peaks, renoised, token_blocks, wavelet_shrunk)
+GENERATORS: dict[str, Generator] = {operation.__name__: operation for operation in _OPERATIONS} | {
+    "nearest": _decoder(_up_nearest, _up_nearest),
+    "bilinear": _decoder(_up_linear, _up_linear),
+    # Unequal overlap: a checkerboard of periods 2 and 4.
+    "transposed_conv": _decoder(_up_transposed, _up_transposed),
+    "pixel_shuffle": _decoder(_up_sub_pixel, _up_sub_pixel),
+    # A generator and its up-scaler.
+    "cascade": _decoder(_up_transposed, _up_sub_pixel),
+}

@@ -1,8 +1,8 @@
-"""Made-up scenes with the statistics of natural pictures, for the demo data: dead leaves.
+"""Synthetic scenes with the statistics of natural pictures, for the demo data: dead leaves.
 
-A scene is a pile of opaque leaves (pebbles, petals) whose radii follow a power law with exponent -3. Such a
-pile is the simplest image model with the scale invariance, the sharp edges and the occlusions of photographs
-(Lee, Mumford and Huang, 2001). Leaves are shaded, grained at several scales, and throw short shadows.
+A scene is a pile of opaque leaves (pebbles, petals) whose radii follow a power law with exponent -3. This is
+the simplest image model with the scale invariance, the sharp edges and the occlusions of photographs (Lee,
+Mumford and Huang, 2001). Leaves are shaded, have grain at several scales, and cast short shadows.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ import numpy as np
 
 # Scenes are drawn at twice the final size and averaged down, so that edges are smooth.
 SUPERSAMPLING = 2
-# The smallest leaves' radius in the final image, a scene's own: some scenes are busy, some are calm.
+# Range of the smallest leaves' radius in the final image: some scenes are busy, some are calm.
 SMALLEST_RADIUS_PX = (1.8, 6.0)
 LARGEST_RADIUS_SHARE = 0.4
-# How often a point is covered on average; exp(-3.5) = 3 % of the ground stays in sight.
+# How often a point is covered on average; exp(-3.5) = 3 % of the ground stays visible.
 COVERAGE = 3.5
 _OUTLINE_POINTS = 20
 _GRAIN_SIDE = 256
@@ -25,23 +25,14 @@ _GRAIN_SLOPES = (0.7, 1.0, 1.4, 1.8)
 
 @dataclass(frozen=True)
 class SceneKind:
-    """What distinguishes one sort of scene from another.
+    """What distinguishes one kind of scene from another."""
 
-    Attributes:
-        hues: centres of the leaves' hues, in turns of the colour circle (0 red, 1/3 green, 2/3 blue).
-        saturation: lowest and highest HSV saturation.
-        elongation: lowest and highest ratio of the short to the long half axis.
-        pointedness: 1 draws ellipses, 2 draws leaves with two pointed ends.
-        relief: 0 shades leaves as flat cards, 1 as pebbles.
-        grain: contrast of the leaves' texture (standard deviation of log radiance).
-    """
-
-    hues: tuple[float, ...]
-    saturation: tuple[float, float]
-    elongation: tuple[float, float]
-    pointedness: float
-    relief: float
-    grain: float
+    hues: tuple[float, ...]  # centers, in turns of the color circle (0 red, 1/3 green, 2/3 blue)
+    saturation: tuple[float, float]  # range of the HSV saturation
+    elongation: tuple[float, float]  # range of the ratio of the short to the long half axis
+    pointedness: float  # 1 draws ellipses, 2 draws leaves with two pointed ends
+    relief: float  # 0 shades leaves as flat cards, 1 as pebbles
+    grain: float  # contrast of the leaves' texture (standard deviation of log radiance)
 
 
 KINDS: dict[str, SceneKind] = {
@@ -54,10 +45,7 @@ KINDS: dict[str, SceneKind] = {
 
 
 def draw_scene(rng: np.random.Generator, kind: str, height_px: int, width_px: int) -> np.ndarray:
-    """Draw one scene.
-
-    Args:
-        kind: a key of `KINDS`.
+    """Draw one scene of a kind in `KINDS`.
 
     Returns:
         (height_px, width_px, 3) float32 linear RGB radiance, not negative, 1.0 about the 99th percentile.
@@ -72,7 +60,7 @@ def draw_scene(rng: np.random.Generator, kind: str, height_px: int, width_px: in
 
 
 def _draw_leaves(rng: np.random.Generator, look: SceneKind, height: int, width: int) -> dict[str, np.ndarray]:
-    """Draw place, shape and colour of all leaves; entry 0 is the ground, entry 1 the lowest leaf."""
+    """Draw position, shape and color of all leaves; entry 0 is the ground, entry 1 the lowest leaf."""
     smallest = SUPERSAMPLING * np.exp(rng.uniform(*np.log(SMALLEST_RADIUS_PX)))
     largest = LARGEST_RADIUS_SHARE * min(height, width)
     aspect_mean = sum(look.elongation) / 2
@@ -83,7 +71,7 @@ def _draw_leaves(rng: np.random.Generator, look: SceneKind, height: int, width: 
     radius[0] = max(height, width)
     hue = rng.choice(np.array(look.hues), count) + rng.normal(0, 0.015, count)
     saturation = rng.uniform(*look.saturation, count)
-    # Albedos of natural surfaces spread over about a factor of ten, evenly on a logarithmic axis.
+    # Albedos of natural surfaces span about a factor of ten, evenly on a logarithmic axis.
     value = np.exp(rng.uniform(np.log(0.12), np.log(0.95), count))
     return {
         "x": rng.uniform(0, width, count).astype(np.float32),
@@ -126,12 +114,12 @@ def _shade(
     dy = np.arange(height, dtype=np.float32)[:, None] - leaves["y"][ids]
     along, across = dx * cos + dy * sin, dy * cos - dx * sin
 
-    # Texture lies on the leaf: it turns with it, and is cut from another place of the bank for each leaf.
+    # Texture is fixed to the leaf: it turns with it, and each leaf's is cut from another part of the bank.
     row = (along + leaves["offset"][:, 0][ids]).astype(np.int32) & (_GRAIN_SIDE - 1)
     column = (across + leaves["offset"][:, 1][ids]).astype(np.int32) & (_GRAIN_SIDE - 1)
     texture = _grain_bank()[leaves["bank"][ids], row, column] * leaves["grain"][ids]
 
-    # Half a pebble's normal: the light comes from one side and a little from the front.
+    # Half of a pebble's normal: the light comes from one side and a little from the front.
     slope_x = along / leaves["long"][ids] * cos - across / leaves["short"][ids] * sin
     slope_y = along / leaves["long"][ids] * sin + across / leaves["short"][ids] * cos
     light = rng.uniform(0, 2 * np.pi)
@@ -139,19 +127,13 @@ def _shade(
     shade = 1 + leaves["relief"][ids] * 0.75 * toward
 
     reach = int(rng.integers(2, 6))
-    # A shadow falls where the leaf next to this one, on the side of the light, lies higher.
+    # A shadow falls where the next leaf on the side of the light is higher.
     shift = np.float32([[1, 0, -reach * np.cos(light)], [0, 1, -reach * np.sin(light)]])
-    higher = cv2.warpAffine(
-        ids.astype(np.float32),
-        shift,
-        (width, height),
-        flags=cv2.INTER_NEAREST,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    options = {"flags": cv2.INTER_NEAREST, "borderMode": cv2.BORDER_REPLICATE}
+    higher = cv2.warpAffine(ids.astype(np.float32), shift, (width, height), **options)
     shadow = cv2.GaussianBlur((higher > ids).astype(np.float32), (0, 0), 0.5 * reach)
-    light_field = cv2.resize(
-        rng.normal(0, 0.35, (4, 4)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
-    )
+    coarse = rng.normal(0, 0.35, (4, 4)).astype(np.float32)
+    light_field = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     lightness = np.exp(texture + light_field) * shade * (1 - rng.uniform(0.3, 0.6) * shadow)
     return leaves["albedo"][ids] * lightness[..., None]
 
@@ -161,7 +143,7 @@ def _grain_bank() -> np.ndarray:
     """Return noise tiles, (slopes, side, side) float32, amplitude 1 / f^slope, mean 0, deviation 1."""
     rng = np.random.default_rng(20260)
     frequency = np.hypot(np.fft.fftfreq(_GRAIN_SIDE)[:, None], np.fft.rfftfreq(_GRAIN_SIDE)[None, :])
-    # Below a 24th of a cycle a pixel the texture would be shading, which is drawn apart.
+    # Below 1/24 cycle per pixel, texture would be shading, which is drawn separately.
     frequency = np.maximum(frequency, 1 / 24)
     tiles = []
     for slope in _GRAIN_SLOPES:

@@ -34,7 +34,7 @@ class ImageCopy:
 
     Args:
         out: the folder.
-        record_name: name of the JSON file with the settings, which is written last.
+        record_name: name of the JSON file with the settings.
         made_with: everything that determines the copy's bytes, as JSON values.
         suffix: of the image files.
     """
@@ -43,22 +43,19 @@ class ImageCopy:
         self.out, self.made_with, self.suffix = Path(out), made_with, suffix
         self.record = self.out / record_name
 
-    @property
-    def work(self) -> Path:
-        """The folder of unfinished work; it depends on the settings."""
+    def start(self, **results: Any) -> None:
+        """Create the folder of unfinished work, which depends on the settings and the given results."""
+        self.made_with |= results
         digest = hashlib.sha256(json.dumps(self.made_with).encode()).hexdigest()
-        return self.out / f".work-{digest[:16]}"
+        self.work = self.out / f".work-{digest[:16]}"
+        self.work.mkdir(parents=True, exist_ok=True)
 
     def path(self, row: int) -> Path:
         """Return the path of a row's image in the work folder."""
         return self.work / f"{row}{self.suffix}"
 
     def finished_status(self) -> int | None:
-        """Return the exit status of the run that finished this copy; None if there is work to do.
-
-        Raises:
-            UserError: the copy was made with different settings.
-        """
+        """Return the exit status of the run that finished this copy; None if there is work to do."""
         recorded = provenance.read_record(self.record)
         if recorded is not None:
             # Other keys are results, such as the sizes that were found.
@@ -68,32 +65,23 @@ class ImageCopy:
     def make(
         self, tasks: Sequence[tuple], make: Callable[..., bytes], workers: int, title: str
     ) -> dict[int, str]:
-        """Write `make(*task)` as the image of each row that has none yet.
-
-        Args:
-            tasks: one per row.
-            make: returns the bytes of an image file, or raises `BrokenImage`; a top-level function.
-            title: of the progress bar.
+        """Write `make(*task)`, the bytes of an image file, for each row that has none yet.
 
         Returns:
-            Reasons by row, for the images that could not be made.
+            Reasons by row, for those where `make` raised `BrokenImage`.
         """
-        self.work.mkdir(parents=True, exist_ok=True)
         rows = [row for row in range(len(tasks)) if not self.path(row).is_file()]
         jobs = [(tasks[row], self.path(row)) for row in rows]
         reasons = map_in_order(partial(_write, make), jobs, workers, title, done=len(tasks) - len(rows))
         return {row: reason for row, reason in zip(rows, reasons, strict=True) if reason is not None}
 
     def finish(self, rows: pd.DataFrame, source: pd.DataFrame, errors: dict[int, str]) -> int:
-        """Write the files of the copy and remove the work folder.
+        """Write the files of the copy, remove the work folder and return the exit status.
 
         Args:
             rows: of the copy's manifest, indexed by their row in `source`; `image` is filled in here.
             source: rows of the manifest that was copied.
             errors: reasons by row of `source`, for the images that could not be made.
-
-        Returns:
-            The exit status.
         """
         members = [f"images/{name}" for name in rows["name"]]
         files = (self.path(row).read_bytes() for row in rows.index)
@@ -118,15 +106,7 @@ def finished_status(out: Path, claimed: Claim) -> int | None:
 def write_listing(
     out: Path, rows: pd.DataFrame, members: Sequence[str], broken: Sequence[tuple[str, str]]
 ) -> int:
-    """Write the manifest of `images.zip` and the list of images that could not be read.
-
-    Args:
-        rows: one per member of the zip.
-        broken: name and reason of each image that could not be read.
-
-    Returns:
-        The exit status.
-    """
+    """Write the manifest of `images.zip` and the (name, reason) of broken images; return the exit status."""
     archive = (out / "images.zip").absolute()
     located = [f"{archive}{ARCHIVE_SEPARATOR}{member}" for member in members]
     write_manifest(rows.assign(image=located), out / "manifest.csv")
@@ -137,11 +117,7 @@ def write_listing(
 
 
 def file_names(names: Sequence[str], suffix: str) -> list[str]:
-    """Return the names of the copies: those of the images, with `suffix` instead of their extension.
-
-    Raises:
-        UserError: two names would be equal, or a name cannot be used in an archive.
-    """
+    """Return the names of the copies: those of the images, with `suffix` instead of their extension."""
     renamed = [f"{without_extension(name)}{suffix}" for name in names]
     seen: set[str] = set()
     for name in renamed:

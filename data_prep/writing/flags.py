@@ -13,6 +13,14 @@ def add_flags(parser: Parser, *names: str) -> None:
         parser.add_argument(f"--{name}", **_FLAGS[name])
 
 
+def copy_parser(name: str, description: str) -> Parser:
+    """Build the parser of a command that copies a manifest's images to a new folder."""
+    parser = Parser(prog=f"python -m data_prep.{name}", description=description)
+    parser.add_argument("manifest", metavar="MANIFEST")
+    parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the result")
+    return parser
+
+
 def existing(text: str) -> str:
     """Argparse type: the path of a file or folder that exists."""
     if not os.path.exists(text):
@@ -34,17 +42,10 @@ def csv_file(text: str) -> Path:
     return Path(text)
 
 
+_SHARE = within(0, 1, float, exclusive=True)
 _FLAGS = {
-    "limit": {
-        "type": within(1),
-        "metavar": "N",
-        "help": "keep N images, with the same proportions of labels and sources or generators",
-    },
-    "holdout": {
-        "type": within(0, 1, float, exclusive=True),
-        "metavar": "SHARE",
-        "help": "share of the images that go to a hold-out manifest instead",
-    },
+    "limit": {"type": within(1), "metavar": "N", "help": "keep N images, in the same proportions"},
+    "holdout": {"type": _SHARE, "metavar": "SHARE", "help": "share of images for a hold-out manifest"},
     "seed": {"type": within(0), "default": 0, "help": "random seed"},
     "verify": {"action": "store_true", "help": "decode every image and leave out broken ones"},
     "workers": {"type": within(1), "default": os.cpu_count() or 1, "help": "number of processes"},

@@ -18,10 +18,7 @@ _log = logging.getLogger(__name__)
 def write_manifests(frame: pd.DataFrame, args: Namespace) -> int:
     """Write a manifest to `args.out`, and with `args.holdout` the hold-out to a file next to it.
 
-    With `args.verify`, images that cannot be read are left out of both.
-
-    Returns:
-        The exit status.
+    With `args.verify`, images that cannot be read are left out of both. Returns the exit status.
     """
     held_path = args.out.with_suffix(".holdout.csv")
     frames = {args.out: frame}
@@ -39,12 +36,9 @@ def write_manifests(frame: pd.DataFrame, args: Namespace) -> int:
 
 
 def write_readable(frame: pd.DataFrame, path: Path, args: Namespace) -> int:
-    """Write a manifest; with `args.verify`, without the images that cannot be read.
+    """Write a manifest and return the number of images that cannot be read; 0 without `args.verify`.
 
-    Those are listed in `<manifest>.errors.csv` (columns name, reason).
-
-    Returns:
-        The number of images that could not be read; 0 without `args.verify`.
+    Those are left out, and listed in `<manifest>.errors.csv` (columns name, reason).
     """
     faults = unreadable_images(frame["image"].tolist(), args.workers) if args.verify else {}
     broken = frame["image"].isin(list(faults))

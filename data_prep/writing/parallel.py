@@ -28,9 +28,6 @@ def map_in_order(
         workers: number of processes; with 1, or for few items, this process does the work.
         title: of the progress bar.
         done: number of items finished earlier, which the bar counts too.
-
-    Raises:
-        UserError: a worker process died.
     """
     results = []
     tasks = -(-len(items) // _ITEMS_PER_TASK)

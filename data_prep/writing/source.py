@@ -32,35 +32,22 @@ Cells = dict[str, object]
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: where it comes from and how its images are described.
+    """A data set: where it comes from and how its images are described."""
 
-    Attributes:
-        name: value of `--preset` and of the manifest's column `source`.
-        title: what the literature calls it.
-        origin: where to get the data.
-        licence: terms, or `unknown`; the manifest's column `licence`.
-        row: returns the manifest's cells of one image, from its `ImageFile` or from the values of its row in
-            a parquet file; `generator` is cleared for real images.
-        image_column: of parquet files; the path of the column with the images' bytes, as in `Image.bytes`.
-        columns: of parquet files; the ones that `row` needs.
-        published: number of images by (generator, label), counted before duplicates are removed;
-            the generator of real images is "". None if unpublished.
-        rounding: published counts are multiples of this; a difference of half of it is ignored.
-        keep_once: whether images with equal bytes are kept once.
-        published_total: published total, where there is no finer count.
-    """
-
-    name: str
-    title: str
-    origin: str
-    licence: str
+    name: str  # value of --preset and of the manifest's column source
+    title: str  # what the literature calls it
+    origin: str  # where to get the data
+    licence: str  # terms, or `unknown`
+    # Returns the cells of one image, from its ImageFile or from the values of its row in a parquet file. The
+    # cell `generator` is cleared for real images.
     row: Callable[[Any], Cells]
-    image_column: str = ""
-    columns: tuple[str, ...] = ()
+    image_column: str = ""  # of parquet files: the column with the images' bytes, as in Image.bytes
+    columns: tuple[str, ...] = ()  # of parquet files: the ones that `row` needs
+    # Published number of images by (generator, label), "" for real images, before duplicates are removed.
     published: Mapping[tuple[str, int], int] | None = None
-    rounding: int = 1
-    keep_once: bool = False
-    published_total: int | None = None
+    published_total: int | None = None  # if no finer count is published
+    rounding: int = 1  # published counts are multiples of this; a difference of half of it is ignored
+    keep_once: bool = False  # whether images with equal bytes are kept once
 
 
 def command(*sources: Source) -> Callable[[list[str] | None], int]:
@@ -75,22 +62,13 @@ def command(*sources: Source) -> Callable[[list[str] | None], int]:
 
 
 def build_parser(prog: str, *sources: Source) -> Parser:
-    """Build the parser of a source's command.
-
-    Args:
-        prog: name of the module in `data_prep`.
-    """
+    """Build the parser of the command `python -m data_prep.<prog>`."""
     about = " ".join(f"{source.title}: from {source.origin}; terms: {source.licence}." for source in sources)
     parser = Parser(
         prog=f"python -m data_prep.{prog}",
         description=f"Write the manifest of a data set that you downloaded. {about}",
     )
-    parser.add_argument(
-        "--root",
-        type=existing,
-        required=True,
-        help="the data as downloaded: an archive, or a folder with archives or unpacked files",
-    )
+    parser.add_argument("--root", type=existing, required=True, help="archive or folder as downloaded")
     parser.add_argument("--out", type=csv_file, required=True, metavar="FILE.csv", help="the manifest")
     if len(sources) > 1:
         names = [source.name for source in sources]
@@ -106,11 +84,7 @@ def chosen(args: Namespace, *sources: Source) -> Source:
 
 
 def read(source: Source, root: str, split: str = "") -> dict[str, list]:
-    """Return the columns of a manifest for the images below `root`.
-
-    Args:
-        split: of parquet files; only its parts are read, or all where it is empty.
-    """
+    """Return the columns of a manifest for the images below `root`; of parquet files, only one split's."""
     if source.image_column:
         parts = parquet.find_parts(root, split)
         return parquet.read_rows(parts, source.image_column, source.columns, source.row)
@@ -118,13 +92,10 @@ def read(source: Source, root: str, split: str = "") -> dict[str, list]:
 
 
 def finish(columns: dict[str, list], source: Source, args: Namespace) -> int:
-    """Process the rows of a source as its flags request, and write its manifest.
+    """Process the rows of a source as its flags request, write its manifest and return the exit status.
 
     Args:
         columns: for `make_manifest`; empty cells of `source` and `licence` are filled in.
-
-    Returns:
-        The exit status: 1 if images could not be read and were left out.
 
     Raises:
         UserError: images with equal bytes have two labels, or the hold-out leaves one side empty.
@@ -151,13 +122,7 @@ def set_cells(file: files.ImageFile, name: str, class_: str, label: int) -> Cell
 def keep_once(frame: pd.DataFrame, *, must_read: bool = False) -> pd.DataFrame:
     """Remove images whose bytes equal those of an earlier row; see `duplicates.keep_once.drop_equal`.
 
-    Images that cannot be read are not compared.
-
-    Args:
-        must_read: an image that cannot be read is an error.
-
-    Raises:
-        UserError: two equal images have different labels, or an image cannot be read.
+    Images that cannot be read are not compared; with `must_read` they are an error.
     """
     sets, faults = equal_images(frame["image"].tolist())
     if must_read and faults:

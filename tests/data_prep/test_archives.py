@@ -27,7 +27,6 @@ def test_zip_and_tar_are_listed_alike(tmp_path, name):
     assert container.is_archive and container.path == str(tmp_path / name)
     assert container.files == tuple(FILES)
     assert container.images() == ["set/0_real/a.png", "set/1_fake/b.JPG"]
-    assert container.named("labels.csv") == ["set/labels.csv"]
     for file, data in FILES.items():
         assert container.location(file) == f"{tmp_path / name}::{file}"
         assert image_io.read_bytes(container.location(file)) == data

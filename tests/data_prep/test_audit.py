@@ -38,11 +38,15 @@ def run(manifests: list[str], out: Path, *flags: str) -> tuple[int, dict]:
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Few trees and no plots, where neither is what is tested."""
+def few_trees(monkeypatch):
     monkeypatch.setattr(shortcut, "_ROUNDS", 5)
     monkeypatch.setattr(shortcut, "_ROUNDS_ALONE", 3)
     monkeypatch.setattr(shortcut, "RESAMPLINGS", 50)
+
+
+@pytest.fixture
+def quick(few_trees, monkeypatch):
+    """Few trees and no plots, where neither is what is tested."""
     monkeypatch.setattr(audit_page, "save_plots", lambda *_: None)
 
 
@@ -64,7 +68,9 @@ def clean(tmp_path):
     return write_set(tmp_path / "set.csv", images, label=[0, 1] * 60, source=["s", "s", "t", "t"] * 30)
 
 
-def test_files_that_tell_the_label_are_found_and_what_tells_it_is_named(confounded, tmp_path, capsys):
+def test_files_that_tell_the_label_are_found_and_what_tells_it_is_named(
+    confounded, tmp_path, few_trees, capsys
+):
     status, found = run([confounded], tmp_path / "out")
     baseline = found["baseline"]
     assert status == 0 and baseline["auc"] > 0.95 and baseline["low"] > 0.9
@@ -265,7 +271,9 @@ def test_a_limit_takes_its_share_of_every_source_and_label():
     assert len(audit.sample(rows, 5000, 0)) == 1000
 
 
-def test_the_same_command_writes_the_same_bytes_with_any_number_of_workers(clean, tmp_path, monkeypatch):
+def test_the_same_command_writes_the_same_bytes_with_any_number_of_workers(
+    clean, tmp_path, few_trees, monkeypatch
+):
     monkeypatch.setattr("data_prep.writing.parallel._ITEMS_PER_TASK", 8)
     for folder, workers in (("a", "1"), ("b", "2")):
         audit.main([clean, "--out", str(tmp_path / folder), "--workers", workers])

@@ -93,9 +93,9 @@ def test_names_that_repeat_get_the_name_of_their_manifest_in_front(manifests, tm
     [
         (["--where", "splt=train"], r"no manifest has a column splt \(did you mean split\?\)"),
         (["--where", "split=test"], r"no row of .* is left with split=test"),
-        (["--where", "split"], "--where accepts COLUMN=VALUE, not split"),
-        (["--weight", "one=0"], "--weight accepts SOURCE=W with a positive number W, not one=0"),
-        (["--weight", "one=inf"], "--weight accepts SOURCE=W"),
+        (["--where", "split"], "argument --where: must be COLUMN=VALUE, not split"),
+        (["--weight", "one=0"], "argument --weight: must be SOURCE=W with a positive number W, not one=0"),
+        (["--weight", "one=inf"], "argument --weight: must be SOURCE=W"),
         (["--weight", "one=1", "--no-duplicates-check"], "unknown source 'one'"),
         (["--near-duplicates", "40"], "argument --near-duplicates: must be from 0 to 10"),
         (

@@ -274,7 +274,7 @@ def full_disk(monkeypatch) -> None:
 @pytest.mark.filterwarnings("ignore:Not enough free disk space")
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(server, tmp_path, monkeypatch):
     full_disk(monkeypatch)
-    with pytest.raises(UserError, match=r"too small by 8.4 kB; free some"):
+    with pytest.raises(UserError, match=r"too small by 8.4 kB; choose another"):
         fetch(tmp_path / "out")
     assert server.fetched() == [] and not (tmp_path / "out").exists()
     assert fetch(tmp_path / "out", "ntire-val", "--force") == 0

@@ -351,7 +351,7 @@ def test_an_autoencoder_that_cannot_be_had_is_one_clear_error(monkeypatch):
     with pytest.raises(UserError, match=r"turns \(1, 3, 64, 64\) into \(1, 1, 64, 64\)"):
         reconstruct(wrong_shape, [smooth_picture(0, 64, 64)], CPU)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UserError, match="needs the package diffusers, which is not installed"):
+    with pytest.raises(UserError, match="needs the package diffusers: pip install it"):
         load_autoencoder("diffusers:owner/name", CPU)
 
 
