@@ -1,1 +1,1 @@
-"""Data preparation: one module a source, each run as `python -m data_prep.<name>`."""
+"""Data preparation: one module per source, each run as `python -m data_prep.<name>`."""

@@ -65,8 +65,8 @@ def explain(arguments: list[str]) -> None:
 
 
 def fuse(arguments: list[str]) -> None:
-    """fit the weights and temperatures of an ensemble on labelled predictions"""
-    parser = Parser(description="Fit the weights and temperatures of an ensemble on labelled predictions.")
+    """fit the weights and temperatures of an ensemble on labeled predictions"""
+    parser = Parser(description="Fit the weights and temperatures of an ensemble on labeled predictions.")
     parser.add_argument(
         "--predictions", nargs="+", required=True, metavar="FILE.csv", help="files written by predict.py"
     )
@@ -86,7 +86,7 @@ def fuse(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     from featdistill.inference import fusion_fit
 
-    rows, files = fusion_fit.read_labelled(args.predictions, args.labels)
+    rows, files = fusion_fit.read_labeled(args.predictions, args.labels)
     fitted = fusion_fit.fit(rows, args.method, args.folds, args.seed)
     content = fusion_fit.report(rows, fitted, files, args.seed)
     atomic.write_json(args.out, content)

@@ -1,4 +1,4 @@
-"""Files and folders that are either there whole or not at all: written beside, then renamed into place."""
+"""Files and folders that exist completely or not at all: written under a temporary name, then renamed."""
 
 import csv
 import hashlib
@@ -15,49 +15,49 @@ from typing import Any
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
-    """Give the body a temporary path beside `path`; it becomes `path` when the body ends without an error."""
+    """Provide a temporary path next to `path`, which becomes `path` if the body ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        yield beside
-        with beside.open("rb") as written:
+        yield temporary
+        with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replace_folder(path: str | Path) -> Iterator[Path]:
-    """Like `replace_file` for a folder: an old folder is removed once the new one stands in its place."""
+    """Like `replace_file` for a folder: an old folder is removed once the new one has replaced it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    former = path.with_name(f".{path.name}.old")
-    # What a killed run left.
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.rmtree(former, ignore_errors=True)
-    beside.mkdir()
+    temporary = path.with_name(f".{path.name}.part")
+    previous = path.with_name(f".{path.name}.old")
+    # What a killed run may have left.
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
+    temporary.mkdir()
     try:
-        yield beside
+        yield temporary
         if path.exists():
-            os.replace(path, former)
+            os.replace(path, previous)
         try:
-            os.replace(beside, path)
+            os.replace(temporary, path)
         except OSError:
-            if former.exists():
-                os.replace(former, path)
+            if previous.exists():
+                os.replace(previous, path)
             raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8 with unix line ends."""
-    with replace_file(path) as beside:
-        beside.write_text(text, encoding="utf-8", newline="\n")
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:
@@ -66,7 +66,7 @@ def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence]) -> str:
-    """Return a CSV with unix line ends; a float is written with as many digits as give it back."""
+    """Return a CSV with unix line ends; floats have as many digits as it takes to restore them."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -75,12 +75,12 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence]) -> str:
 
 
 def write_zip(path: str | Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """Write a zip of uncompressed members with fixed times, so that the same members give the same bytes.
+    """Write a zip of uncompressed members with fixed times, so that the same members produce the same bytes.
 
     Args:
         members: (name in the archive, content), in the order in which they are written.
     """
-    with replace_file(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+    with replace_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members:
             # 1980 is the earliest year that a zip can hold; 3 is unix, whatever the machine.
             info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))

@@ -27,9 +27,9 @@ def messages():
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder with reference outputs and real images beside the project; skips where it is missing."""
+    """The folder with reference outputs and real images next to the project; skips where it is missing."""
     if not SHARED.is_dir():
-        pytest.skip("the folder shared/ with reference outputs is not beside the project")
+        pytest.skip("the folder shared/ with reference outputs is not next to the project")
     return SHARED
 
 
@@ -55,7 +55,7 @@ def sets(tmp_path_factory) -> list[str]:
 
 
 def set_maker(root: Path):
-    """Return a function that writes a labelled set of JPEGs and its manifest, and gives the manifest's path.
+    """Return a function that writes a labeled set of JPEGs and its manifest, and gives the manifest's path.
 
     AI images carry a checkerboard of period 2, so that an expert can learn something.
     """

@@ -20,9 +20,9 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path):
     path = tmp_path / "new" / "deep" / "a.txt"
-    with atomic.replace_file(path) as beside:
-        beside.write_text("whole")
-        assert beside.parent == path.parent and beside != path
+    with atomic.replace_file(path) as temporary:
+        temporary.write_text("whole")
+        assert temporary.parent == path.parent and temporary != path
         assert not path.exists()
     assert path.read_text() == "whole" and names(path.parent) == ["a.txt"]
 
@@ -30,8 +30,8 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path):
 def test_a_file_that_fails_leaves_the_old_one_and_nothing_beside_it(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(Stopped), atomic.replace_file(path) as beside:
-        beside.write_text("half")
+    with pytest.raises(Stopped), atomic.replace_file(path) as temporary:
+        temporary.write_text("half")
         assert path.read_text() == "old"
         raise Stopped
     assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
@@ -55,9 +55,9 @@ def test_a_body_that_writes_nothing_is_an_error_and_leaves_the_old_file(tmp_path
 def test_a_folder_is_replaced_whole(tmp_path):
     path = tmp_path / "run" / "expert"
     for generation in ("old", "new"):
-        with atomic.replace_folder(path) as beside:
-            (beside / generation).mkdir()
-            (beside / generation / "file").write_text(generation)
+        with atomic.replace_folder(path) as temporary:
+            (temporary / generation).mkdir()
+            (temporary / generation / "file").write_text(generation)
         assert names(path) == [generation] and names(path.parent) == ["expert"]
 
 
@@ -65,8 +65,8 @@ def test_a_folder_that_fails_leaves_the_old_one_and_nothing_beside_it(tmp_path):
     path = tmp_path / "expert"
     path.mkdir()
     (path / "old").touch()
-    with pytest.raises(Stopped), atomic.replace_folder(path) as beside:
-        (beside / "half").touch()
+    with pytest.raises(Stopped), atomic.replace_folder(path) as temporary:
+        (temporary / "half").touch()
         assert names(path) == ["old"]
         raise Stopped
     assert names(path) == ["old"] and names(tmp_path) == ["expert"]
@@ -84,20 +84,20 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
         rename(source, target)
 
     monkeypatch.setattr(os, "replace", refuse_the_new_one)
-    with pytest.raises(OSError, match="no space left"), atomic.replace_folder(path) as beside:
-        (beside / "new").touch()
+    with pytest.raises(OSError, match="no space left"), atomic.replace_folder(path) as temporary:
+        (temporary / "new").touch()
     assert names(path) == ["old"] and names(tmp_path) == ["expert"]
 
 
 def test_what_a_killed_run_left_of_a_folder_does_not_get_into_the_next(tmp_path):
-    with atomic.replace_folder(tmp_path / "expert") as beside:
-        (beside / "left").touch()
-        left = beside.name
-        os.rename(beside, tmp_path / "kept")
-        beside.mkdir()
+    with atomic.replace_folder(tmp_path / "expert") as temporary:
+        (temporary / "left").touch()
+        left = temporary.name
+        os.rename(temporary, tmp_path / "kept")
+        temporary.mkdir()
     (tmp_path / "kept").rename(tmp_path / left)
-    with atomic.replace_folder(tmp_path / "expert") as beside:
-        (beside / "new").touch()
+    with atomic.replace_folder(tmp_path / "expert") as temporary:
+        (temporary / "new").touch()
     assert names(tmp_path / "expert") == ["new"]
 
 

@@ -11,7 +11,7 @@ from featdistill.evaluation.breakdowns import breakdowns
 from featdistill.evaluation.experts import per_expert
 from featdistill.evaluation.intervals import auc_interval
 from featdistill.evaluation.metrics import accuracies, best_threshold, headline
-from featdistill.records.labels import count_unreadable, join, label_rows, labelled, read_labels, source_of
+from featdistill.records.labels import count_unreadable, join, label_rows, labeled, read_labels, source_of
 from featdistill.records.predictions import read_predictions
 from featdistill.records.provenance import read_record
 
@@ -147,7 +147,7 @@ def choose_threshold(chosen_on: list[str], splits: list[Split]) -> tuple[float, 
             f"the splits are {', '.join(frames)}"
         )
     else:
-        frame = labelled(*chosen_on)
+        frame = labeled(*chosen_on)
     value = best_threshold(frame["label"].to_numpy(), frame["score"].to_numpy())
     if value is None:
         raise UserError(f"--threshold-from {name}: choosing a threshold needs real and AI-generated images")

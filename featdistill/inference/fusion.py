@@ -1,7 +1,7 @@
 """Combine the logits of several experts into one score.
 
 The paper uses the plain mean of the probabilities (section 4.4, eq. 3). The mean of the logits, weights and
-temperatures are further options; `fusion_fit` fits weights and temperatures on labelled rows.
+temperatures are further options; `fusion_fit` fits weights and temperatures on labeled rows.
 """
 
 import json
@@ -102,7 +102,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 def logits_of(probability: np.ndarray) -> np.ndarray:
     """Return the logits of P(AI), float64.
 
-    The probabilities 0 and 1 count as their neighbours in float64, so that logits are in [-744.5, 36.8].
+    The probabilities 0 and 1 count as their neighbors in float64, so that logits are in [-744.5, 36.8].
     """
     inside = np.clip(probability, np.nextafter(0.0, 1.0), np.nextafter(1.0, 0.0))
     return np.log(inside) - np.log1p(-inside)

@@ -1,4 +1,4 @@
-"""Fit the weights and temperatures of an ensemble on labelled predictions.
+"""Fit the weights and temperatures of an ensemble on labeled predictions.
 
     python -m featdistill fuse --predictions val.csv --out fusion.json --method logit_mean
 
@@ -201,7 +201,7 @@ def assign_folds(rows: Labelled, folds: int, seed: int) -> np.ndarray:
         groups = len(set(rows.group[rows.label == label]))
         if groups < folds:
             raise UserError(
-                f"label {label} is in {groups} groups of the labelled rows, too few for --folds {folds}; "
+                f"label {label} is in {groups} groups of the labeled rows, too few for --folds {folds}; "
                 "use more rows, or fewer folds"
             )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
@@ -213,7 +213,7 @@ def assign_folds(rows: Labelled, folds: int, seed: int) -> np.ndarray:
     return fold
 
 
-def read_labelled(
+def read_labeled(
     predictions: Sequence[str], label_files: Sequence[str] | None
 ) -> tuple[Labelled, list[dict[str, Any]]]:
     """Read predictions of ours and the labels of their images, by name.
@@ -222,7 +222,7 @@ def read_labelled(
         label_files: one for each of `predictions`, one for all, or None for the manifests in the sidecars.
 
     Returns:
-        The labelled rows, and for each file of predictions the names and hashes of the files.
+        The labeled rows, and for each file of predictions the names and hashes of the files.
 
     Raises:
         UserError: the number of label files does not fit, the files have different experts, a column does not
@@ -236,7 +236,7 @@ def read_labelled(
     parts, files = [], []
     for number, path in enumerate(predictions):
         source = labels.source_of(path, label_files[number % len(label_files)] if label_files else None)
-        part = labels.labelled(path, source)
+        part = labels.labeled(path, source)
         parts.append(part)
         experts, first = (", ".join(frame.attrs["experts"]) for frame in (part, parts[0]))
         if set(part.attrs["experts"]) != set(parts[0].attrs["experts"]):

@@ -27,8 +27,8 @@ def texture_scores(images: Tensor, patch_px: int, score: str = "differences") ->
 
     | score | sum over the pixels and the three channels of a patch |
     |---|---|
-    | `differences` | absolute differences of neighbours: horizontal, vertical and both diagonals |
-    | `sobel` | squares of both Sobel derivatives, for pixels that have eight neighbours in the patch |
+    | `differences` | absolute differences of neighbors: horizontal, vertical and both diagonals |
+    | `sobel` | squares of both Sobel derivatives, for pixels that have eight neighbors in the patch |
     | `variance` | variance times the square of the number of pixels |
 
     `differences` is PatchCraft's measure (arXiv 2311.12397). Pixels outside the patch do not count.

@@ -127,7 +127,7 @@ def join(predictions: pd.DataFrame, labels: pd.DataFrame, rows: np.ndarray) -> p
     return frame
 
 
-def labelled(predictions: str | Path, labels: str | Path | None = None) -> pd.DataFrame:
+def labeled(predictions: str | Path, labels: str | Path | None = None) -> pd.DataFrame:
     """Join a predictions file and its labels, see `join`, for the images whose label is known.
 
     Raises:

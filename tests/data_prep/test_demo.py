@@ -72,7 +72,7 @@ def shard(folder: Path, number: int) -> tuple[list[str], list[dict[str, str]], l
 
 
 def mosaic_trace(image: np.ndarray) -> float:
-    """Log ratio of green's distance from its four neighbours' mean: measured places over interpolated ones.
+    """Log ratio of green's distance from its four neighbors' mean: measured places over interpolated ones.
 
     0 where both kinds of places are alike; above 0 where an RGGB mosaic was filled in.
     """

@@ -126,9 +126,9 @@ def test_every_split_has_its_rows_labels_and_distortions(root, tmp_path):
             assert np.array_equal(image_io.read_image(row["image"]), image_io.decode(jpeg(i)))
             wanted = distortions(i) if split in LABEL_FILES else []
             assert parse_distortions(row["distortions"]) == wanted
-        labelled = split in ("train", *LABEL_FILES)
+        labeled = split in ("train", *LABEL_FILES)
         found = rows.loc[stems(split), "label"].tolist()
-        assert found == [label(i) for i in range(count)] if labelled else rows["label"].isna().all()
+        assert found == [label(i) for i in range(count)] if labeled else rows["label"].isna().all()
 
 
 @pytest.mark.parametrize(

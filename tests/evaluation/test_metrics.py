@@ -176,8 +176,8 @@ def test_the_threshold_is_that_of_the_best_balanced_accuracy_and_lies_between_sc
     reached = [balanced(label, score, own) for own in (threshold, *candidates)]
     assert reached[0] == max(reached) and threshold not in score
     assert metrics.best_threshold([0, 1], [0.2, 0.6]) == pytest.approx(0.4)
-    neighbours = np.array([0.5, np.nextafter(0.5, 1)])
-    assert balanced(np.array([0, 1]), neighbours, metrics.best_threshold([0, 1], neighbours)) == 1
+    neighbors = np.array([0.5, np.nextafter(0.5, 1)])
+    assert balanced(np.array([0, 1]), neighbors, metrics.best_threshold([0, 1], neighbors)) == 1
     # Where every cut is worse than none, nothing is flagged, or everything.
     for labels in ([1, 0], [1, 0, 0]):
         values = np.arange(len(labels)) / 4

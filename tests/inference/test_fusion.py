@@ -24,7 +24,7 @@ def random_logits(count=200, experts=3, seed=0):
     return np.random.default_rng(seed).normal(0, 6, (experts, count)).astype(np.float32)
 
 
-def labelled(logits, label, group=None):
+def labeled(logits, label, group=None):
     logits = np.asarray(logits, dtype=np.float64)
     group = [f"row {row}" for row in range(len(label))] if group is None else group
     names = [f"e{number}" for number in range(len(logits))]
@@ -230,11 +230,11 @@ def test_noise_gets_no_weight_and_the_permutation_of_experts_permutes_the_weight
     rng = np.random.default_rng(4)
     label, expert = evidence(1500, rng)
     logits = np.stack([expert(), rng.normal(0, 3, 1500), 3 * expert(1.5)])
-    fitted = fusion_fit.fit(labelled(logits, label), method).fusion
+    fitted = fusion_fit.fit(labeled(logits, label), method).fusion
     assert fitted.weights["e1"] == 0
     assert min(fitted.weights["e0"], fitted.weights["e2"]) > 0.1
     assert sum(fitted.weights.values()) == pytest.approx(1, abs=1e-12)
-    moved = fusion_fit.fit(labelled(logits[[2, 0, 1]], label), method).fusion
+    moved = fusion_fit.fit(labeled(logits[[2, 0, 1]], label), method).fusion
     for first, second in (("e0", "e1"), ("e1", "e2"), ("e2", "e0")):
         assert moved.weights[second] == pytest.approx(fitted.weights[first], abs=1e-4)
         assert moved.temperature[second] == pytest.approx(fitted.temperature[first], rel=1e-3)
@@ -246,7 +246,7 @@ def test_an_expert_that_only_repeats_another_with_noise_gets_less_weight():
     good = expert()
     logits = np.stack([good, good + rng.normal(0, 2, 4000)])
     for method in fusion.METHODS:
-        fitted = fusion_fit.fit_strengths(labelled(logits, label), method, (1e-3,))[1e-3]
+        fitted = fusion_fit.fit_strengths(labeled(logits, label), method, (1e-3,))[1e-3]
         assert fitted.weights["e1"] < 0.1
 
 
@@ -284,7 +284,7 @@ def test_a_strong_pull_makes_the_weights_equal(method):
     rng = np.random.default_rng(7)
     label, expert = evidence(600, rng)
     good = expert()
-    rows = labelled(np.stack([good, good + rng.normal(0, 2, 600)]), label)
+    rows = labeled(np.stack([good, good + rng.normal(0, 2, 600)]), label)
     free, equal = fusion_fit.fit_strengths(rows, method, (1e-4, 1e4)).values()
     assert free.weights["e0"] > 0.8
     assert equal.weights["e0"] == pytest.approx(0.5, abs=1e-3)
@@ -294,7 +294,7 @@ def test_the_evidence_of_independent_experts_adds_up():
     rng = np.random.default_rng(13)
     label, expert = evidence(8000, rng)
     logits = np.stack([expert(), expert(1.5)])
-    rows = labelled(logits, label)
+    rows = labeled(logits, label)
     fitted = fusion_fit.fit_strengths(rows, "logit_mean", (0.01,))[0.01]
     # Log odds of independent evidence add: the mean of two has the weights 1/2 and the temperatures 1/2.
     assert list(fitted.weights.values()) == pytest.approx([0.5, 0.5], abs=0.05)
@@ -305,7 +305,7 @@ def test_the_evidence_of_independent_experts_adds_up():
 
 def test_experts_without_evidence_are_averaged_plainly():
     rng = np.random.default_rng(8)
-    rows = labelled(rng.normal(size=(2, 200)), np.arange(200) % 2)
+    rows = labeled(rng.normal(size=(2, 200)), np.arange(200) % 2)
     fitted = fusion_fit.fit(rows)
     assert fitted.fusion == Fusion("logit_mean")
     assert set(fitted.temperature_alone.values()) == {None}
@@ -319,10 +319,10 @@ def test_a_group_is_never_on_both_sides_of_a_fold():
     for seed in range(3):
         rng = np.random.default_rng(seed)
         logits = 2 * rng.normal(size=(24, 30))[:, group] + 0.1 * rng.normal(size=(24, 240))
-        fitted = fusion_fit.fit(labelled(logits, label, group_names), folds=3)
+        fitted = fusion_fit.fit(labeled(logits, label, group_names), folds=3)
         assert all(len(set(fitted.fold[group == number])) == 1 for number in range(30))
         together.append(roc_auc_score(label, fitted.held_out))
-        ignored.append(roc_auc_score(label, fusion_fit.fit(labelled(logits, label), folds=3).held_out))
+        ignored.append(roc_auc_score(label, fusion_fit.fit(labeled(logits, label), folds=3).held_out))
     assert np.mean(ignored) > 0.7
     assert np.mean(together) < 0.6
 
@@ -331,7 +331,7 @@ def test_folds_hold_both_labels_alike_and_do_not_depend_on_the_order_of_rows():
     rng = np.random.default_rng(10)
     group = rng.integers(0, 60, 500)
     label = np.where(group < 20, 0, np.where(group < 40, 1, rng.integers(0, 2, 500)))
-    rows = labelled(np.zeros((2, 500)), label, [f"group {number}" for number in group])
+    rows = labeled(np.zeros((2, 500)), label, [f"group {number}" for number in group])
     fold = fusion_fit.assign_folds(rows, 5, 0)
     for number in range(5):
         held = fold == number
@@ -343,7 +343,7 @@ def test_folds_hold_both_labels_alike_and_do_not_depend_on_the_order_of_rows():
 
 
 def test_too_few_groups_of_a_label_are_refused():
-    rows = labelled(
+    rows = labeled(
         np.zeros((2, 40)), [0] * 20 + [1] * 20, ["x"] * 18 + ["y"] * 2 + list("abcdefghijklmnopqrst")
     )
     with pytest.raises(UserError, match="label 0 is in 2 groups"):
@@ -397,7 +397,7 @@ def test_the_fit_writes_a_fusion_with_its_sources_and_the_same_bytes_again(make_
     assert sum(fold["rows"] for fold in content["folds"]) == 440
     read = parse_fusion(str(first))
     assert read.describe() == {key: content[key] for key in ("method", "weights", "temperature")}
-    rows, _ = fusion_fit.read_labelled([str(val), str(hard)], None)
+    rows, _ = fusion_fit.read_labeled([str(val), str(hard)], None)
     score = read.apply(rows.logits, rows.names)
     table = content["scores"]
     assert table["logit_mean, fitted, the same rows"]["auc"] == roc_auc_score(rows.label, score)
@@ -421,10 +421,10 @@ def test_a_fit_that_gains_nothing_warns(make_files, tmp_path, caplog):
 def test_official_labels_give_the_fit_of_the_manifest(make_files, tmp_path):
     path, manifest = make_files()
     official = tmp_path / "labels.csv"
-    rows, _ = fusion_fit.read_labelled([str(path)], [str(manifest)])
+    rows, _ = fusion_fit.read_labeled([str(path)], [str(manifest)])
     lines = [f"val_{row:04d},{label}" for row, label in enumerate(rows.label)]
     official.write_text("image_name,label\n" + "\n".join(lines[::-1]) + "\n")
-    again, _ = fusion_fit.read_labelled([str(path)], [str(official)])
+    again, _ = fusion_fit.read_labeled([str(path)], [str(official)])
     assert np.array_equal(rows.label, again.label)
     assert np.array_equal(rows.logits, again.logits)
 
@@ -434,7 +434,7 @@ def test_the_groups_of_a_manifest_are_read_and_rows_without_one_are_their_own(ma
     names = [f"val_{row:04d}.jpg" for row in range(6)]
     columns = {"image": names, "name": names, "label": [0, 1] * 3, "group": ["x", "x", "", "", "y", "x"]}
     write_manifest(make_manifest(columns), manifest)
-    rows, _ = fusion_fit.read_labelled([str(path)], [str(manifest)])
+    rows, _ = fusion_fit.read_labeled([str(path)], [str(manifest)])
     assert rows.group.tolist() == ["x", "x", f"name:{names[2]}", f"name:{names[3]}", "y", "x"]
 
 
@@ -451,13 +451,13 @@ def test_input_that_cannot_be_fitted_is_refused_by_its_path(make_files, tmp_path
     ]
     for predictions, labels, message in cases:
         with pytest.raises(UserError, match=message):
-            fusion_fit.read_labelled(list(map(str, predictions)), labels and list(map(str, labels)))
+            fusion_fit.read_labeled(list(map(str, predictions)), labels and list(map(str, labels)))
     text = path.read_text().splitlines()
     bare = tmp_path / "bare.csv"
     bare.write_text("\n".join(text) + "\n")
     with pytest.raises(UserError, match=r"bare.csv has no sidecar"):
-        fusion_fit.read_labelled([str(bare)], None)
+        fusion_fit.read_labeled([str(bare)], None)
     name, score, *_ = text[1].split(",")
     bare.write_text("\n".join([text[0], f"{name},{score},1.5,0.1", *text[2:]]) + "\n")
     with pytest.raises(UserError, match=r"bare.csv: column clip has numbers outside"):
-        fusion_fit.read_labelled([str(bare)], [str(manifest)])
+        fusion_fit.read_labeled([str(bare)], [str(manifest)])

@@ -104,7 +104,7 @@ def test_the_texture_score_equals_a_slow_plain_double_loop(score, patch_px):
 
 def test_the_score_of_a_checkerboard_is_known():
     board = (torch.tensor(np.indices((14, 14)).sum(0) % 2) * 10).to(torch.uint8).expand(1, 3, 14, 14)
-    # 14 x 13 pairs each way differ by 10, and diagonal neighbours are equal.
+    # 14 x 13 pairs each way differ by 10, and diagonal neighbors are equal.
     assert texture_scores(board, 14).item() == 3 * 2 * 14 * 13 * 10
     assert texture_scores(torch.full((1, 3, 28, 28), 200, dtype=torch.uint8), 14).tolist() == [[0] * 4]
 

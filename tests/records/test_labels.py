@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from featdistill.command_line import UserError
-from featdistill.records.labels import labelled, read_labels, source_of
+from featdistill.records.labels import labeled, read_labels, source_of
 from featdistill.records.manifest import make_manifest, write_manifest
 from featdistill.records.predictions import manifest_entry, write_predictions
 
@@ -67,19 +67,19 @@ def test_predictions_are_joined_to_their_labels_by_name(tmp_path):
     experts = {"label": np.array([0.1, 0.2, 0.3])}
     write_predictions(path, ["c", "b", "a"], np.array([0.3, 0.2, 0.1]), experts, sidecar)
     assert source_of(path) == labels
-    found = labelled(path)
+    found = labeled(path)
     assert found["name"].tolist() == ["b.jpg", "a.jpg"] and found["label"].tolist() == [1, 0]
     assert found["score"].tolist() == [0.2, 0.1] and found["expert label"].tolist() == [0.2, 0.3]
     assert found.attrs["experts"] == ["label"]
     only_c = tmp_path / "c.csv"
     only_c.write_text("name,score\nc.jpg,0.5\n")
     with pytest.raises(UserError, match="no image has a label"):
-        labelled(only_c, labels)
+        labeled(only_c, labels)
     with pytest.raises(UserError, match="no sidecar"):
-        labelled(only_c)
+        labeled(only_c)
     only_c.write_text("name,score\nd.jpg,0.5\n")
     with pytest.raises(UserError, match=r"not in .* \(1\): d\.jpg"):
-        labelled(only_c, labels)
+        labeled(only_c, labels)
 
 
 @pytest.mark.parametrize(
