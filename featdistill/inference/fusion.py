@@ -57,11 +57,7 @@ class Fusion:
             raise UserError(f"the fusion has {difference}; the experts are {', '.join(names)}")
 
     def apply(self, logits: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """Return P(AI) of each image.
-
-        Args:
-            logits: (experts, N) float.
-            names: of the experts, in the order of `logits`.
+        """Return P(AI) of each image, from logits (experts, N) of experts in the order of `names`.
 
         Returns:
             (N,) float64 in [0, 1]; exactly 1 for fused logits above 36.7, the limit of float64.

@@ -16,7 +16,7 @@ one side counts as a poor one, whatever its AUC.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,12 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The result of a fit.
+    """The result of a fit on all rows.
 
     Attributes:
-        fusion: fitted on all rows.
         temperature_alone: temperature that calibrates each expert alone; None if it is no better than chance.
-        strength: of the pull to equal weights.
-        losses: strength -> mean log loss of the held-out folds.
-        held_out: (N,) P(AI) of each row by a fusion that was fitted, strength included, without its fold.
-        fold: (N,) the fold of each row.
+        strength: of the pull to equal weights, with the lowest of `losses`, the mean held-out log losses.
+        held_out: (N,) P(AI) of each row by a fusion that was fitted, strength included, without its `fold`.
     """
 
     fusion: Fusion
@@ -132,11 +129,7 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float | None:
 
     Better means by more than 0.5 log(N) in the likelihood of all N rows, the price of one parameter in the
     Bayesian information criterion. Otherwise the temperature of noise would be unbounded, and its weight
-    meaningless.
-
-    Args:
-        logits: (N,).
-        label: (N,) 0 or 1.
+    meaningless. Both arguments are (N,).
     """
     size = float(np.abs(logits).mean())
     if size == 0:
@@ -229,17 +222,15 @@ def read_labeled(
             hold probabilities, or a name has no label.
     """
     if label_files and len(label_files) not in (1, len(predictions)):
-        raise UserError(
-            f"{len(label_files)} label files for {len(predictions)} predictions; give one for each, or one "
-            "for all"
-        )
+        count = f"{len(label_files)} label files for {len(predictions)} predictions"
+        raise UserError(f"{count}; use one for each, or one for all")
     parts, files = [], []
-    for number, path in enumerate(predictions):
-        source = labels.source_of(path, label_files[number % len(label_files)] if label_files else None)
+    for path, file in zip(predictions, cycle(label_files or [None]), strict=False):
+        source = labels.source_of(path, file)
         part = labels.labeled(path, source)
         parts.append(part)
-        experts, first = (", ".join(frame.attrs["experts"]) for frame in (part, parts[0]))
-        if set(part.attrs["experts"]) != set(parts[0].attrs["experts"]):
+        experts, first = (", ".join(sorted(frame.attrs["experts"])) for frame in (part, parts[0]))
+        if experts != first:
             raise UserError(f"{path} has the experts {experts}, {predictions[0]} has {first}")
         for name in part.attrs["experts"]:
             if not part[f"expert {name}"].between(0, 1).all():

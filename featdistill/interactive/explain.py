@@ -80,13 +80,7 @@ def explainer(folder: str | Path) -> Explainer:
 
 
 def explain_file(location: str, folder: str, out: str, options: Masking = TEXTURE, seed: int = 0) -> str:
-    """Draw the maps of an image file, and return what they show in one line.
-
-    Args:
-        location: path of an image, or archive.zip::member.
-        folder: the expert's.
-        out: path of the PNG.
-        options, seed: see `explain`.
+    """Draw the maps of an image file for the expert in a folder; return a line about them.
 
     Raises:
         UserError: the image or the expert cannot be read.

@@ -51,11 +51,7 @@ def require_gradio() -> None:
 
 
 def serve(predictor: Predictor, host: str, port: int, max_bytes: int) -> None:
-    """Show the page until the program is interrupted.
-
-    Args:
-        host: address to listen on.
-        max_bytes: largest image file.
+    """Show the page until the program is interrupted; refuse image files of more than `max_bytes`.
 
     Raises:
         UserError: gradio is missing, or it is not possible to listen on host and port.
@@ -147,8 +143,8 @@ def score_upload(predictor: Predictor, path: str | None, max_bytes: int) -> tupl
     """Score an uploaded file and delete it.
 
     Returns:
-        What `score_distorted` needs, which are the file's bytes (fewer than those of its pixels) and the
-        scores; the message, the table of scores, and both pictures.
+        For `score_distorted` the file's bytes, which are fewer than those of its pixels, with the scores; the
+        message, the table of scores, and both pictures.
     """
     if path is None:
         return None, _status("Drop an image."), "", None, None
@@ -171,14 +167,7 @@ def score_upload(predictor: Predictor, path: str | None, max_bytes: int) -> tupl
 def score_distorted(
     predictor: Predictor, uploaded: tuple | None, name: str, level: int, max_bytes: int
 ) -> tuple:
-    """Distort and score an image again.
-
-    Args:
-        uploaded: the first value of `score_upload`.
-
-    Returns:
-        The message, the table of scores, and the distorted picture.
-    """
+    """Distort and score an upload; return the message, the table of scores, and the distorted picture."""
     if uploaded is None:
         return _alert("Drop an image first."), "", None
     data, clean = uploaded

@@ -63,10 +63,7 @@ class Backbone(nn.Module):
         self.feature_dim, self.input_size, self.mean, self.std = feature_dim, input_size, mean, std
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode normalized images.
-
-        Args:
-            images: (B, 3, S, S) float, normalized by `mean` and `std`.
+        """Encode images (B, 3, S, S) float, normalized by `mean` and `std`.
 
         Returns:
             Pooled feature (B, D), and the patch tokens of the last layer (B, N, C), without class and
@@ -85,7 +82,6 @@ class Backbone(nn.Module):
         transformer, or a stage of a hierarchical network, whose earlier layers have more and narrower tokens.
 
         Args:
-            images: see `forward`.
             keep: positions (B, K) int64 of the patch tokens that the blocks receive, in addition to class and
                 register tokens; None for all. Kept tokens have the position embeddings of their patches.
 

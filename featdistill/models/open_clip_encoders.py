@@ -12,7 +12,6 @@ import open_clip.timm_model
 import open_clip.transformer
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from featdistill.command_line import UserError
@@ -27,14 +26,7 @@ from featdistill.models.encoders import (
     map_to_tokens,
     no_checkpointing,
 )
-from featdistill.models.timm_encoders import (
-    checkpoint_timm,
-    grid_of,
-    group_parameters,
-    patch_px,
-    timm_intermediates,
-    timm_layers,
-)
+from featdistill.models.timm_encoders import TimmBackbone, group_parameters, patch_px, timm_layers
 from featdistill.models.weights import first_line, from_hub
 
 _RESNET_STRIDE_PX = 32
@@ -44,7 +36,7 @@ class OpenClipBackbone(Backbone):
     """The image tower of an open_clip model; its feature is the projected embedding, not normalized."""
 
     def __init__(self, visual: nn.Module, feature_dim: int, input_size: int, mean: tuple, std: tuple) -> None:
-        super().__init__(feature_dim, input_size, mean, std)
+        Backbone.__init__(self, feature_dim, input_size, mean, std)
         self.visual = visual
 
 
@@ -53,9 +45,9 @@ class OpenClipTransformer(OpenClipBackbone):
 
     drops_tokens = True
 
-    def __init__(self, visual: nn.Module, *arguments: Any) -> None:
-        super().__init__(visual, *arguments)
-        self.grid = visual.grid_size[0]
+    @property
+    def grid(self) -> int:
+        return self.visual.grid_size[0]
 
     def intermediates(
         self, images: Tensor, layers: int, keep: Tensor | None = None
@@ -108,27 +100,20 @@ class OpenClipResNet(OpenClipBackbone):
             raise no_checkpointing(self.visual)
 
 
-class OpenClipTimm(OpenClipBackbone):
+class OpenClipTimm(OpenClipBackbone, TimmBackbone):
     """An open_clip model whose image tower is a timm model followed by a projection."""
 
-    def __init__(self, visual: nn.Module, *arguments: Any) -> None:
-        super().__init__(visual, *arguments)
-        self.grid = grid_of(visual.trunk)
-        self.drops_tokens = isinstance(visual.trunk, VisionTransformer)
+    @property
+    def timm_model(self) -> nn.Module:
+        return self.visual.trunk
 
-    def intermediates(
-        self, images: Tensor, layers: int, keep: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        features, tokens = timm_intermediates(self.visual.trunk, images, layers, keep)
-        return self.visual.head(self.visual.trunk.forward_head(features)), tokens
+    def pool(self, features: Tensor) -> Tensor:
+        return self.visual.head(self.timm_model.forward_head(features))
 
     def layers(self) -> list[list[str]]:
-        layers = timm_layers(self.visual.trunk, "visual.trunk.")
+        layers = timm_layers(self.timm_model, "visual.trunk.")
         layers[-1] += [f"visual.head.{name}" for name, _ in self.visual.head.named_parameters()]
         return layers
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        checkpoint_timm(self.visual.trunk, enabled)
 
 
 _TOWERS: dict[type[nn.Module], type[OpenClipBackbone]] = {

@@ -37,48 +37,50 @@ class TimmBackbone(Backbone):
         feature_dim = model.num_classes if projects else model.head_hidden_size
         super().__init__(feature_dim, input_size, tuple(mean), tuple(std))
         self.model, self.projects = model, projects
-        self.grid, self.drops_tokens = grid_of(model), isinstance(model, VisionTransformer)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.model.forward_features(images)
-        return self.pool(features), _tokens_of(self.model, features)
+    @property
+    def timm_model(self) -> nn.Module:
+        return self.model
+
+    @property
+    def grid(self) -> int | None:
+        grid = getattr(getattr(self.timm_model, "patch_embed", None), "grid_size", None)
+        # Layers of different resolution merge patches.
+        reductions = {layer["reduction"] for layer in getattr(self.timm_model, "feature_info", None) or ()}
+        return grid[0] if grid and len(reductions) == 1 else None
+
+    @property
+    def drops_tokens(self) -> bool:
+        return isinstance(self.timm_model, VisionTransformer)
 
     def pool(self, features: Tensor) -> Tensor:
         """Return the pooled feature (B, D) of timm's unpooled features."""
         return self.model.forward_head(features, pre_logits=not self.projects)
 
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.timm_model.forward_features(images)
+        return self.pool(features), _tokens_of(self.timm_model, features)
+
     def intermediates(
         self, images: Tensor, layers: int, keep: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        features, tokens = timm_intermediates(self.model, images, layers, keep)
-        return self.pool(features), tokens
+        model = self.timm_model
+        check_layers(model, layers, len(model.feature_info))
+        if keep is None:
+            features, maps = model.forward_intermediates(images, indices=layers)
+            tokens = [map_to_tokens(tokens) for tokens in maps]
+        else:
+            features, tokens = _forward_kept(model, images, layers, keep)
+        return self.pool(features), [*tokens[:-1], _tokens_of(model, features)]
 
     def layers(self) -> list[list[str]]:
-        return timm_layers(self.model, "model.")
+        return timm_layers(self.timm_model, "model.")
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        checkpoint_timm(self.model, enabled)
-
-
-def grid_of(model: nn.Module) -> int | None:
-    """Return how many patches a side of the input of a timm model has; None where tokens are not patches."""
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    # Layers of different resolution merge patches.
-    reductions = {layer["reduction"] for layer in getattr(model, "feature_info", None) or ()}
-    return grid[0] if grid and len(reductions) == 1 else None
-
-
-def timm_intermediates(
-    model: nn.Module, images: Tensor, layers: int, keep: Tensor | None
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the features of timm's `forward_features` and the tokens of the last layers."""
-    check_layers(model, layers, len(model.feature_info))
-    if keep is not None:
-        features, tokens = _forward_kept(model, images, layers, keep)
-    else:
-        features, maps = model.forward_intermediates(images, indices=layers)
-        tokens = [map_to_tokens(tokens) for tokens in maps]
-    return features, [*tokens[:-1], _tokens_of(model, features)]
+        try:
+            self.timm_model.set_grad_checkpointing(enabled)
+        except (AssertionError, AttributeError) as error:  # how timm models refuse
+            raise no_checkpointing(self.timm_model) from error
 
 
 def _forward_kept(model: nn.Module, images: Tensor, layers: int, keep: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -143,14 +145,6 @@ def _without_tail(matcher: Any) -> Any:
         else rule
         for part, rule in matcher.items()
     }
-
-
-def checkpoint_timm(model: nn.Module, enabled: bool) -> None:
-    """Implement `Backbone.set_gradient_checkpointing` for a timm model."""
-    try:
-        model.set_grad_checkpointing(enabled)
-    except (AssertionError, AttributeError) as error:  # how timm models refuse
-        raise no_checkpointing(model) from error
 
 
 def patch_px(model: nn.Module) -> int:

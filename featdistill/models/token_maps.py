@@ -58,15 +58,16 @@ def token_map(expert: Expert, image: Tensor) -> TokenMap:
 
 def _attention_of(backbone: Backbone) -> tuple[str, nn.Module | None]:
     """Return the kind of a backbone's map, and for the first two kinds the attention that it is read from."""
-    model = _timm_model(backbone)
-    # Only open_clip's own transformer has the first of these attributes; open_clip is slow to import.
-    if model is None and hasattr(backbone.visual, "transformer"):
+    if not isinstance(backbone, TimmBackbone):
         visual = backbone.visual
+        if not hasattr(visual, "transformer"):  # a ResNet
+            return NORM, None
         if visual.attn_pool is not None:
             return POOLING, visual.attn_pool.attn
         last = visual.transformer.resblocks[-1].attn
         is_supported = visual.pool_type == "tok" and isinstance(last, nn.MultiheadAttention)
         return (CLASS_TOKEN, last) if is_supported else (NORM, None)
+    model = backbone.timm_model
     pool = getattr(model, "global_pool", "avg")
     if isinstance(model, VisionTransformer):
         if isinstance(model.attn_pool, AttentionPoolLatent):
@@ -74,13 +75,8 @@ def _attention_of(backbone: Backbone) -> tuple[str, nn.Module | None]:
         last = getattr(model.blocks[-1], "attn", None)
         if pool == "token" and isinstance(last, Attention):
             return CLASS_TOKEN, last
-    is_mean = model is not None and (not isinstance(pool, str) or pool == "avg")
+    is_mean = not isinstance(pool, str) or pool == "avg"
     return LOGIT if is_mean else NORM, None
-
-
-def _timm_model(backbone: Backbone) -> nn.Module | None:
-    """Return the timm model inside a backbone of either library."""
-    return backbone.model if isinstance(backbone, TimmBackbone) else getattr(backbone.visual, "trunk", None)
 
 
 def _weights(attention: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -102,8 +98,7 @@ def _weights(attention: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
 
 def _token_logits(expert: Expert, tokens: Tensor) -> Tensor:
     """Return (N,): for each of the tokens (N, C) the logit of an image whose tokens are all equal to it."""
-    backbone = expert.backbone
-    model = _timm_model(backbone)
+    model = expert.backbone.timm_model
     prefix = getattr(model, "num_prefix_tokens", None)
     if prefix is not None:
         features = tokens[:, None].expand(-1, prefix + 1, -1)
@@ -111,6 +106,4 @@ def _token_logits(expert: Expert, tokens: Tensor) -> Tensor:
         features = tokens[:, None, None]
     else:
         features = tokens[:, :, None, None]
-    is_timm = isinstance(backbone, TimmBackbone)
-    pooled = backbone.pool(features) if is_timm else backbone.visual.head(model.forward_head(features))
-    return expert.head(pooled)[:, 0]
+    return expert.head(expert.backbone.pool(features))[:, 0]

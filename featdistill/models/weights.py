@@ -1,27 +1,19 @@
 """Weights of backbones: downloads, and published files that the libraries do not download."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from featdistill.command_line import UserError
 
 
-@dataclass(frozen=True)
-class FileWeights:
-    """Published weights that neither library downloads.
-
-    Attributes:
-        source: the file and its publisher.
-        licence: its licence, in words.
-        encoder: prefix of the image encoder's keys in the file.
-        mean, std: normalization it was trained with.
-    """
+class FileWeights(NamedTuple):
+    """Published weights that neither library downloads, and the normalization they were trained with."""
 
     source: str
     licence: str
-    encoder: str
+    encoder: str  # prefix of the image encoder's keys
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
