@@ -38,7 +38,7 @@ def evidence(count, rng):
     return label, lambda noise=1.0: 2 * (2 * label - 1 + noise * rng.normal(size=count)) / noise**2
 
 
-def test_the_mean_of_probabilities_is_what_it_has_always_been_to_the_last_bit():
+def test_the_mean_of_probabilities_has_not_changed_in_the_last_bit():
     logits = random_logits()
     # The arithmetic of the predictions before weights and temperatures existed.
     small = np.exp(-np.abs(logits.astype(np.float64)))
@@ -188,7 +188,7 @@ def test_a_fusion_is_named_by_its_method_or_its_file(tmp_path):
         ('{"version": 1, "method": "logit_mean", "temperature": {"a": -1}}', "temperature of expert a is -1"),
     ],
 )
-def test_a_file_that_is_no_fusion_is_refused_by_its_path(tmp_path, text, message):
+def test_a_file_that_is_not_a_fusion_is_refused_by_its_path(tmp_path, text, message):
     file = tmp_path / "fusion.json"
     file.write_text(text)
     with pytest.raises(UserError, match=f"fusion.json.*{message}"):
@@ -202,7 +202,7 @@ def test_logits_come_back_from_probabilities():
     np.testing.assert_allclose(extreme, [-744.44, 36.74], atol=0.01)
 
 
-def test_an_expert_that_is_three_times_too_sure_gets_the_temperature_three():
+def test_an_expert_that_is_three_times_too_confident_has_the_temperature_three():
     rng = np.random.default_rng(2)
     label, expert = evidence(8000, rng)
     logits = expert()
@@ -226,7 +226,7 @@ def test_an_expert_of_noise_or_of_inverted_scores_has_no_temperature():
 
 
 @pytest.mark.parametrize("method", fusion.METHODS)
-def test_noise_gets_no_weight_and_the_permutation_of_experts_permutes_the_weights(method):
+def test_noise_has_weight_zero_and_permuting_experts_permutes_weights(method):
     rng = np.random.default_rng(4)
     label, expert = evidence(1500, rng)
     logits = np.stack([expert(), rng.normal(0, 3, 1500), 3 * expert(1.5)])
@@ -252,7 +252,7 @@ def test_an_expert_that_only_repeats_another_with_noise_gets_less_weight():
 
 @pytest.mark.parametrize("strength", [0.0, 0.05])
 @pytest.mark.parametrize("method", fusion.METHODS)
-def test_no_weights_on_a_grid_lose_less_than_the_fitted_ones(method, strength):
+def test_fitted_weights_are_better_than_all_weights_on_a_grid(method, strength):
     rng = np.random.default_rng(6)
     label, expert = evidence(300, rng)
     first = expert()

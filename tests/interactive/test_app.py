@@ -65,7 +65,7 @@ def picture(make_set) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_is_too_large_or_no_image_is_refused_in_one_line():
+def test_files_that_are_too_large_or_not_images_are_refused_in_one_line():
     bomb = io.BytesIO()
     Image.new("1", (9_500, 9_500)).save(bomb, "PNG")
     for data, reason in (
@@ -107,7 +107,7 @@ def test_a_distortion_is_the_librarys_own_and_leaves_the_image_alone(picture):
         interactive.distort(image, "official/jpeg", 6)
 
 
-def test_a_score_is_what_predict_gives(predictor, picture):
+def test_scores_equal_those_of_predict(predictor, picture):
     scores = interactive.score(predictor, decode(picture.read_bytes()))
     (expected,) = single_images.score_images(predictor, images_by_path([str(picture)]))["images"]
     assert scores.fused == pytest.approx(expected["score"], abs=1e-6)
@@ -115,7 +115,7 @@ def test_a_score_is_what_predict_gives(predictor, picture):
     assert list(scores.experts) == ["alpha", "beta"]
 
 
-def test_the_table_has_a_row_an_expert_and_no_markup_of_theirs():
+def test_the_table_has_one_row_per_expert_and_escapes_their_names():
     table = interactive.score_table(
         Scores(0.5, {"<b>a</b>": 0.99999, "b": 0.25}), Scores(0.25, {"<b>a</b>": 0.5, "b": 0.25001})
     )
@@ -156,7 +156,7 @@ def test_an_image_too_small_to_be_distorted_is_scored_all_the_same(predictor, tm
     assert "40 x 9 px are too small" in said and "P(AI)" in table and shown is None
 
 
-def test_the_command_line_says_what_is_wrong_and_warns_of_other_hosts(experts, monkeypatch, caplog):
+def test_the_command_line_refuses_bad_values_and_warns_about_other_hosts(experts, monkeypatch, caplog):
     asked = ["--experts", experts[0], "--device", "cpu"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"app\.py needs the package gradio; run pip install gradio"):

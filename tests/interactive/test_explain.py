@@ -44,9 +44,9 @@ def test_the_map_is_the_attention_that_the_last_query_pays(name, kind, monkeypat
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", recorded)
     found = token_map(expert, pixels_of(expert))
-    wanted = weights[-1][0, :, 0].mean(0)[-36:]
+    expected = weights[-1][0, :, 0].mean(0)[-36:]
     assert found.kind == kind and found.values.shape == (6, 6)
-    torch.testing.assert_close(found.values.flatten(), wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.values.flatten(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_open_clips_class_token_pays_all_of_its_attention():
@@ -94,7 +94,7 @@ def test_other_poolings_show_the_norm_of_the_tokens():
     torch.testing.assert_close(found.values.flatten(), tokens.norm(dim=1))
 
 
-def test_an_explanation_shows_the_input_its_texture_and_what_training_would_hide():
+def test_an_explanation_has_the_input_its_texture_and_the_mask_of_training():
     expert, image = expert_of("timm:test_vit"), smooth_picture(5, 120, 150)
     options = Masking(mask="smooth", mask_ratio=0.25, mask_score="sobel")
     found = explain(expert, image, options)
@@ -113,7 +113,7 @@ def test_an_explanation_shows_the_input_its_texture_and_what_training_would_hide
 
 
 @pytest.mark.parametrize("kind", [CLASS_TOKEN, LOGIT])
-def test_a_map_laid_over_an_image_gives_each_token_its_part_and_its_colour(kind):
+def test_an_overlay_colors_the_part_of_the_image_behind_each_token(kind):
     values = np.array([[-1, 0, 2], [0, 0, 0]], dtype=np.float32)
     found = {"image": np.full((12, 12, 3), 100, np.uint8), "map": values, "map_kind": kind}
     painted = overlay(found).reshape(2, 6, 3, 4, 3).swapaxes(1, 2)
@@ -149,7 +149,7 @@ def test_the_command_writes_a_picture_and_the_same_bytes_again(tmp_path, capsys)
         (["photo.png", "--seed", "-1"], "--seed: must be 0 or more, not -1"),
     ],
 )
-def test_what_cannot_be_explained_is_one_clear_error(tmp_path, flags, message):
+def test_bad_input_is_one_clear_error(tmp_path, flags, message):
     save_expert(expert_of("tiny_siglip"), tmp_path / "expert")
     Image.fromarray(smooth_picture(1)).save(tmp_path / "photo.png")
     flags = [str(tmp_path / flags[0]), *flags[1:], "--expert", str(tmp_path / "expert")]

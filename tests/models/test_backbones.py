@@ -78,7 +78,7 @@ def tiny_open_clip() -> str:
         ("timm:test_efficientnet", 64, 256, (4, 256)),
     ],
 )
-def test_a_backbone_gives_a_pooled_feature_and_patch_tokens(name, input_size, feature_dim, tokens):
+def test_a_backbone_returns_a_pooled_feature_and_patch_tokens(name, input_size, feature_dim, tokens):
     backbone, pooled, found = encode(name, input_size)
     assert pooled.shape == (2, feature_dim) and backbone.feature_dim == feature_dim
     assert found.shape == (2, *tokens)
@@ -120,7 +120,7 @@ def test_the_clip_of_the_paper_has_quick_gelu_and_a_class_token():
     assert backbone.model.num_prefix_tokens == 1
 
 
-def test_a_class_token_is_no_patch_token_and_the_pooled_feature_is_timms_own():
+def test_patch_tokens_exclude_the_class_token_and_the_pooled_feature_is_timms():
     backbone = build(resolve_spec("timm:test_vit")).eval()
     images = torch.rand(2, 3, 160, 160)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_a_channels_last_map_becomes_the_same_tokens_row_by_row():
     torch.testing.assert_close(tokens[:, 5], features[:, 1, 1])
 
 
-def test_open_clip_gives_its_own_embedding_and_the_tokens_after_the_final_norm(tiny_open_clip):
+def test_open_clip_returns_its_embedding_and_the_tokens_after_the_final_norm(tiny_open_clip):
     backbone = build(resolve_spec(f"open_clip:{tiny_open_clip}")).eval()
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -271,7 +271,7 @@ SMALL = {"timm:test_vit": 64, "timm:test_convnext": 64, "timm:test_efficientnet"
 
 
 @pytest.mark.parametrize("name", ALL_KINDS)
-def test_the_last_of_several_layers_is_what_the_forward_pass_gives(name):
+def test_the_last_of_several_layers_equals_the_forward_pass(name):
     torch.manual_seed(0)
     backbone = build(resolve_spec(name, SMALL.get(name))).eval()
     images = torch.rand(2, 3, backbone.input_size, backbone.input_size)
@@ -309,7 +309,7 @@ def test_earlier_stages_of_a_convolutional_network_are_read_row_by_row():
     torch.testing.assert_close(tokens[0][:, 6], stages[0][:, :, 1, 2])
 
 
-def test_coca_gives_the_embedding_of_its_image_tower_and_the_patch_tokens_before_pooling():
+def test_coca_returns_the_embedding_of_its_image_tower_and_the_patch_tokens_before_pooling():
     backbone = build(resolve_spec("open_clip:tiny-test-coca")).eval()
     kept = []
     backbone.visual.transformer.register_forward_hook(lambda *call: kept.append(call[2]))
@@ -322,7 +322,7 @@ def test_coca_gives_the_embedding_of_its_image_tower_and_the_patch_tokens_before
     torch.testing.assert_close(tokens, kept[0][:, 1:])
 
 
-def test_a_clip_resnet_gives_its_embedding_and_the_map_before_attention_pooling():
+def test_a_clip_resnet_returns_its_embedding_and_the_map_before_attention_pooling():
     backbone = build(resolve_spec("open_clip:tiny-test-resnet")).eval()
     images = torch.rand(2, 3, 64, 64)
     visual = backbone.visual
@@ -351,9 +351,7 @@ def test_a_clip_resnet_gives_its_embedding_and_the_map_before_attention_pooling(
         ("open_clip:tiny-test-timm", 8, "visual.trunk.pos_embed", "visual.head.proj.weight"),
     ],
 )
-def test_every_parameter_is_in_exactly_one_layer_from_the_stem_to_what_lies_behind_the_blocks(
-    name, count, first, behind
-):
+def test_every_parameter_is_in_exactly_one_layer_from_the_stem_to_the_projection(name, count, first, behind):
     with torch.device("meta"):
         backbone = build(resolve_spec(name))
     layers = backbone.layers()
@@ -374,7 +372,7 @@ def test_every_parameter_is_in_exactly_one_layer_from_the_stem_to_what_lies_behi
         "open_clip:tiny-test-timm",
     ],
 )
-def test_gradient_checkpointing_computes_twice_and_changes_no_gradient(name):
+def test_gradient_checkpointing_recomputes_and_keeps_gradients_equal(name):
     torch.manual_seed(0)
     backbone = build(resolve_spec(name, SMALL.get(name))).train()
     images = torch.rand(2, 3, backbone.input_size, backbone.input_size)
@@ -466,7 +464,7 @@ def test_an_unknown_backbone_names_the_nearest(name, message):
         resolve_spec(name)
 
 
-def test_weights_that_are_not_there_are_said():
+def test_missing_weights_are_one_clear_error():
     with pytest.raises(UserError, match=r"weights file nowhere\.safetensors does not exist"):
         build(BACKBONES["tiny_clip"], "nowhere.safetensors")
     with pytest.raises(UserError, match="has no published weights"):

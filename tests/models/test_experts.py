@@ -27,7 +27,7 @@ def images(count: int = 3, size: int = 48) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("backbone", ["tiny_clip", "tiny_siglip", "timm:test_efficientnet"])
-def test_a_loaded_expert_gives_bit_equal_logits(tmp_path, backbone):
+def test_a_loaded_expert_has_bit_equal_logits(tmp_path, backbone):
     torch.manual_seed(0)
     expert = create_expert(backbone, "random", input_size=64, head_hidden=8).eval()
     save_expert(expert, tmp_path / "expert")
@@ -35,7 +35,7 @@ def test_a_loaded_expert_gives_bit_equal_logits(tmp_path, backbone):
         assert torch.equal(load_expert(tmp_path / "expert")(images(size=64)), expert(images(size=64)))
 
 
-def test_the_forward_gives_one_float32_logit_an_image_and_normalises_uint8_as_float(expert):
+def test_the_forward_pass_returns_one_float32_logit_per_image_and_normalizes_uint8_as_float(expert):
     with torch.no_grad():
         logit = expert(images())
         assert logit.shape == (3,) and logit.dtype == torch.float32
@@ -60,7 +60,7 @@ def test_one_logit_equals_a_softmax_over_two_classes(expert):
         torch.testing.assert_close(expert(images()).sigmoid(), expected)
 
 
-def test_the_card_says_what_the_expert_is(expert, tmp_path):
+def test_the_card_describes_the_expert(expert, tmp_path):
     save_expert(expert, tmp_path / "expert", {"stage": 1, "metrics": {"holdout": {"robust_auc": 0.5}}})
     card = read_card(tmp_path / "expert")
     assert card["backbone"]["name"] == "clip" and card["backbone"]["input_size"] == 48

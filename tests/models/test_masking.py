@@ -28,7 +28,7 @@ from featdistill.training.objectives import layers_alignment
 from featdistill.training.tasks import ClassifyTask, DistillTask
 from featdistill.training.teachers import FrozenTeacher
 
-CLIP_GREY = (123, 117, 104)  # CLIP's mean colour, 0.4815, 0.4578 and 0.4082, in 8 bits
+CLIP_GRAY = (123, 117, 104)  # CLIP's mean color, 0.4815, 0.4578 and 0.4082, in 8 bits
 SMALL = ["--recipe", "demo_clip_a", "--input-size", "32", "--batch-size", "8", "--epochs", "1"]
 SMALL += ["--workers", "0", "--score-batch-size", "8", "--log-every", "1"]
 
@@ -96,10 +96,10 @@ def test_the_texture_score_equals_a_slow_plain_double_loop(score, patch_px):
     found = texture_scores(images, patch_px, score)
     assert found.shape == (2, 9) and found.dtype == torch.int64
     for image, scores in zip(images.numpy(), found.tolist(), strict=True):
-        for place, wanted in enumerate(scores):
+        for place, expected in enumerate(scores):
             top, left = place // 3 * patch_px, place % 3 * patch_px
             patch = image[:, top : top + patch_px, left : left + patch_px]
-            assert sum(slow_score(channel, score) for channel in patch) == wanted
+            assert sum(slow_score(channel, score) for channel in patch) == expected
 
 
 def test_the_score_of_a_checkerboard_is_known():
@@ -124,7 +124,7 @@ def test_at_half_the_noisy_half_is_masked_and_smooth_masks_the_other(expert, sco
 
 
 @pytest.mark.parametrize("select", ["top", "sample"])
-def test_smooth_masks_what_texture_leaves_at_the_other_ratio_even_of_an_odd_number(select):
+def test_smooth_and_texture_are_complements_even_for_an_odd_number_of_patches(select):
     expert = create_expert("timm:test_vit", "random", input_size=80)
     options, images, where = {"select": select, "seed": 4}, random_images(4, 80), places(4)
     for ratio in (0.5, 0.25, 1 / 3):
@@ -174,7 +174,7 @@ def test_a_sample_is_drawn_in_proportion_to_the_score():
     assert (second == 1).double().mean().item() == pytest.approx(0.75, abs=0.03)
 
 
-def test_patches_without_texture_are_sampled_last_and_in_no_order():
+def test_patches_without_texture_are_sampled_last_in_random_order():
     draws = uniforms(0, torch.zeros(400, dtype=torch.int64), torch.arange(400), 4)
     order = patch_order(torch.tensor([[0, 5, 0, 1]]).expand(400, -1), draws)
     assert set(order[:, 2].tolist()) == {0, 2}
@@ -220,15 +220,15 @@ def test_pixels_are_painted_with_the_mean_colour_exactly_where_the_mask_is():
     painted, keep = masking(batch_of(images))
     mask = masking.mask(images)
     assert keep is None and painted.dtype == torch.uint8
-    grey = torch.tensor(CLIP_GREY, dtype=torch.uint8)
+    grey = torch.tensor(CLIP_GRAY, dtype=torch.uint8)
     for image in range(3):
         for place in range(4):
             part = (slice(None), *(slice(16 * side, 16 * side + 16) for side in divmod(place, 2)))
-            wanted = grey[:, None, None].expand(3, 16, 16) if mask[image, place] else images[image][part]
-            assert torch.equal(painted[image][part], wanted)
+            expected = grey[:, None, None].expand(3, 16, 16) if mask[image, place] else images[image][part]
+            assert torch.equal(painted[image][part], expected)
 
 
-def test_pixels_that_fill_no_patch_are_left_as_they_are():
+def test_a_margin_without_a_whole_patch_is_never_masked():
     odd = create_expert("timm:test_convnext", "random", input_size=100)
     masking, images = masking_of(odd, "random", ratio=1.0), random_images(2, 100)
     painted, _ = masking(batch_of(images))
@@ -262,7 +262,7 @@ def open_clip_backbone() -> Backbone:
 
 # A class token; the mean of tokens; attention pooling; no class token; open_clip's own transformer.
 @pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_vit2", "timm:test_vit3", "tiny_siglip", "open"])
-def test_dropping_no_token_equals_the_whole_pass_bit_for_bit(name):
+def test_keeping_all_tokens_equals_the_plain_forward_pass_bit_for_bit(name):
     backbone = open_clip_backbone() if name == "open" else create_expert(name, "random").backbone
     backbone.eval()
     with torch.no_grad():
@@ -317,7 +317,7 @@ def test_nothing_is_masked_in_evaluation_mode(expert, level):
         assert torch.equal(task.evaluated.eval()(batch["images"]), expert(batch["images"]))
 
 
-def test_without_masking_nothing_is_drawn_and_no_epoch_is_asked_for(expert):
+def test_without_masking_nothing_is_drawn_and_epochs_are_not_needed(expert):
     assert make_masking(expert, Masking(), 0) is None
     batch = batch_of(random_images(4, 96))
     state = torch.get_rng_state()
@@ -329,7 +329,7 @@ def test_without_masking_nothing_is_drawn_and_no_epoch_is_asked_for(expert):
 
 
 @pytest.mark.parametrize("level", ["pixel", "token"])
-def test_the_most_textured_patches_need_no_draw(expert, level):
+def test_masking_the_most_textured_patches_is_deterministic(expert, level):
     state = torch.get_rng_state()
     masking_of(expert, "texture", level=level)({"images": random_images(2, 96)})
     assert torch.equal(torch.get_rng_state(), state)
@@ -367,15 +367,15 @@ def test_the_teacher_sees_the_whole_image_and_only_kept_tokens_are_compared(expe
     with torch.no_grad():
         tokens = student.encode(batch["images"], 2, keep).tokens
         whole = expert.encode(batch["images"], 2).tokens
-    wanted = [torch.stack([image[k] for image, k in zip(layer, keep, strict=True)]) for layer in whole]
+    expected = [torch.stack([image[k] for image, k in zip(layer, keep, strict=True)]) for layer in whole]
     assert output["dense"].item() == pytest.approx(
-        layers_alignment(tokens, wanted, "layernorm_mse").item(), rel=1e-5
+        layers_alignment(tokens, expected, "layernorm_mse").item(), rel=1e-5
     )
     output["loss"].backward()
     assert all(parameter.grad is not None for parameter in student.backbone.model.blocks.parameters())
 
 
-def test_checkpointing_changes_no_gradient_where_tokens_are_dropped(expert):
+def test_checkpointing_keeps_gradients_equal_when_tokens_are_dropped(expert):
     batch = batch_of(random_images(2, 96))
     gradients = []
     for enabled in (False, True):
@@ -416,7 +416,7 @@ def curve(run) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_both_stages_train_with_masking_and_it_changes_what_is_learned(sets, tmp_path):
+def test_both_stages_train_with_masking_and_it_changes_the_loss(sets, tmp_path):
     train.main([*SMALL, *sets, "--out", str(tmp_path / "plain")])
     runs = {
         "pixel": ["--mask", "random", "--mask-prob", "0.8"],
@@ -433,7 +433,7 @@ def test_both_stages_train_with_masking_and_it_changes_what_is_learned(sets, tmp
     assert all(np.isfinite(curve(tmp_path / "two")))
 
 
-def test_what_is_drawn_does_not_depend_on_the_parts_of_a_step(sets, tmp_path):
+def test_masks_do_not_depend_on_gradient_accumulation(sets, tmp_path):
     flags = [*SMALL, *sets, "--mask", "texture", "--mask-select", "sample", "--backbone", "timm:test_vit"]
     flags += ["--head-dropout", "0"]
     for name, parts in {"whole": "1", "parts": "2"}.items():

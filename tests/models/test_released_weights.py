@@ -104,7 +104,7 @@ def test_prepared_images_of_the_pool_are_pillow_s_but_for_a_sample_in_a_hundred(
 @pytest.mark.parametrize(
     "form", ["model_state_dict", "no_vision_model", "position_ids", "half", "before_zip", "other_order"]
 )
-def test_a_file_in_another_form_gives_the_same_logits(tmp_path, kind, form):
+def test_a_file_in_another_form_has_the_same_logits(tmp_path, kind, form):
     state = random_weights(SHAPES[kind]())
     state = {key: value.half().float() for key, value in state.items()}
     expected = score(write_release(tmp_path / "plain", {"a.pth": state}, num_heads=4))
@@ -328,7 +328,7 @@ def test_a_file_that_holds_anything_else_is_one_clear_error(tmp_path, capsys, ki
     assert "never run" not in capsys.readouterr().out
 
 
-def test_heads_that_are_not_stated_and_do_not_fit_are_asked_for(tmp_path):
+def test_an_unclear_number_of_heads_is_requested(tmp_path):
     write_release(tmp_path, {"a.pth": random_weights(clip_shapes(96))})
     with pytest.raises(UserError, match=r"96 channels do not divide into 1\.5 heads; add num_heads"):
         read_released(tmp_path)
@@ -376,7 +376,7 @@ def replace_text(text):
         (lambda folder: (folder / "a.pth").write_bytes(b"short"), "a.pth has 5 bytes"),
     ],
 )
-def test_a_folder_that_is_not_what_its_manifest_says_is_one_clear_error(tmp_path, damage, message):
+def test_a_folder_that_differs_from_its_manifest_is_one_clear_error(tmp_path, damage, message):
     folder = write_release(tmp_path, {"a.pth": random_weights(clip_shapes())}, num_heads=4)
     damage(folder)
     with pytest.raises(UserError) as error:
@@ -394,7 +394,7 @@ def test_a_file_of_the_right_size_and_another_byte_is_found_before_it_is_read(tm
         read_released(folder)
 
 
-def test_a_file_without_weights_in_it_is_said(tmp_path):
+def test_a_file_without_weights_is_one_clear_error(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"a\.pth is not a readable weights file"):
         read_released(write_manifest(tmp_path))
