@@ -1,13 +1,16 @@
 """Every command line that the project quotes exists, with its flags; so do files, links and settings."""
 
+import ast
 import importlib
 import re
 import sys
+import textwrap
 import tomllib
 
 import pytest
 from quoted_commands import DOCUMENTS, ROOT, Quote, code_of, quotes, spans_of
 
+import featdistill
 from featdistill.__main__ import TOOLS
 from featdistill.command_line import Parser, UserError
 from featdistill.training.recipe import RECIPE_FOLDER
@@ -141,3 +144,14 @@ def test_links_and_paths_in_documents_exist(path):
     for span in spans_of(text):
         if re.fullmatch(r"[\w./*-]+/[\w./*-]*", span) and span.split("/")[0] in folders:
             assert list(ROOT.glob(span)), f"{path.name} names {span}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_names_that_python_examples_import_exist(path):
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(textwrap.dedent(block) if "def " not in block else "")):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert {alias.name for alias in node.names} <= set(dir(module)), node.module
+            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "featdistill":
+                assert node.attr in dir(featdistill)
