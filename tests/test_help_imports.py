@@ -11,11 +11,14 @@ from test_quoted_commands import PROGRAMS
 
 # The commands of data_prep are about tables: pandas, a third of a second, is all that they may import.
 HEAVY = {"torch", "timm", "open_clip", "accelerate", "pandas", "sklearn", "matplotlib", "gradio"}
-# Each command in a child process of its own, which starts with nothing imported but this.
+# Each command in a child process of its own, which starts with what all may import.
 SCRIPT = """
 import contextlib, importlib, io, json, os, sys
+import cv2, numpy, featdistill.command_line
 heavy, programs = json.loads(sys.argv.pop())
-for module, tool in programs:
+for module, tool in sorted(programs, key=lambda program: program[0].startswith("data_prep")):
+    if module.startswith("data_prep"):
+        import data_prep.writing.source
     reader, writer = os.pipe()
     if child := os.fork():
         os.close(writer)
