@@ -1,5 +1,6 @@
 """Scoring images with an ensemble (paper, sections 4.4 and 4.8, equations 3 and 4).
 
-`predictor` is an ensemble ready to score, `scoring` its loop over batches, `compute` devices and precisions,
-`fusion` the mean of the experts, `jobs` and `journal` predictions files that continue after a kill.
+`predictor` loads an ensemble, `scoring` runs it over batches, `compute` and `float8` choose device and
+precision, `fusion` and `fusion_fit` combine the experts; `jobs`, `journal` and `processes` write predictions
+files that a killed run continues, `single_images` scores a few images without writing anything.
 """

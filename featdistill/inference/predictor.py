@@ -41,9 +41,6 @@ from featdistill.records.provenance import as_json
 
 _log = logging.getLogger(__name__)
 
-# By the expert's name: its `folder` (or file) and its `backbone`, in words.
-Sources = dict[str, dict[str, str]]
-
 # How far fp8 may move a fused score away from bfloat16's; beyond that, ranks would change.
 _MAX_FLOAT8_SHIFT = 0.005
 # Images on which fp8 is tried.
@@ -61,6 +58,7 @@ class Predictor:
         batch_size: images per batch, or None while it is open.
         tta, views: see `featdistill.data.views`.
         training: further entries of the sidecar: title -> expert's name -> text.
+        sources: name -> `folder` (or file) and `backbone` of the expert, for people to read.
     """
 
     experts: dict[str, Expert]
@@ -74,7 +72,7 @@ class Predictor:
     tta: str = "none"
     views: Sequence[View] = PLAIN
     training: dict[str, dict[str, str]] = field(default_factory=dict)
-    sources: Sources = field(default_factory=dict)
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)
     _ready: dict[Any, list[nn.Module]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -141,8 +139,12 @@ class Predictor:
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of `score_dataset` that do not depend on what is scored."""
-        settings = {"device": self.device, "workers": self.workers, "views": self.views}
-        return settings | {"full_batches": self.compiled}
+        return {
+            "device": self.device,
+            "workers": self.workers,
+            "views": self.views,
+            "full_batches": self.compiled,
+        }
 
     def float8_shift(self, rows: pd.DataFrame) -> float:
         """Return by how much fp8 changes a fused score of the first rows, at most."""
@@ -196,7 +198,7 @@ def load_ensemble(
     if chosen.type == "cpu":
         # Activations of one batch are the memory of the next.
         keep_freed_memory()
-    folders = _by_name([Path(folder) for folder in experts])
+    folders = _by_name(experts)
     cards = {name: read_card(folder) for name, folder in folders.items()}
     loaded = {name: load_expert(folder) for name, folder in folders.items()}
     hashes = {name: card["weights_sha256"] for name, card in cards.items()}
@@ -256,12 +258,12 @@ def _default_workers() -> int:
     return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
+def _by_name(folders: Sequence[str | Path]) -> dict[str, Path]:
     """Name each expert after its run: `runs/x/stage2/clip_l14_a/expert` is `clip_l14_a`."""
     names: dict[str, Path] = {}
-    for folder in folders:
-        absolute = folder.resolve()
-        name = absolute.parent.name if absolute.name in ("expert", "expert-last") else absolute.name
+    for folder in map(Path, folders):
+        path = folder.resolve()
+        name = path.parent.name if path.name in ("expert", "expert-last") else path.name
         names[_unused_name(name, names)] = folder
     return names
 

@@ -23,7 +23,8 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        several = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+        rank, world = (os.environ["RANK"], os.environ["WORLD_SIZE"]) if several else ("0", "1")
         if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
             raise UserError(f"RANK {rank} of WORLD_SIZE {world} is not valid; unset both, or use torchrun")
         self.rank, self.world = int(rank), int(world)
@@ -36,7 +37,7 @@ class Processes:
             try:
                 self._state = PartialState(cpu=True, timeout=_MAX_WAIT)
             except (RuntimeError, ValueError) as error:
-                raise UserError(f"cannot reach the other processes ({_first_line(error)})") from error
+                raise UserError(f"cannot reach the other processes ({error})") from error
 
     @property
     def is_main(self) -> bool:
@@ -91,9 +92,5 @@ class Processes:
         try:
             return gather_object([message])
         except RuntimeError as error:
-            reason = _first_line(error)
+            reason = str(error).partition("\n")[0][-200:]
             raise UserError(f"lost another process ({reason}); run the command again to continue") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][-200:]
