@@ -16,6 +16,7 @@ import dataclasses
 from featdistill import command_line
 from featdistill.command_line import Parser
 from featdistill.recipe_groups import Architecture
+from featdistill.seeds import stage_seed
 from featdistill.training import recipe as recipes
 from featdistill.training.recipe import DistillRecipe
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def make_task() -> DistillTask:
         student = load_expert(arguments.teacher)
-        return DistillTask(student, recipe, make_masking(student, recipe, recipe.seed))
+        return DistillTask(student, recipe, make_masking(student, recipe, stage_seed(recipe.seed, 2)))
 
     teacher = {"path": str(arguments.teacher), "weights_sha256": card["weights_sha256"]}
     stages.run(arguments, recipe, make_task, stage=2, teacher=teacher)

@@ -10,6 +10,7 @@ checkpoints, from which the same command continues a killed run.
 from featdistill import command_line
 from featdistill.command_line import Parser
 from featdistill.recipe_groups import Architecture, values_of
+from featdistill.seeds import stage_seed
 from featdistill.training import recipe as recipes
 from featdistill.training.recipe import Recipe
 
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def make_task() -> ClassifyTask:
         expert = create_expert(**values_of(Architecture, recipe))
-        return ClassifyTask(expert, recipe, make_masking(expert, recipe, recipe.seed))
+        return ClassifyTask(expert, recipe, make_masking(expert, recipe, stage_seed(recipe.seed, 1)))
 
     stages.run(arguments, recipe, make_task, stage=1)
     return 0

@@ -177,7 +177,7 @@ def measure_plans(
 
 
 def _planned(preset: str, index: int, image: np.ndarray) -> Callable[[], np.ndarray]:
-    return lambda: apply_plan(image, PRESETS[preset].draw(training_generator(0, 0, index)))
+    return lambda: apply_plan(image, PRESETS[preset].draw(training_generator(0, 1, 0, index)))
 
 
 def _seeded(operation: Operation, level: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -44,7 +44,7 @@ class PlainDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         epoch, index = item
-        rng = training_generator(self.seed, epoch, index)
+        rng = training_generator(self.seed, 1, epoch, index)
         top, left, mirror = rng.random(3)
         place = Place(top, left, bool(mirror < 0.5))
         plan = self.policy.draw(rng)

@@ -6,9 +6,25 @@ from collections.abc import Iterable
 import numpy as np
 
 
-def training_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Return the generator of the image at `index` in one epoch of a training run; all are 0 or more."""
-    return np.random.default_rng((seed, epoch, index))
+def training_generator(
+    seed: int, stage: int, epoch: int, index: int, stream: int | None = None
+) -> np.random.Generator:
+    """Return the generator of the image at `index` in one epoch of a stage; all are 0 or more.
+
+    Args:
+        stream: a number for draws that are independent of the image's other ones.
+    """
+    return np.random.default_rng((seed, stage, epoch, index, *(() if stream is None else (stream,))))
+
+
+def order_generator(seed: int, stage: int, epoch: int) -> np.random.Generator:
+    """Return the generator of the order of batches; the spawn key keeps it apart from that of any image."""
+    return np.random.default_rng(np.random.SeedSequence((seed, stage, epoch), spawn_key=(0,)))
+
+
+def stage_seed(seed: int, stage: int) -> int:
+    """Return a 64-bit seed that differs between the stages of a run."""
+    return text_number(f"{seed}:{stage}")
 
 
 def evaluation_generator(seed: int, name: str) -> np.random.Generator:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from featdistill.command_line import UserError, one_of
-from featdistill.seeds import hash_ranks
+from featdistill.seeds import hash_ranks, order_generator
 
 # The columns whose values appear equally often, for each value of the recipe key `balance`.
 BALANCES = {"none": (), "class": ("label",), "source": ("source",), "class_source": ("label", "source")}
@@ -83,14 +83,15 @@ def _manifest_weights(rows: pd.DataFrame) -> np.ndarray | None:
 class TrainBatches:
     """The batches of all epochs as one stream, starting at any optimizer step, for one of several processes.
 
-    Each epoch is a new permutation, a function of (seed, epoch), without its last, incomplete batch. An
-    optimizer step sees the same images whatever the number of processes and accumulation steps; each forward
-    pass takes a slice of them. With weights, an epoch has as many images as the weights sum to. A row of
-    weight w appears w times, rounded down or up, and so do all rows of the same weight together.
+    Each epoch is a new permutation, a function of (seed, stage, epoch), without its last, incomplete batch.
+    An optimizer step sees the same images whatever the number of processes and accumulation steps; each
+    forward pass takes a slice of them. With weights, an epoch has as many images as the weights sum to. A row
+    of weight w appears w times, rounded down or up, and so do all rows of the same weight together.
 
     Args:
         rows: number of training rows.
         batch_size: images per optimizer step, over all processes and accumulation steps.
+        stage: 1 or 2, so that stage 2 does not repeat the batches of stage 1.
         start: number of optimizer steps already taken.
         weights: (rows,) float64 above 0, see `balance_weights`, or None if all rows count alike.
 
@@ -105,6 +106,7 @@ class TrainBatches:
         epochs: int,
         seed: int,
         *,
+        stage: int = 1,
         accumulation: int = 1,
         start: int = 0,
         rank: int = 0,
@@ -121,7 +123,7 @@ class TrainBatches:
             raise UserError(
                 f"{images} training images are fewer than one batch of {batch_size}; lower --batch-size"
             )
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.rows, self.batch_size, self.seed, self.stage = rows, batch_size, seed, stage
         self.weights, self.images, self.epochs = weights, images, epochs
         self.accumulation, self.rank, self.world = accumulation, rank, world
         self.steps_per_epoch = images // batch_size
@@ -147,7 +149,7 @@ class TrainBatches:
         When a row appears again in an epoch, its item has an epoch that is never reached, so that it is not
         distorted the same way.
         """
-        rng = np.random.default_rng((self.seed, epoch))
+        rng = order_generator(self.seed, self.stage, epoch)
         order = rng.permutation(self.rows)
         if self.weights is None:
             return np.column_stack([np.full(self.rows, epoch), order])

@@ -1,7 +1,7 @@
 """The training set: decode an image once, distort it, and fit it to the input of the backbone.
 
-Pixels stay uint8 until they are on the device. An item is a function of (seed, epoch, index): neither the
-worker nor the number of processes matters.
+Pixels stay uint8 until they are on the device. An item is a function of (seed, stage, epoch, index):
+neither the worker nor the number of processes matters.
 """
 
 from collections.abc import Sequence
@@ -42,6 +42,7 @@ class TrainDataset(Dataset):
         rows: labeled rows of a manifest.
         policy: the distribution of distortions, and whether they come before or after resizing.
         seed: of the run.
+        stage: 1 or 2; stage 2 draws anew.
         augmentation: `random_resized` crops before resizing, and takes the largest part of the drawn shape
             if the drawn area does not fit (torchvision draws again). With `synchronize_groups`, rows of the
             same, non-empty `group` get the same distortions, crop and mirroring in an epoch, and the same
@@ -63,13 +64,14 @@ class TrainDataset(Dataset):
         seed: int,
         augmentation: Augmentation,
         *,
+        stage: int = 1,
         views: Sequence[str] = (),
         equalization: Equalization | None = None,
         cache: ImageCache | None = None,
     ) -> None:
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
         self.labels = rows["label"].astype("float32").tolist()
-        self.preprocessing, self.policy, self.seed = preprocessing, policy, seed
+        self.preprocessing, self.policy, self.seed, self.stage = preprocessing, policy, seed, stage
         self.augmentation, self.equalization, self.cache = augmentation, equalization, cache
         self.views = tuple(one_of("view", view, VIEWS) for view in views)
         self.groups = _group_numbers(rows) if augmentation.synchronize_groups else [None] * len(rows)
@@ -94,7 +96,7 @@ class TrainDataset(Dataset):
         epoch, index = item
         # Optional augmentations draw last, so that switching them on does not change the other draws.
         group = self.groups[index]
-        rng = training_generator(self.seed, epoch, index if group is None else group)
+        rng = training_generator(self.seed, self.stage, epoch, index if group is None else group)
         top, left, mirror = rng.random(3)
         if self.augmentation.crop == "center":
             top, left = 0.5, 0.5
@@ -137,7 +139,7 @@ class TrainDataset(Dataset):
         if not self.augmentation.amplitude_mixup:
             return
         # Rows of a group share the distortions, not the image that they are mixed with.
-        rng = np.random.default_rng((self.seed, epoch, index, _MIXUP_STREAM))
+        rng = training_generator(self.seed, self.stage, epoch, index, _MIXUP_STREAM)
         if rng.random() >= self.augmentation.amplitude_mixup:
             return
         share = rng.uniform(0, self.augmentation.amplitude_mixup_max)

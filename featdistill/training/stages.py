@@ -77,6 +77,7 @@ def run(
         policy,
         recipe.seed,
         augmentation=recipe,
+        stage=stage,
         views=task.views,
         equalization=equalization,
         cache=cache,

@@ -111,6 +111,7 @@ class Trainer:
             recipe.batch_size,
             recipe.epochs,
             recipe.seed,
+            stage=dataset.stage,
             accumulation=recipe.accumulation,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
@@ -240,7 +241,8 @@ class Trainer:
             batch = self._next_batch(stream)
             # Dropout is a function of the step, so that a continued run draws the same.
             number = (self.step * recipe.accumulation + part) * self.batches.world + self.batches.rank
-            torch.manual_seed(int(np.random.SeedSequence((recipe.seed, number)).generate_state(1)[0]))
+            entropy = np.random.SeedSequence((recipe.seed, self.dataset.stage, number))
+            torch.manual_seed(int(entropy.generate_state(1)[0]))
             is_last = part == recipe.accumulation - 1
             with nullcontext() if is_last else accelerator.no_sync(self.wrapped):
                 output = self.wrapped(batch)

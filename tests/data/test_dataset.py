@@ -32,7 +32,7 @@ def make_train(
 ) -> TrainDataset:
     """Return the data set of a manifest or its rows; options are those of the augmentation and of the set."""
     rows = read_manifest(rows) if isinstance(rows, Path) else rows
-    others = {key: options.pop(key) for key in ("views", "equalization", "cache") if key in options}
+    others = {key: options.pop(key) for key in ("stage", "views", "equalization", "cache") if key in options}
     return TrainDataset(rows, preprocessing, policy, seed, Augmentation(**options), **others)
 
 
@@ -45,9 +45,26 @@ def test_what_happens_to_an_image_is_a_function_of_seed_epoch_and_index(make_set
     assert not torch.equal(first[0, 2]["images"], make_train(manifest, seed=4)[0, 2]["images"])
 
 
+@pytest.mark.parametrize(
+    ("layout_only", "options"),
+    [
+        (False, {"views": ("other",)}),
+        (True, {"views": ("clean",)}),
+        (False, {"synchronize_groups": True, "amplitude_mixup": 0.5, "crop": "random_resized"}),
+    ],
+)
+def test_stage_2_does_not_repeat_the_images_of_stage_1(make_set, layout_only, options):
+    policy = dataclasses.replace(PRESETS["released_featdistill"], keeps_layout_only=layout_only)
+    rows = read_manifest(make_set("train", 6)).assign(group=["a", "a", "", "", "b", "b"])
+    one, two = (make_train(rows, policy, stage=stage, **options) for stage in (1, 2))
+    for item in np.ndindex(4, 6):
+        assert not torch.equal(one[item]["images"], two[item]["images"])
+        assert torch.equal(two[item]["images"], make_train(rows, policy, stage=2, **options)[item]["images"])
+
+
 def draws(policy, index: int, epoch: int = 0) -> tuple[Place, tuple, tuple, np.random.Generator]:
     """What is drawn for an item in any case, in its order: place, plan, and the plan of the other view."""
-    rng = training_generator(3, epoch, index)
+    rng = training_generator(3, 1, epoch, index)
     top, left, mirror = rng.random(3)
     return Place(top, left, bool(mirror < 0.5)), policy.draw(rng), policy.draw(rng), rng
 
@@ -144,7 +161,7 @@ def test_amplitude_mixup_is_a_function_of_seed_epoch_and_index_and_the_same_in_a
     done, partners = 0, set()
     for epoch, index in np.ndindex(5, 6):
         one, other = plain[epoch, index], mixed[epoch, index]
-        rng = np.random.default_rng((3, epoch, index, 1))
+        rng = training_generator(3, 1, epoch, index, 1)
         if rng.random() < 0.6:
             share = 0.8 * rng.random()
             rows = [row for row in range(6) if partner == "any" or row % 2 == index % 2]
@@ -168,7 +185,7 @@ def test_an_item_whose_partner_is_broken_stays_as_it_is(make_set):
     plain, unmixed = make_train(manifest), 0
     for epoch in range(8):
         is_same = torch.equal(mixed[epoch, 1]["images"], plain[epoch, 1]["images"])
-        rng = np.random.default_rng((3, epoch, 1, 1))
+        rng = training_generator(3, 1, epoch, 1, 1)
         rng.random(2)
         assert is_same == (rng.integers(4) in (0, 2))
         unmixed += is_same
@@ -238,7 +255,7 @@ def test_a_limit_on_the_longer_side_comes_before_the_distortion_and_for_clean_im
     for probability in (0.0, 1.0):
         policy = dataclasses.replace(PRESETS["heavy"], probability=probability, max_side_px=44)
         item = make_train(manifest, policy=policy, crop="center", flip=0.0)[0, 1]
-        rng = training_generator(3, 0, 1)
+        rng = training_generator(3, 1, 0, 1)
         rng.random(3)
         plan = policy.draw(rng)
         image = read_image(read_manifest(manifest)["image"][1])

@@ -17,6 +17,18 @@ def test_every_epoch_is_another_permutation_without_repeats():
     assert epochs[0] != epochs[1] and all(0 <= index < 26 for index in epochs[0])
 
 
+def test_stage_2_has_another_order_in_every_epoch():
+    one, two = (np.array(list(TrainBatches(800, 8, 3, seed=5, stage=stage))) for stage in (1, 2))
+    assert one.shape == two.shape == (300, 8, 2)
+    # Two independent permutations agree at one place on average.
+    same = (one == two).all(axis=2).reshape(3, 800).sum(axis=1)
+    assert same.max() < 8
+    weights = np.full(800, 0.5)
+    streams = (TrainBatches(800, 8, 1, seed=5, stage=stage, weights=weights) for stage in (1, 2))
+    one, two = ({index for batch in stream for _, index in batch} for stream in streams)
+    assert len(one) == len(two) == 400 and 150 < len(one & two) < 250
+
+
 def test_a_step_sees_the_same_images_over_processes_and_accumulation():
     whole = indices()
     for world, accumulation in ((2, 1), (1, 4), (2, 2)):

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def draw_many(policy: DistortionPolicy, count: int) -> list:
-    return [policy.draw(training_generator(0, 0, index)) for index in range(count)]
+    return [policy.draw(training_generator(0, 1, 0, index)) for index in range(count)]
 
 
 def assert_frequencies(counted: Counter, expected: dict) -> None:
@@ -173,7 +173,7 @@ def test_a_plan_is_applied_in_its_order_with_its_seeds():
 def test_a_plan_survives_json_and_gives_the_same_image():
     image = smooth_picture(2)
     for index in range(20):
-        plan = PRESETS["heavy"].draw(training_generator(3, 1, index))
+        plan = PRESETS["heavy"].draw(training_generator(3, 1, 1, index))
         stored = json.loads(json.dumps([dataclasses.asdict(step) for step in plan]))
         again = tuple(Step(**step) for step in stored)
         assert again == plan
@@ -191,7 +191,7 @@ def test_another_process_draws_the_same_plans():
         "from featdistill.seeds import evaluation_generator, training_generator\n"
         "from featdistill.distortions.presets import PRESETS\n"
         "for index in range(5):\n"
-        "    print(PRESETS['official'].draw(training_generator(7, 2, index)))\n"
+        "    print(PRESETS['official'].draw(training_generator(7, 1, 2, index)))\n"
         "    print(PRESETS['heavy'].draw(evaluation_generator(7, f'bild {index}.jpg')))\n"
     )
     done = subprocess.run(
@@ -199,7 +199,7 @@ def test_another_process_draws_the_same_plans():
     )
     expected = []
     for index in range(5):
-        expected.append(repr(PRESETS["official"].draw(training_generator(7, 2, index))))
+        expected.append(repr(PRESETS["official"].draw(training_generator(7, 1, 2, index))))
         expected.append(repr(PRESETS["heavy"].draw(evaluation_generator(7, f"bild {index}.jpg"))))
     assert done.stdout.splitlines() == expected
 
@@ -212,12 +212,12 @@ def test_a_policy_that_was_pickled_or_copied_draws_the_same():
 
 
 def test_generators_depend_on_each_of_their_arguments():
-    drawn = [training_generator(*key).integers(2**62) for key in np.ndindex(3, 3, 3)]
+    drawn = [training_generator(*key).integers(2**62) for key in np.ndindex(3, 3, 3, 3)]
     drawn += [
         evaluation_generator(seed, name).integers(2**62) for seed in (0, 1) for name in ("", "a", "b", "ä")
     ]
     assert len(set(drawn)) == len(drawn)
-    assert training_generator(1, 2, 3).integers(2**62) == training_generator(1, 2, 3).integers(2**62)
+    assert training_generator(1, 2, 3, 4).integers(2**62) == training_generator(1, 2, 3, 4).integers(2**62)
 
 
 def test_presets_are_those_that_the_documents_name():

@@ -367,3 +367,36 @@ def test_gradient_checkpointing_and_a_balance_and_a_cache_keep_the_run_going(set
     train.main([*cached, "--out", str(tmp_path / "cached")])
     found, wanted = losses(tmp_path / "cached"), losses(tmp_path / "plain")
     assert [loss for _, loss in found] == pytest.approx([loss for _, loss in wanted], rel=1e-4)
+
+
+def test_stage_2_sees_no_image_of_stage_1_again(sets, teacher, tmp_path, monkeypatch):
+    seen: dict[str, list] = {"one": [], "two": []}
+    take = Trainer._next_batch
+    for name, call, more in (
+        ("one", train.main, []),
+        ("two", distill.main, ["--teacher", str(teacher), "--objective", "crd", "--teacher-view", "same"]),
+    ):
+
+        def keep(trainer, stream, name=name):
+            batch = take(trainer, stream)
+            seen[name] += zip(batch["index"].tolist(), batch["images"], strict=True)
+            return batch
+
+        monkeypatch.setattr(Trainer, "_next_batch", keep)
+        call(
+            [
+                *SMALL,
+                *sets,
+                *more,
+                "--epochs",
+                "1",
+                "--distortions",
+                "official",
+                "--out",
+                str(tmp_path / name),
+            ]
+        )
+    order = {name: [index for index, _ in items] for name, items in seen.items()}
+    assert order["one"] != order["two"] and sorted(order["one"]) == sorted(order["two"]) == list(range(40))
+    one = dict(seen["one"])
+    assert not any(torch.equal(image, one[index]) for index, image in seen["two"])
