@@ -14,7 +14,7 @@ def study(make_set, tmp_path):
     return lambda *more: main([*common, *more])
 
 
-def test_a_study_sets_its_runs_beside_the_paper_goes_on_after_a_failure_and_leaves_what_is_done(
+def test_a_study_compares_with_the_paper_continues_after_a_failure_and_leaves_finished_runs_alone(
     study, tmp_path, read_rows, capsys
 ):
     folder = tmp_path / "study"
@@ -56,7 +56,7 @@ def test_a_study_sets_its_runs_beside_the_paper_goes_on_after_a_failure_and_leav
         (["--epoch", "3"], "did you mean --epochs"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_trained(study, tmp_path, flags, message):
+def test_what_is_wrong_is_refused_before_anything_is_trained(study, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         study(*flags)
     assert not (tmp_path / "study").exists()
