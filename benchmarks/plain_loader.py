@@ -19,7 +19,7 @@ from torch.nn.functional import conv2d, grid_sample, pad
 from torch.utils.data import Dataset
 from torchvision.transforms import functional
 
-from featdistill.data.preprocessing import Place, Preprocessing
+from featdistill.data.preprocessing import Place, Preprocessing, offset
 from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.official_tables import contrast_curve, disk_kernel, gaussian_taps, middle_curve
 from featdistill.distortions.plan import Plan
@@ -64,10 +64,8 @@ class PlainDataset(Dataset):
     def _fit(self, picture: Image.Image, place: Place) -> Image.Image:
         """Resize the shorter side to the input's, crop, and flip if so drawn."""
         picture = functional.resize(picture, self.size, functional.InterpolationMode.BICUBIC)
-        left, top = (
-            int(place.left * (picture.width - self.size)),
-            int(place.top * (picture.height - self.size)),
-        )
+        left = offset(place.left, picture.width - self.size)
+        top = offset(place.top, picture.height - self.size)
         picture = functional.crop(picture, top, left, self.size, self.size)
         return functional.hflip(picture) if place.flip else picture
 

@@ -102,15 +102,18 @@ def main(argv: list[str] | None = None) -> int:
     if (status := copy.finished_status()) is not None:
         return status
     names = file_names(rows["name"], f"_{arguments.method}{suffix}")
+    expert = load_expert(arguments.expert).to(device).requires_grad_(False) if arguments.expert else None
+    # The attack works on what the expert sees, which is reduced to the expert's own limit.
+    limit = expert.preprocessing.max_side_px if expert else None
     maker = Maker(
-        expert=load_expert(arguments.expert).to(device).requires_grad_(False) if arguments.expert else None,
+        expert=expert,
         attack=attack,
         autoencoder=None if attack else load_autoencoder(arguments.autoencoder, device),
         device=device,
         seed=arguments.seed,
         file_format=arguments.format,
         quality_0_100=arguments.quality,
-        max_side_px=arguments.max_side,
+        max_side_px=min(arguments.max_side, limit or arguments.max_side),
     )
     scores, errors = make_batches(maker, rows, copy, arguments.batch_size)
     good = sorted(scores)

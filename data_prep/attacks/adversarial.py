@@ -107,13 +107,16 @@ def see(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def input_matrices(height: int, width: int, size: int, resize: str) -> tuple[Tensor, Tensor]:
+def input_matrices(
+    height: int, width: int, size: int, resize: str, max_side_px: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the effect of `preprocessing.fit`, centered, on the rows and columns of an image as matrices.
 
     Args:
         height, width: of the image in px.
         size: side S of the expert's input in px.
         resize: see `Preprocessing`.
+        max_side_px: the expert's limit; the image must be within it.
 
     Returns:
         (S, H) and (S, W) float32.

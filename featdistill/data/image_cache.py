@@ -152,7 +152,7 @@ class _Files(Dataset):
         equalization: Equalization | None,
         max_side_px: int | None,
     ) -> None:
-        self.folder, self.key = folder, preprocessing.key
+        self.folder, self.key = folder, (preprocessing.size, preprocessing.resize)
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
         self.equalization, self.max_side_px = equalization, max_side_px
 

@@ -72,7 +72,7 @@ class ScoreDataset(Dataset):
     ) -> None:
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
         self.equalization, self.policy, self.seed = equalization, policy, seed
-        self.cuts = {view.key(key): (*key, view) for key in keys for view in views}
+        self.cuts = {view.key(key): (key, view) for key in keys for view in views}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,7 +85,11 @@ class ScoreDataset(Dataset):
                 image = apply_plan(image, self.policy.draw(rng))
         except BrokenImage as error:
             return Broken(index, str(error))
-        return {"index": index, "images": {key: cut_view(image, *cut) for key, cut in self.cuts.items()}}
+        cuts = self.cuts.items()
+        return {
+            "index": index,
+            "images": {name: cut_view(image, *key, view=view) for name, (key, view) in cuts},
+        }
 
 
 def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """From an image to the square input of a backbone: resized, cropped and mirrored, in uint8 throughout."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-InputKey = tuple[int, str]
+from featdistill.images.reading import limit_side
+
+# `size`, `resize`, and `max_side_px` if there is one: the arguments of `fit`.
+InputKey = tuple[int, str] | tuple[int, str, int]
 
 
 @dataclass(frozen=True)
@@ -22,17 +26,25 @@ class Preprocessing:
         resize: `shorter` (antialiased bicubic of the shorter side to S, then crop), `squash` (both sides to
             S), or `crop` (no resizing; an image smaller than S is tiled).
         mean, std: normalization of pixels in [0, 1], done on the device.
+        max_side_px: the longer side to which larger images are reduced before all else, see `limit_side`;
+            that of the distortion policy in training.
     """
 
     size: int
     resize: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    max_side_px: int | None = None
 
     @property
     def key(self) -> InputKey:
         """Experts with the same key share one prepared image."""
-        return self.size, self.resize
+        return (self.size, self.resize, *([self.max_side_px] if self.max_side_px else []))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings as JSON values; a limit that does not exist is left out, as in older cards."""
+        values = dataclasses.asdict(self)
+        return {key: value for key, value in values.items() if value is not None}
 
 
 class Place(NamedTuple):
@@ -56,22 +68,27 @@ CENTER = Place()
 _MAX_ASPECT = 16
 
 
-def prepare(image: np.ndarray, size: int, resize: str, place: Place = CENTER) -> Tensor:
+def prepare(
+    image: np.ndarray, size: int, resize: str, max_side_px: int | None = None, *, place: Place = CENTER
+) -> Tensor:
     """Fit an image to a backbone's input.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         size: side S of the result in px.
-        resize: see `Preprocessing`.
+        resize, max_side_px: see `Preprocessing`.
 
     Returns:
         (3, S, S) uint8.
     """
-    return to_planes(fit(image, size, resize, place))
+    return to_planes(fit(image, size, resize, max_side_px, place=place))
 
 
-def fit(image: np.ndarray, size: int, resize: str, place: Place = CENTER) -> np.ndarray:
+def fit(
+    image: np.ndarray, size: int, resize: str, max_side_px: int | None = None, *, place: Place = CENTER
+) -> np.ndarray:
     """Return the result of `prepare` as (S, S, 3) uint8, always a new array."""
+    image = limit_side(image, max_side_px)
     if place.area is not None:
         image, resize = _part(image, *_box(image, place.area, place.aspect), place).copy(), "squash"
     elif _is_strip(image, resize):
@@ -90,7 +107,7 @@ def before_crop(image: np.ndarray, size: int, resize: str) -> np.ndarray:
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        size, resize: as for `fit`, where `place.area` must be None.
+        size, resize: as for `fit`, where `place.area` must be None; the image is within its limit.
 
     Returns:
         (h, w, 3) uint8; `image` itself where nothing is resized before the crop.
@@ -138,8 +155,10 @@ def _part(image: np.ndarray, height: int, width: int, place: Place) -> np.ndarra
 
 
 def offset(share: float, space: int) -> int:
-    """Return the position of a crop in px, given the space that it leaves.
+    """Return the position of a crop in px, from 0 to the space that it leaves.
 
-    In the center it is rounded, like in the authors' release (torchvision).
+    With a uniform share in [0, 1), all positions are equally likely. In the center it is rounded, like in the
+    authors' release (torchvision).
     """
-    return round(share * max(0, space)) if share == 0.5 else int(share * max(0, space))
+    space = max(0, space)
+    return round(share * space) if share == 0.5 else min(space, int(share * (space + 1)))

@@ -123,10 +123,12 @@ class TrainDataset(Dataset):
 
     def _squares(self, image: np.ndarray, plans: dict[str, Plan], place: Place) -> dict[str, np.ndarray]:
         """Return (S, S, 3) of every view."""
-        size, resize = self.preprocessing.key
+        size, resize = self.preprocessing.size, self.preprocessing.resize
         if self.policy.distort_at == "native":
-            return {view: fit(apply_plan(image, plan), size, resize, place) for view, plan in plans.items()}
-        square = fit(image, size, resize, place)
+            return {
+                view: fit(apply_plan(image, plan), size, resize, place=place) for view, plan in plans.items()
+            }
+        square = fit(image, size, resize, place=place)
         squares = {view: apply_plan(square, plan) for view, plan in plans.items()}
         # Some operations change the size.
         return {
@@ -148,7 +150,7 @@ class TrainDataset(Dataset):
             other = self._load(rows[rng.integers(len(rows))])
         except BrokenImage:
             return
-        other = fit(other, *self.preprocessing.key, place)
+        other = fit(other, self.preprocessing.size, self.preprocessing.resize, place=place)
         for view, square in squares.items():
             squares[view] = mix_amplitudes(square, other, share)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from featdistill.command_line import one_of
 from featdistill.data.preprocessing import InputKey, fit, to_planes
+from featdistill.images.reading import limit_side
 
 TTA = ("none", "hflip", "five_crop", "scales")
 # Krizhevsky et al. 2012, section 4.1: corners and center of 224 px of an image of 256 px.
@@ -74,7 +75,9 @@ def parse_tta(text: str) -> tuple[str, tuple[View, ...]]:
     return "+".join(name for name in TTA if name in names) or "none", tuple(views)
 
 
-def cut_view(image: np.ndarray, size: int, resize: str, view: View) -> Tensor:
+def cut_view(
+    image: np.ndarray, size: int, resize: str, max_side_px: int | None = None, *, view: View
+) -> Tensor:
     """Cut a view from an image and fit it to a backbone's input, without mirroring.
 
     A window of the image, smaller by the view's scale than the part that is seen without test-time
@@ -83,13 +86,14 @@ def cut_view(image: np.ndarray, size: int, resize: str, view: View) -> Tensor:
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        size, resize: see `Preprocessing`.
+        size, resize, max_side_px: see `Preprocessing`.
 
     Returns:
         (3, size, size) uint8.
     """
     if view.is_plain:
-        return to_planes(fit(image, size, resize))
+        return to_planes(fit(image, size, resize, max_side_px))
+    image = limit_side(image, max_side_px)
     height, width = image.shape[:2]
     scale = 1.0 if resize == "crop" and view.scale == _FIVE_CROP_SCALE else view.scale
     shorter = min(height, width)

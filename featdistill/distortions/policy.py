@@ -38,7 +38,8 @@ class DistortionPolicy:
         counts: library -> operation -> number of chains with it, up to a common factor; replaces `libraries`
             and `weights`.
         distort_at: `native` (the stored image) or `input` (resized to the network's input).
-        max_side_px: the longer side to which larger images are first reduced, distorted or not.
+        max_side_px: the longer side to which larger images are first reduced, distorted or not; an expert
+            that was trained with it reduces what it scores as well.
 
     Raises:
         UserError: a value is out of range, a name is unknown, or nothing is left to draw from.

@@ -94,9 +94,7 @@ class Predictor:
         sidecar = {
             "experts": self.hashes,
             **self.training,
-            "preprocessing": {
-                name: dataclasses.asdict(expert.preprocessing) for name, expert in self.experts.items()
-            },
+            "preprocessing": {name: expert.preprocessing.describe() for name, expert in self.experts.items()},
             "fusion": fusion["method"] if is_plain else fusion,
             "tta": self.tta,
             "precision": self.precision,

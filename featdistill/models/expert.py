@@ -42,7 +42,7 @@ class Expert(nn.Module):
         spec: how to build the backbone, so that loading an expert does not need the pretrained weights.
         head_hidden: width of the head's hidden layer; 0 for a linear head.
         head_dropout: dropout before the last layer.
-        resize: see `Preprocessing`.
+        resize, max_side_px: see `Preprocessing`.
     """
 
     def __init__(
@@ -52,12 +52,15 @@ class Expert(nn.Module):
         head_hidden: int = 256,
         head_dropout: float = 0.3,
         resize: str = "shorter",
+        max_side_px: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.spec = dataclasses.replace(spec, input_size=backbone.input_size)
         self.head_config = {"hidden": head_hidden, "dropout": head_dropout}
-        self.preprocessing = Preprocessing(backbone.input_size, resize, backbone.mean, backbone.std)
+        self.preprocessing = Preprocessing(
+            backbone.input_size, resize, backbone.mean, backbone.std, max_side_px
+        )
         if head_hidden:
             layers = [nn.Linear(backbone.feature_dim, head_hidden), nn.ReLU()]
             self.head = nn.Sequential(*layers, nn.Dropout(head_dropout), nn.Linear(head_hidden, 1))
@@ -119,7 +122,7 @@ def save_expert(expert: Expert, folder: str | Path, card: dict[str, Any] | None 
             "format": _FORMAT,
             "backbone": dataclasses.asdict(expert.spec),
             "head": expert.head_config,
-            "preprocessing": dataclasses.asdict(expert.preprocessing),
+            "preprocessing": expert.preprocessing.describe(),
             **(card or {}),
             "versions": versions(),
             "weights_sha256": atomic.sha256_of(temporary / WEIGHTS_FILE),
@@ -144,8 +147,9 @@ def load_expert(folder: str | Path) -> Expert:
         raise UserError(f"{weights} is not the file that {CARD_FILE} describes (its SHA-256 differs)")
     try:
         spec = BackboneSpec(**card["backbone"])
-        head, resize = card["head"], card["preprocessing"]["resize"]
-        expert = Expert(build(spec), spec, head["hidden"], head["dropout"], resize)
+        head, fitted = card["head"], card["preprocessing"]
+        limit = fitted.get("max_side_px")  # missing in older cards
+        expert = Expert(build(spec), spec, head["hidden"], head["dropout"], fitted["resize"], limit)
         expert.load_state_dict(safetensors.torch.load_file(weights), strict=True)
     except (KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -48,8 +48,9 @@ def whole_expert(task: nn.Module, weights: dict[str, Tensor]) -> Expert:
     """Build the expert that is scored and saved from gathered weights, on the CPU."""
     sharded: Expert = task.evaluated
     prefix = next(name for name, module in task.named_modules() if module is sharded) + "."
-    head, preprocessing = sharded.head_config, sharded.preprocessing
-    expert = Expert(build(sharded.spec), sharded.spec, head["hidden"], head["dropout"], preprocessing.resize)
+    head, spec = sharded.head_config, sharded.spec
+    expert = Expert(build(spec), spec, head["hidden"], head["dropout"])
+    expert.preprocessing = sharded.preprocessing
     state = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     expert.load_state_dict(state, strict=True)
     return expert.eval()

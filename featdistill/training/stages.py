@@ -56,7 +56,9 @@ def run(
     task = make_task()
     keeps_layout_only = task.keeps_layout_only or policy.keeps_layout_only
     policy = dataclasses.replace(policy, keeps_layout_only=keeps_layout_only)
-    preprocessing = task.expert.preprocessing
+    # Whoever scores with the expert must reduce large images as training did.
+    preprocessing = dataclasses.replace(task.expert.preprocessing, max_side_px=policy.max_side_px)
+    task.evaluated.preprocessing = task.expert.preprocessing = preprocessing
     equalization = read_settings(recipe.equalize) if recipe.equalize else None
     cache = None
     if recipe.cache:

@@ -15,11 +15,12 @@ from featdistill.data.loading import Broken, ScoreDataset, collate, make_loader
 from featdistill.data.preprocessing import Place, Preprocessing, fit, prepare
 from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
+from featdistill.data.views import cut_view, parse_tta
 from featdistill.distortions.plan import apply_plan
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.distortions.presets import PRESETS
 from featdistill.images.equalization import read_settings
-from featdistill.images.reading import read_image
+from featdistill.images.reading import limit_side, read_image
 from featdistill.recipe_groups import Augmentation
 from featdistill.records.manifest import read_manifest
 from featdistill.seeds import evaluation_generator, training_generator
@@ -77,8 +78,8 @@ def test_all_views_of_an_item_are_cropped_and_mirrored_alike(make_set, distort_a
 
     def view(plan, place):
         if distort_at == "native":
-            return prepare(apply_plan(image, plan), *PREPROCESSING.key, place)
-        return prepare(apply_plan(fit(image, *PREPROCESSING.key, place), plan), *PREPROCESSING.key)
+            return prepare(apply_plan(image, plan), *PREPROCESSING.key, place=place)
+        return prepare(apply_plan(fit(image, *PREPROCESSING.key, place=place), plan), *PREPROCESSING.key)
 
     for views in ((), ("clean",), ("other",), ("other", "clean")):
         dataset = make_train(manifest, policy=policy, views=views)
@@ -114,12 +115,14 @@ def test_random_resized_crops_are_boxes_of_random_area_and_shape_for_all_views(m
         logs.append(log)
         if epoch < 4:
             item = dataset[epoch, 2]
-            clean = fit(image, 48, "shorter", place)
+            clean = fit(image, 48, "shorter", place=place)
             assert torch.equal(item["images_clean"], prepare(clean, 48, "crop"))
             if distort_at == "input":
                 assert torch.equal(item["images"], prepare(apply_plan(clean, plan), 48, "squash"))
             else:
-                assert torch.equal(item["images"], prepare(apply_plan(image, plan), 48, "shorter", place))
+                assert torch.equal(
+                    item["images"], prepare(apply_plan(image, plan), 48, "shorter", place=place)
+                )
     assert min(areas) < 0.4 and max(areas) > 0.9 and min(logs) < -0.2 and max(logs) > 0.2
     with pytest.raises(UserError, match="random_resized resizes images, and --resize crop does not"):
         make_train(manifest, preprocessing=dataclasses.replace(PREPROCESSING, resize="crop"), **options)
@@ -167,7 +170,7 @@ def test_amplitude_mixup_is_a_function_of_seed_epoch_and_index_and_the_same_in_a
             rows = [row for row in range(6) if partner == "any" or row % 2 == index % 2]
             row = rows[rng.integers(len(rows))]
             partners.add(row % 2 == index % 2)
-            lent = fit(read_image(paths[row]), *size, draws(policy, index, epoch)[0])
+            lent = fit(read_image(paths[row]), *size, place=draws(policy, index, epoch)[0])
             for view in ("images", "images_clean", "images_other"):
                 square = mix_amplitudes(one[view].permute(1, 2, 0).numpy(), lent, share)
                 assert torch.equal(other[view], prepare(square, *size))
@@ -262,6 +265,40 @@ def test_a_limit_on_the_longer_side_comes_before_the_distortion_and_for_clean_im
         image = cv2.resize(image, (44, 36), interpolation=cv2.INTER_AREA)
         assert bool(plan) == bool(probability)
         assert torch.equal(item["images"], prepare(apply_plan(image, plan), *PREPROCESSING.key))
+
+
+@pytest.mark.parametrize("resize", ["shorter", "squash", "crop"])
+def test_an_expert_scores_images_reduced_as_in_its_training(make_set, resize):
+    manifest = make_set("train", 4)
+    policy = DistortionPolicy(probability=0, max_side_px=44)
+    plain = dataclasses.replace(PREPROCESSING, size=32, resize=resize)
+    limited = dataclasses.replace(plain, max_side_px=44)
+    trained = make_train(manifest, policy, preprocessing=limited, crop="center", flip=0.0)[0, 1]["images"]
+    rows, (_, views) = read_manifest(manifest), parse_tta("hflip+five_crop+scales")
+    scored = ScoreDataset(rows, [plain.key, limited.key])[1]["images"]
+    assert (plain.key, limited.key) == ((32, resize), (32, resize, 44)) == tuple(scored)
+    assert torch.equal(scored[limited.key], trained) and not torch.equal(scored[plain.key], trained)
+    assert torch.equal(prepare(read_image(rows["image"][1]), *limited.key), trained)
+    reduced = limit_side(read_image(rows["image"][1]), 44)
+    for view in views:
+        seen = ScoreDataset(rows, [limited.key], views=views)[1]["images"][view.key(limited.key)]
+        assert torch.equal(seen, cut_view(reduced, *plain.key, view=view))
+
+
+def test_random_crops_reach_every_position_equally_often(make_set):
+    rows = read_manifest(make_set("train", 2))
+    ramp = np.zeros((36, 35, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(36)[:, None], np.arange(35)
+    path = Path(rows["image"][0]).with_suffix(".png")
+    Image.fromarray(ramp).save(path)
+    crops = Preprocessing(32, "crop", (0.5,) * 3, (0.5,) * 3)
+    policy = DistortionPolicy(probability=0)
+    dataset = make_train(rows.assign(image=str(path)), policy, preprocessing=crops, flip=0.0)
+    corners = [dataset[epoch, 0]["images"][:2, 0, 0].tolist() for epoch in range(1500)]
+    for axis, positions in ((0, 5), (1, 4)):
+        counts = np.bincount([corner[axis] for corner in corners], minlength=positions)
+        assert len(counts) == positions
+        np.testing.assert_allclose(counts / 1500, 1 / positions, atol=0.05)
 
 
 def test_distortions_that_change_the_size_are_fitted_to_the_input_again(make_set):

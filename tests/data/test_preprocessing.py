@@ -4,7 +4,7 @@ import torch
 from conftest import smooth_picture
 from PIL import Image
 
-from featdistill.data.preprocessing import Place, before_crop, fit, prepare
+from featdistill.data.preprocessing import Place, before_crop, fit, offset, prepare
 
 
 def as_image(pixels: torch.Tensor) -> np.ndarray:
@@ -39,7 +39,7 @@ def test_an_image_smaller_than_the_crop_is_tiled():
 def test_a_strip_is_fitted_without_enlarging_all_of_it(height, width):
     picture = np.zeros((height, width, 3), np.uint8)
     picture[...] = np.linspace(0, 255, width)[:, None] if width > height else 128
-    middle, end = (as_image(prepare(picture, 48, "shorter", place)) for place in (Place(), Place(1, 1)))
+    middle, end = (as_image(prepare(picture, 48, "shorter", place=place)) for place in (Place(), Place(1, 1)))
     assert middle.shape == end.shape == (48, 48, 3)
     assert 126 <= middle.mean() <= 129
     if width > height:
@@ -48,9 +48,21 @@ def test_a_strip_is_fitted_without_enlarging_all_of_it(height, width):
 
 def test_a_place_moves_the_crop_and_mirrors_it():
     picture = smooth_picture(3, 50, 70)
-    np.testing.assert_array_equal(as_image(prepare(picture, 40, "crop", Place(0, 0))), picture[:40, :40])
-    found = as_image(prepare(picture, 40, "crop", Place(0.99, 0.99, True)))
-    np.testing.assert_array_equal(found, picture[9:49, 29:69][:, ::-1])
+    np.testing.assert_array_equal(
+        as_image(prepare(picture, 40, "crop", place=Place(0, 0))), picture[:40, :40]
+    )
+    found = as_image(prepare(picture, 40, "crop", place=Place(0.99, 0.99, True)))
+    np.testing.assert_array_equal(found, picture[10:50, 30:70][:, ::-1])
+
+
+def test_a_uniform_share_takes_every_position_equally_often_and_the_center_is_torchvisions():
+    for space in (1, 2, 9):
+        counts = np.bincount([offset((step + 0.25) / 10_000, space) for step in range(10_000)])
+        assert len(counts) == space + 1
+        np.testing.assert_allclose(counts / 10_000, 1 / (space + 1), atol=2e-4)
+    assert [offset(share, 0) for share in (0.0, 0.5, 0.99)] == [0, 0, 0]
+    assert [offset(share, 7) for share in (0.0, 1.0)] == [0, 7] and offset(0.3, -5) == 0
+    assert [offset(0.5, space) for space in (1, 2, 3, 4)] == [0, 1, 2, 2]
 
 
 def test_a_box_has_its_share_of_the_area_and_its_aspect_ratio_and_is_resized_alone():
@@ -58,11 +70,11 @@ def test_a_box_has_its_share_of_the_area_and_its_aspect_ratio_and_is_resized_alo
     height, width = 80, 120  # 0.5 of the area at 3 : 2
     expected = prepare(picture[20:100, 20:140], 48, "squash")
     box = Place(0.5, 0.5, False, 0.5, 1.5)
-    assert torch.equal(prepare(picture, 48, "shorter", box), expected)
-    assert torch.equal(prepare(picture, 48, "squash", box), expected)
+    assert torch.equal(prepare(picture, 48, "shorter", place=box), expected)
+    assert torch.equal(prepare(picture, 48, "squash", place=box), expected)
     corner = Place(0.999999, 0.0, True, 0.5, 1.5)
-    found = as_image(prepare(picture, 48, "shorter", corner))
-    end = 120 - height - 1  # a fraction below 1 does not reach the last place, as in the other crops
+    found = as_image(prepare(picture, 48, "shorter", place=corner))
+    end = 120 - height
     np.testing.assert_array_equal(
         found[:, ::-1], as_image(prepare(picture[end : end + height, :width], 48, "squash"))
     )
@@ -73,7 +85,7 @@ def test_a_box_that_does_not_fit_is_the_largest_of_its_shape(area, aspect, box):
     picture = smooth_picture(5, 60, 240)
     left = (240 - box[1]) // 2
     expected = prepare(picture[:, left : left + box[1]], 32, "squash")
-    assert torch.equal(prepare(picture, 32, "shorter", Place(area=area, aspect=aspect)), expected)
+    assert torch.equal(prepare(picture, 32, "shorter", place=Place(area=area, aspect=aspect)), expected)
 
 
 @pytest.mark.parametrize("resize", ["shorter", "squash", "crop"])
@@ -83,8 +95,8 @@ def test_an_image_before_its_crop_is_fitted_to_the_same_pixels(resize, sides):
     kept = before_crop(picture, 48, resize)
     kept.flags.writeable = False
     for place in (Place(), Place(0.13, 0.77, True), Place(0.99, 0.01)):
-        expected = fit(picture, 48, resize, place)
-        np.testing.assert_array_equal(fit(kept, 48, resize, place), expected)
+        expected = fit(picture, 48, resize, place=place)
+        np.testing.assert_array_equal(fit(kept, 48, resize, place=place), expected)
         assert expected.shape == (48, 48, 3) and not np.shares_memory(expected, picture)
     if resize != "crop" and max(sides) <= 16 * min(sides):
         assert min(kept.shape[:2]) == 48

@@ -102,7 +102,9 @@ def test_views_are_averaged_expert_by_expert_on_their_logits(make_set, experts):
     for expert, logits in zip(experts, found, strict=True):
         single = []
         for view in views:
-            pixels = [cut_view(read_image(path), *expert.preprocessing.key, view) for path in rows["image"]]
+            pixels = [
+                cut_view(read_image(path), *expert.preprocessing.key, view=view) for path in rows["image"]
+            ]
             pixels = torch.stack(pixels)
             with torch.inference_mode():
                 single.append(expert(pixels.flip(3) if view.mirrored else pixels).numpy())
@@ -122,33 +124,33 @@ def test_each_crop_of_five_shows_its_own_corner():
         image[rows : rows + 8, columns : columns + 8, place % 3] = 250 - place // 3 * 100
     corners = parse_tta("five_crop")[1]
     for resize in ("shorter", "squash", "crop"):
-        cuts = [cut_view(image, 32, resize, view).numpy() for view in corners]
+        cuts = [cut_view(image, 32, resize, view=view).numpy() for view in corners]
         assert all(cut.shape == (3, 32, 32) and cut.dtype == np.uint8 for cut in cuts)
         for place, (row, column) in enumerate([(s, t) for s in (1, 30) for t in (1, 30)]):
             assert cuts[place][place % 3, row, column] > 100 and cuts[4][:, row, column].max() < 20
     # Corners together show all of the shorter side, the centre alone 7 / 8 of it.
     ramp = np.repeat(np.arange(224, dtype=np.uint8)[:, None, None], 224, 1).repeat(3, 2)
-    top, centre = (cut_view(ramp, 224, "shorter", corners[place])[0, :, 0].numpy() for place in (0, 4))
+    top, centre = (cut_view(ramp, 224, "shorter", view=corners[place])[0, :, 0].numpy() for place in (0, 4))
     assert top[0] == 0 and abs(int(top[-1]) - 195) <= 1 and abs(int(centre[0]) - 14) <= 1
 
 
 def test_scales_show_more_or_less_of_the_image_and_reflect_what_lies_beyond():
     image = smooth_picture(3, 80, 80)
     plain, small, large = parse_tta("scales")[1]
-    assert torch.equal(cut_view(image, 64, "shorter", plain), prepare(image, 64, "shorter"))
-    wide = cut_view(image, 80, "shorter", small).numpy().transpose(1, 2, 0)
+    assert torch.equal(cut_view(image, 64, "shorter", view=plain), prepare(image, 64, "shorter"))
+    wide = cut_view(image, 80, "shorter", view=small).numpy().transpose(1, 2, 0)
     inner = cv2.resize(image, (68, 68), interpolation=cv2.INTER_AREA).astype(int)
     assert np.abs(wide[6:74, 6:74].astype(int) - inner).mean() < 4
     border = np.abs(wide[:6].astype(int) - wide[7:13][::-1].astype(int)).mean()
     assert border < 6 < np.abs(wide[:6].astype(int) - wide[40:46].astype(int)).mean()
-    near = cut_view(image, 64, "shorter", large).numpy().transpose(1, 2, 0)
+    near = cut_view(image, 64, "shorter", view=large).numpy().transpose(1, 2, 0)
     window = np.ascontiguousarray(image[5:75, 5:75])
     assert np.array_equal(near, fit(window, 64, "squash"))
     for shape in ((1, 400), (3, 2), (17, 300)):
         for resize in ("shorter", "squash", "crop"):
             picture = smooth_picture(1, *shape)
             for view in parse_tta("scales+five_crop")[1]:
-                assert cut_view(picture, 32, resize, view).shape == (3, 32, 32)
+                assert cut_view(picture, 32, resize, view=view).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("backbone", ["tiny_clip", "tiny_siglip", "timm:test_vit", "timm:test_efficientnet"])

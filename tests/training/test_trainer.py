@@ -14,7 +14,12 @@ from training_runs import SMALL, lines, losses, weights
 import distill
 import train
 from featdistill.command_line import UserError
+from featdistill.data.preprocessing import prepare
+from featdistill.images.reading import limit_side, read_image
+from featdistill.inference.predictor import load_ensemble
+from featdistill.interactive.explain import explain
 from featdistill.models.expert import create_expert, latest_experts, load_expert, read_card
+from featdistill.records.manifest import read_manifests
 from featdistill.training.run_folder import RunFolder
 from featdistill.training.tasks import ClassifyTask
 from featdistill.training.trainer import Trainer
@@ -66,6 +71,27 @@ def test_another_seed_gives_another_loss_curve(sets, tmp_path):
     for seed in ("1", "2"):
         train.main([*SMALL, *sets, "--out", str(tmp_path / seed), "--epochs", "1", "--seed", seed])
     assert losses(tmp_path / "1") != losses(tmp_path / "2")
+
+
+def test_the_card_carries_the_limit_on_the_longer_side_and_scoring_applies_it(sets, tmp_path):
+    run, common = tmp_path / "run", [*SMALL, *sets, "--epochs", "1", "--out"]
+    train.main([*common, str(run), "--distortions", "official,max_side_px=40"])
+    assert read_card(run / "expert")["preprocessing"]["max_side_px"] == 40
+    expert = load_expert(run / "expert")
+    assert expert.preprocessing.key == (32, "crop", 40)
+    predictor, rows = load_ensemble([run / "expert"], workers=0), read_manifests(sets[3:])
+    (seen,) = predictor.dataset(rows)[0]["images"].values()
+    image = read_image(rows["image"][0])
+    expected = prepare(limit_side(image, 40), 32, "crop")
+    assert torch.equal(seen, expected)
+    probability = expert(expected[None]).sigmoid().item()
+    assert explain(expert, image)["probability"] == pytest.approx(probability, abs=1e-6)
+    (recorded,) = predictor.sidecar()["preprocessing"].values()
+    assert recorded["max_side_px"] == 40
+    # Without a limit nothing is recorded, and a card from before is read as one without.
+    train.main([*common, str(tmp_path / "plain")])
+    assert "max_side_px" not in read_card(tmp_path / "plain" / "expert")["preprocessing"]
+    assert load_expert(tmp_path / "plain" / "expert").preprocessing.key == (32, "crop")
 
 
 def test_stage_2_starts_from_its_teacher_and_logs_its_parts(sets, tmp_path):
