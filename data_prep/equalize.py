@@ -26,20 +26,18 @@ Traces of earlier processing remain in the pixels and can still tell the classes
 A stopped run is continued by the same command; a finished copy is left as it is.
 """
 
-import io
 import logging
 from functools import partial
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from data_prep.writing.copies import ImageCopy, file_names
 from data_prep.writing.flags import add_flags, copy_parser
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError, within
 from featdistill.images.equalization import FITS, MIN_SIDE_PX, Equalization, common_sizes, equalized_jpeg
-from featdistill.images.reading import BrokenImage, read_bytes, read_image
+from featdistill.images.reading import BrokenImage, read_bytes, read_image, upright_size
 from featdistill.records.manifest import read_manifest
 from featdistill.seeds import hash_ranks
 
@@ -47,7 +45,6 @@ _log = logging.getLogger(__name__)
 SIZES = ("shorter", "square")
 # Enough images to know the sizes of a class: the quantile that matters, at 5 %, is accurate to 1 %.
 _MEASURED_IMAGES = 512
-_EXIF_ORIENTATION = 0x0112
 
 
 def sizes_by_class(frame: pd.DataFrame, seed: int = 0) -> dict[str, np.ndarray]:
@@ -65,7 +62,7 @@ def sizes_by_class(frame: pd.DataFrame, seed: int = 0) -> dict[str, np.ndarray]:
         sizes: list[tuple[int, int]] = []
         for location in rows["image"]:
             try:
-                sizes.append(_upright_size(read_bytes(location)))
+                sizes.append(upright_size(read_bytes(location)))
             except BrokenImage:
                 continue
             if len(sizes) == _MEASURED_IMAGES:
@@ -157,16 +154,6 @@ def _show_sizes(settings: Equalization, by_class: dict[str, np.ndarray]) -> None
     for label, measured in by_class.items():
         fits = (measured[:, None, :] >= sizes[None, :, :]).all(axis=2)
         _log.info(f"label {label}: {1 - fits.mean():.1%} of the images are enlarged")
-
-
-def _upright_size(data: bytes) -> tuple[int, int]:
-    """Return (height, width) of the decoded image, from the file's header alone."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except Exception as error:  # Pillow can raise nearly anything for damaged bytes
-        raise BrokenImage(str(error)) from error
 
 
 if __name__ == "__main__":

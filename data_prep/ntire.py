@@ -29,7 +29,7 @@ from data_prep.writing.flags import add_flags, folder
 from data_prep.writing.manifests import remove_old_holdout, write_readable
 from featdistill import command_line
 from featdistill.command_line import UserError
-from featdistill.images.reading import without_extension
+from featdistill.images.formats import without_extension
 from featdistill.records import label_files, manifest
 from featdistill.text_tables import table
 

@@ -28,6 +28,7 @@ from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError
 from featdistill.images import reading as image_io
 from featdistill.images.archive_index import name_fault
+from featdistill.images.formats import suffix_of, without_extension
 from featdistill.images.reading import BrokenImage
 from featdistill.records import provenance
 from featdistill.records.manifest import read_manifest
@@ -35,15 +36,6 @@ from featdistill.records.manifest import read_manifest
 _log = logging.getLogger(__name__)
 _RECORD = "pack.json"
 _FILES = ("images.zip", "manifest.csv", "errors.csv")
-# First bytes of each format, for images whose name has no suffix.
-_MAGIC_BYTES = {
-    b"\xff\xd8\xff": ".jpg",
-    b"\x89PNG": ".png",
-    b"GIF8": ".gif",
-    b"BM": ".bmp",
-    b"II*\0": ".tif",
-    b"MM\0*": ".tif",
-}
 
 
 def member_name(name: str, row: int, data: bytes, taken: set[str]) -> str:
@@ -51,11 +43,11 @@ def member_name(name: str, row: int, data: bytes, taken: set[str]) -> str:
 
     `data`, the image's bytes, determine the suffix if the name has none.
     """
-    suffix = "" if image_io.without_extension(name) != name else _suffix_of(data)
+    suffix = "" if without_extension(name) != name else suffix_of(data)
     member = f"images/{name}{suffix}"
     is_hidden = any(part.startswith(".") or not part for part in name.split("/"))
     if is_hidden or "\\" in name or name_fault(name) or name_fault(member) or member in taken:
-        member = f"images/row_{row:09}{_suffix_of(data)}"
+        member = f"images/row_{row:09}{suffix_of(data)}"
     return member
 
 
@@ -118,14 +110,6 @@ def main(argv: list[str] | None = None) -> int:
     size_gb = (out / "images.zip").stat().st_size / 1e9
     _log.info(f"{out}: {len(members)} images, {size_gb:.2f} GB{skipped}")
     return status
-
-
-def _suffix_of(data: bytes) -> str:
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return ".webp"
-    if data[4:12] in (b"ftypavif", b"ftypavis"):
-        return ".avif"
-    return next((suffix for start, suffix in _MAGIC_BYTES.items() if data.startswith(start)), ".bin")
 
 
 if __name__ == "__main__":

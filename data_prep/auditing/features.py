@@ -17,6 +17,7 @@ from PIL import Image, JpegImagePlugin
 
 from data_prep.duplicates.near import is_flat, perceptual_hash, thumbnail
 from featdistill.images import reading as image_io
+from featdistill.images.formats import IMAGE_SUFFIXES
 
 NUMERIC = ("width", "height", "aspect", "megapixels", "bytes", "bytes_per_pixel", "jpeg_quality")
 CATEGORICAL = ("container", "mode", "bit_depth", "chroma", "jpeg_tables", "progressive", "exif", "icc")
@@ -24,7 +25,10 @@ FEATURES = NUMERIC + CATEGORICAL
 
 _CHROMA = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
 # Suffixes that differ from the name of their container.
-_CONTAINERS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}
+_CONTAINERS = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp"), "JPEG"),
+    **{".tif": "TIFF", ".apng": "PNG", ".dib": "BMP", ".avifs": "AVIF", ".heic": "HEIF", ".hif": "HEIF"},
+}
 SMALL_PX = 64
 EXTREME_ASPECT = 4.0
 
@@ -140,7 +144,7 @@ def _suspicions(image: Image.Image, location: str, small: np.ndarray) -> list[st
     claimed = _CONTAINERS.get(suffix, suffix[1:].upper())
     # Pillow calls a JPEG with several pictures MPO.
     actual = "JPEG" if image.format == "MPO" else image.format
-    if suffix in image_io.IMAGE_SUFFIXES and claimed != actual:
+    if suffix in IMAGE_SUFFIXES and claimed != actual:
         found.append(f"{suffix} that is {actual}")
     short, long = sorted(image.size)
     if short < SMALL_PX:

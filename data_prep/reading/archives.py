@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featdistill.command_line import UserError
-from featdistill.images import reading as image_io
 from featdistill.images.archive_index import INVALID_IN_NAMES
 from featdistill.images.archives import ARCHIVE_SEPARATOR, ARCHIVE_SUFFIXES, Archive, ArchiveError
+from featdistill.images.formats import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Container:
 
     def images(self) -> list[str]:
         """Return the files with the suffix of an image."""
-        return [file for file in self.files if file.lower().endswith(image_io.IMAGE_SUFFIXES)]
+        return [file for file in self.files if file.lower().endswith(IMAGE_SUFFIXES)]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import pandas as pd
 
 from data_prep.reading import archives
 from featdistill.command_line import UserError
-from featdistill.images import reading as image_io
 from featdistill.images.archives import ARCHIVE_SUFFIXES, COMPRESSED_TAR_SUFFIXES
+from featdistill.images.formats import without_extension
 
 _log = logging.getLogger(__name__)
 # Split into parts, or compressed so that a member cannot be read without everything before it.
@@ -44,7 +44,7 @@ class ImageFile:
 
     @property
     def stem(self) -> str:
-        return image_io.without_extension(self.path.rpartition("/")[2])
+        return without_extension(self.path.rpartition("/")[2])
 
 
 def find_images(root: str | Path) -> list[ImageFile]:

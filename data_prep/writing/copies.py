@@ -20,7 +20,8 @@ from data_prep.writing.parallel import map_in_order
 from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.images.archives import ARCHIVE_SEPARATOR
-from featdistill.images.reading import BrokenImage, without_extension
+from featdistill.images.formats import without_extension
+from featdistill.images.reading import BrokenImage
 from featdistill.records import provenance
 from featdistill.records.manifest import write_manifest
 from featdistill.records.provenance import Claim

@@ -10,17 +10,20 @@ Decoded images are (H, W, 3) uint8 RGB. The format is recognized by the bytes, n
 
 | image | becomes |
 |---|---|
-| EXIF orientation | applied, so that it cannot tell a camera's picture from a generated one |
+| orientation by EXIF or XMP | applied, so that it cannot tell a camera's picture from a generated one |
 | gray, palette, black and white | RGB |
 | alpha, or a transparent color | dropped, not blended: the colors below it count |
 | CMYK | RGB without a color profile; a CMYK or YCCK JPEG is assumed to be inverted, as Adobe writes it |
 | 16-bit gray | divided by 257, whatever range it uses; 16-bit color: the upper 8 bits |
+| 12-bit gray | scaled by its own range |
+| gray whose zero is white | inverted |
 | 32-bit gray | like 8-bit up to 255, else like 16-bit; floats up to 1 as shares of white |
 | several frames or pages | the first; of an animated PNG, the fallback picture |
-| a color profile | ignored |
+| a color profile, text, other metadata | ignored, even if damaged |
 
-An image of more than `MAX_PIXELS` pixels, a file or member of more than `MAX_BYTES`, a truncated image, and a
-format that is not in `FORMATS` raise `BrokenImage`. Decoding needs up to about 12 bytes per pixel.
+HEIC images need the optional package pillow-heif. An image of more than `MAX_PIXELS` pixels, a file or member
+of more than `MAX_BYTES`, a truncated image, and a format that is not supported raise `BrokenImage`. Decoding
+needs up to about 12 bytes per pixel.
 """
 
 import contextlib
@@ -34,18 +37,26 @@ from pathlib import Path
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from featdistill.images.archives import ARCHIVE_SEPARATOR, Archive, ArchiveError, check_size
+from featdistill.images.formats import (
+    FORMATS,
+    HEAD_BYTES,
+    HEIF,
+    IMAGE_SUFFIXES,
+    RAW_SUFFIXES,
+    format_of,
+    refusal,
+)
+from featdistill.images.metadata import orientation, plain_jpeg, png_orientation, without_metadata
 from featdistill.images.parquet import ParquetImages
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
-# The formats that Pillow may recognize. It knows more, some of which run other programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 PARQUET_SUFFIX = ".parquet"
 # Pillow's own limit for a decompression bomb: a quarter of a GiB of RGB samples.
 MAX_PIXELS = 89_478_485
-_EXIF_ORIENTATION = 0x0112
+_WHITE_IS_ZERO = 0  # a TIFF's PhotometricInterpretation
+_PHOTOMETRIC, _BITS_PER_SAMPLE = 0x0106, 0x0102
 # Operations that turn an image upright, by EXIF orientation (EXIF 2.32, tag 0x0112); 1 is upright already.
 _UPRIGHT = {
     2: lambda image: cv2.flip(image, 1),
@@ -56,6 +67,10 @@ _UPRIGHT = {
     7: lambda image: cv2.transpose(cv2.rotate(image, cv2.ROTATE_180)),
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
+# Pillow reads 16-bit gray whose zero is white with the small end first only, and misses that it is inverted.
+TiffImagePlugin.OPEN_INFO.setdefault(
+    (TiffImagePlugin.MM, _WHITE_IS_ZERO, (1,), 1, (16,), ()), ("I;16B", "I;16B")
+)
 
 
 class BrokenImage(Exception):
@@ -68,6 +83,8 @@ def read_bytes(location: str) -> bytes:
     Raises:
         BrokenImage: it is missing, refused, damaged, or larger than `MAX_BYTES`.
     """
+    if location.lower().endswith(RAW_SUFFIXES):
+        raise BrokenImage(refusal(location, b""))
     archive, separator, member = location.partition(ARCHIVE_SEPARATOR)
     try:
         return _open_archive(archive, os.getpid()).read(member) if separator else _read_file(location)
@@ -85,20 +102,17 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
         BrokenImage: the bytes are not an image, are truncated, or hold more than `MAX_PIXELS` pixels.
     """
+    if reason := refusal("", data[:HEAD_BYTES]):
+        raise BrokenImage(reason)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BrokenImage(
-                    f"{image.width} x {image.height} pixels are more than the limit of {MAX_PIXELS}"
-                )
-            upright = _UPRIGHT.get(_orientation(image))
-            pixels = _jpeg_pixels(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
-            pixels = _pixels(image) if pixels is None else pixels
+        return _decode(data)
     except BrokenImage:
         raise
     except Exception as error:  # Pillow raises nearly anything for damaged bytes (struct.error, TypeError)
+        if data.startswith(b"\xff\xd8") and (plain := plain_jpeg(data)) != data:
+            with contextlib.suppress(Exception):
+                return _decode(plain)
         raise BrokenImage(_reason(error)) from error
-    return upright(pixels) if upright else pixels
 
 
 def read_image(location: str) -> np.ndarray:
@@ -126,12 +140,6 @@ def encode_jpeg(image: np.ndarray, quality_0_100: int) -> bytes:
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)[1].tobytes()
 
 
-def without_extension(name: str) -> str:
-    """Return a name without its image extension: `0a1b.jpg` is `0a1b`; `scan.v2` stays as it is."""
-    front, extension = os.path.splitext(name)
-    return front if extension.lower() in IMAGE_SUFFIXES else name
-
-
 def list_images(folder: str | Path) -> list[Path]:
     """Return the image files below a folder, sorted by their relative path; hidden files are left out."""
     folder = Path(folder)
@@ -145,17 +153,37 @@ def list_images(folder: str | Path) -> list[Path]:
     return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; a damaged EXIF block counts as upright.
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Return (height, width) of the decoded image, from the file's header alone.
 
-    So does a TIFF, which Pillow rotates while it reads the pixels.
+    Raises:
+        BrokenImage: the header cannot be read.
     """
-    if "exif" not in image.info:
-        return 1
     try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:
-        return 1
+        image, turn, _ = _open(data)
+        with image:
+            return (image.width, image.height) if turn in (5, 6, 7, 8) else (image.height, image.width)
+    except Exception as error:  # as above
+        raise BrokenImage(_reason(error)) from error
+
+
+def _open(data: bytes) -> tuple[Image.Image, int, bytes]:
+    """Return an image whose pixels are not read yet, its orientation, and the bytes it is read from."""
+    data, oriented = without_metadata(data)
+    formats = [*FORMATS, HEIF] if format_of(data[:HEAD_BYTES]) == HEIF else FORMATS
+    image = Image.open(io.BytesIO(data), formats=formats)
+    return image, orientation(image) if oriented is data else png_orientation(oriented), data
+
+
+def _decode(data: bytes) -> np.ndarray:
+    image, turn, data = _open(data)
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            size = f"{image.width} x {image.height} pixels"
+            raise BrokenImage(f"{size} are more than the limit of {MAX_PIXELS}")
+        pixels = _jpeg_pixels(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
+        pixels = _pixels(image) if pixels is None else pixels
+    return _UPRIGHT[turn](pixels) if turn in _UPRIGHT else pixels
 
 
 def _jpeg_pixels(data: bytes) -> np.ndarray | None:
@@ -179,10 +207,16 @@ def _pixels(image: Image.Image) -> np.ndarray:
             gray = gray * np.float32(255)
         gray = np.rint(gray)
     top = 65535 if is_16_bit or gray.max() > 255 else 255
+    tags = getattr(image, "tag_v2", {})
+    if is_16_bit and tags.get(_BITS_PER_SAMPLE) == (12,):
+        top = 4095
     gray = np.clip(gray, 0, top).astype(np.uint16)
-    if top == 65535:
+    if top > 255:
         # By a table: dividing all pixels would need eight times the memory.
-        gray = ((np.arange(65536) + 128) // 257).astype(np.uint8)[gray]
+        step = top / 255
+        gray = np.rint(np.arange(top + 1) / step).astype(np.uint8)[gray]
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits and fewer
+        gray = 255 - gray
     return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
 
 

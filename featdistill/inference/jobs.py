@@ -12,6 +12,7 @@ import pandas as pd
 from featdistill import command_line
 from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
+from featdistill.images.formats import IMAGE_SUFFIXES
 from featdistill.inference import single_images
 from featdistill.inference.fusion import probabilities
 from featdistill.inference.journal import PartialScores, claim_scores, score_resumably
@@ -87,7 +88,7 @@ def _images_of_folder(folder: Path) -> pd.DataFrame:
         raise UserError(f"{folder} is not a folder")
     images = image_io.list_images(folder)
     if not images:
-        raise UserError(f"{folder} contains no images ({', '.join(image_io.IMAGE_SUFFIXES)})")
+        raise UserError(f"{folder} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     names = [image.relative_to(folder).as_posix() for image in images]
     return make_manifest({"image": [str(image.resolve()) for image in images], "name": names})
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from featdistill.command_line import UserError
 from featdistill.distortions.operation import LEVELS
-from featdistill.images.reading import IMAGE_SUFFIXES, BrokenImage, limit_side
+from featdistill.images.formats import IMAGE_SUFFIXES
+from featdistill.images.reading import BrokenImage, limit_side
 from featdistill.inference.predictor import Predictor
 from featdistill.interactive import session
 

@@ -9,7 +9,7 @@ import pandas as pd
 from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
-from featdistill.images.reading import without_extension
+from featdistill.images.formats import without_extension
 from featdistill.records.predictions import INDEX_HEADERS, parse_csv
 
 _LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}

@@ -22,7 +22,7 @@ import pandas as pd
 
 from featdistill import atomic
 from featdistill.command_line import UserError
-from featdistill.images.reading import without_extension
+from featdistill.images.formats import without_extension
 from featdistill.records.provenance import as_json, read_record
 
 NAME_COLUMNS = ("name", "image_name")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featdistill.command_line import UserError
-from featdistill.images.reading import without_extension
+from featdistill.images.formats import without_extension
 from featdistill.records import predictions
 
 NAMES = ["0a.jpg", "NA", 'b,"c".png', "d d.v2"]
