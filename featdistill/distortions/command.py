@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from featdistill.atomic import replace_file
 from featdistill.command_line import Parser, UserError, one_of, within
 from featdistill.distortions.operation import LEVELS, MIN_SIDE_PX, Operation
+from featdistill.distortions.plan import apply_chain
 from featdistill.images.reading import BrokenImage, read_image
 
 CELL_PX = 224
@@ -29,9 +30,8 @@ def main(library: dict[str, Operation], description: str, argv: list[str] | None
         steps = parse_steps(text, library)
         image = _read(source)
         generators = np.random.default_rng(options.seed).spawn(len(steps))
-        for (operation, level), rng in zip(steps, generators, strict=True):
-            image = operation(image, level, rng)
-        _save(image, target)
+        chain = ((*step, rng) for step, rng in zip(steps, generators, strict=True))
+        _save(apply_chain(image, chain), target)
     return 0
 
 
@@ -61,7 +61,7 @@ def listing(library: dict[str, Operation]) -> str:
     for operation in library.values():
         traits = {
             "random": operation.random,
-            "moves patches": not operation.keeps_layout,
+            "moves or hides patches": not operation.keeps_layout,
             "changes size": not operation.keeps_size,
             "levels not ordered": not operation.monotone,
             f"needs {operation.missing()}": bool(operation.missing()),

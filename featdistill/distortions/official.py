@@ -3,6 +3,7 @@
 They reproduce the output of the organizers' released functions, quirks included, because the evaluation
 images went through that code. Its plain bugs are not reproduced: crashes, writing to the input, and a jitter
 that moves the whole image. Between the steps of a chain the image is rounded to 8 bits; theirs keeps floats.
+What its JPEG makes of them is imitated (see `plan.apply_chain`).
 """
 
 import math
@@ -33,6 +34,12 @@ from featdistill.distortions.operation import Operation, register
 OFFICIAL: dict[str, Operation] = {}
 
 _EDGE = cv2.BORDER_REPLICATE
+# Jitter: how much longer the rows of displacements are in each of the passes, steps between two 8-bit values
+# (few enough for exact sums in float32, see `_displacements_px`), and pixels of a strip that the cache holds.
+_PASSES = 5
+_LONGER_BY = 24
+_UNITS = 64
+_STRIP_PX = 1 << 16
 
 
 @register(OFFICIAL, "blur", (0.1, 0.5, 1.0, 2.0, 5.0))
@@ -52,7 +59,7 @@ def lensblur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
     return in_strips(_large_disk(radius_px), image, radius_px)
 
 
-@register(OFFICIAL, "color_distortion", (1, 3, 6, 8, 12), random=True)
+@register(OFFICIAL, "color_distortion", (1, 3, 6, 8, 12), random=True, keeps_layout=False)
 def colorshift(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Shift of the green channel down and right, blended in along edges; scale: distance in px."""
     direction = rng.random(2)
@@ -72,9 +79,9 @@ def colorsat(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
     return in_strips(saturate, image)
 
 
-@register(OFFICIAL, "jpeg", (43, 36, 24, 7, 4))
+@register(OFFICIAL, "jpeg", (43, 36, 24, 7, 4), leaves_fractions=False, truncates=True)
 def jpeg(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """JPEG, 4:2:0; scale: quality from 0 to 100."""
+    """JPEG, 4:2:0; scale: quality from 0 to 100. In a chain, fractions are cut off before it."""
     return codecs.jpeg(image, jpeg.scales[level - 1])
 
 
@@ -84,7 +91,7 @@ def whitenoise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
     return add_noise(image, gaussian_table(255 * whitenoise.scales[level - 1] ** 0.5), rng)
 
 
-@register(OFFICIAL, "noise", (0.001, 0.005, 0.01, 0.02, 0.03), random=True)
+@register(OFFICIAL, "noise", (0.001, 0.005, 0.01, 0.02, 0.03), random=True, leaves_fractions=False)
 def impulsenoise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Impulse noise: samples set to 255 or 0, half each; scale: share of samples, drawn with replacement."""
     noisy = image.copy(order="C")
@@ -119,25 +126,41 @@ def darken(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarra
     return cv2.LUT(image, curve_table(middle_curve, -darken.scales[level - 1]))
 
 
-@register(OFFICIAL, "spatial_distortion", (0.05, 0.1, 0.2, 0.5, 1.0), random=True)
+@register(OFFICIAL, "spatial_distortion", (0.05, 0.1, 0.2, 0.5, 1.0), random=True, keeps_layout=False)
 def jitter(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Five bilinear warps that move every pixel by N(0, scale^2) px in x and in y."""
-    # One field serves all passes, each starting at another row. Five passes of at most 2.9 px do not reach as
-    # far, so what happens to a pixel and its neighbors is independent from pass to pass.
+    """Five bilinear warps that move every pixel by N(0, scale^2) px in x and in y; rounded at the end."""
     height, width = image.shape[:2]
-    passes, rows_apart = 5, 16
-    shape = (height + (passes - 1) * rows_apart, width, 2)
-    draws = random_bytes(rng, math.prod(shape)).reshape(shape)
     displacements_px = _displacements_px(jitter.scales[level - 1])
-    field = cv2.LUT(draws, displacements_px, scratch_array("field", shape, np.float32))
-    # OpenCV samples four channels faster than three.
-    warped, other = (scratch_array(name, (height, width, 4), np.uint8) for name in ("warped", "other"))
-    cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=warped)
+    # OpenCV samples four channels faster than three. Moves of more than a pixel are sampled in strips, from
+    # copies that the cache holds, with a margin of as many rows.
+    reach_px = math.ceil(float(displacements_px.max()))
+    margin, rows = (reach_px, max(1, _STRIP_PX // width)) if reach_px > 1 else (0, height)
+    # One stream of displacements serves all passes, cut into rows of another length in each: where a value is
+    # used again, it is at another distance in every row, so the fields of two passes are not correlated.
+    count = (height + 1) * (width + _PASSES * _LONGER_BY)
+    draws = random_bytes(rng, 2 * count).reshape(2, count)
+    stream = scratch_array("stream", (2, count), np.float32)
+    cv2.LUT(draws[:1], displacements_px, dst=stream[:1])
+    cv2.LUT(draws[1:], displacements_px + np.float32(margin), dst=stream[1:])
+    shape = (height, width, 4)
+    warped, other = (scratch_array(name, shape, np.uint16) for name in ("warped", "other"))
+    rgba = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=scratch_array("rgba", shape, np.uint8))
+    np.multiply(rgba, np.uint16(_UNITS), out=warped, dtype=np.uint16)
+    strip = scratch_array("strip", (rows + 2 * margin, width, 4), np.uint16)
     flags = cv2.INTER_LINEAR | cv2.WARP_RELATIVE_MAP
-    for top in range(0, passes * rows_apart, rows_apart):
-        cv2.remap(warped, field[top : top + height], None, flags, dst=other, borderMode=_EDGE)
+    for number in range(1, _PASSES + 1):
+        length = width + number * _LONGER_BY
+        field = stream[:, number * _LONGER_BY :][:, : height * length].reshape(2, height, length)[..., :width]
+        for top in range(0, height, rows):
+            across, down = field[:, top : top + rows]
+            source = warped
+            if margin:
+                near = np.arange(top - margin, top + len(down) + margin)
+                source = np.take(warped, near, axis=0, mode="clip", out=strip[: len(near)])
+            cv2.remap(source, across, down, flags, dst=other[top : top + rows], borderMode=_EDGE)
         warped, other = other, warped
-    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
+    cv2.convertScaleAbs(warped, dst=rgba, alpha=1 / _UNITS)
+    return cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
 
 
 @register(OFFICIAL, "spatial_distortion", (20, 16, 13, 10, 7))
@@ -220,6 +243,6 @@ def _large_disk(radius_px: int) -> BoxAndRest:
 def _displacements_px(sigma_px: float) -> np.ndarray:
     """Return the (256,) float32 normal displacements that a random byte stands for.
 
-    They are multiples of 1 / 32 px: their products with 8 bits, and sums of these, are exact in float32.
+    They are multiples of 1 / 32 px: their products with 14 bits, and sums of these, are exact in float32.
     """
     return (np.rint(32 * sigma_px * normal_quantiles(256)) / 32).astype(np.float32)

@@ -22,12 +22,15 @@ class Operation:
         name: used in recipes, manifests and label files.
         category: its group; a composition uses each group at most once.
         scales: the parameter at level 1 .. 5; the operation's docstring says what it means.
-        keeps_layout: every patch stays in place (needed where tokens of two views are compared).
+        keeps_layout: every patch stays in place and can be seen (needed where tokens of two views are
+            compared).
         keeps_size: height and width do not change.
         random: the result depends on the generator.
         monotone: a higher level changes the image more (or leaves less of it, where the size changes).
         spread: the parameter is drawn uniformly within this distance of the level's scale, and rounded where
             the scale is an integer.
+        leaves_fractions: in floats, its result is not whole 8-bit values where its input is.
+        truncates: in floats, it cuts off the fractions of its input instead of rounding.
         missing: returns what must be installed to apply it, or an empty string.
     """
 
@@ -40,6 +43,8 @@ class Operation:
     random: bool = False
     monotone: bool = True
     spread: float = 0.0
+    leaves_fractions: bool = True
+    truncates: bool = False
     missing: Callable[[], str] = field(default=str, repr=False)
 
     def scale(self, level: int, rng: np.random.Generator) -> float:

@@ -18,7 +18,8 @@ from featdistill.distortions.plan import Plan, Step
 class DistortionPolicy:
     """A distribution over plans. The defaults are those of the organizers' training pipeline.
 
-    Without `counts`, a library is drawn, then a number of its groups, then one operation of each. With
+    Without `counts`, a library is drawn, then a number of its groups, then one operation of each, so an
+    operation of a small group is drawn more often; `draw_by="operation"` makes all equally frequent. With
     `counts`, a number of different operations is drawn such that each occurs as often as its count says.
 
     Attributes:
@@ -30,11 +31,12 @@ class DistortionPolicy:
         level_mean: level L has the weight exp(-(L - level_mean)^2 / (2 level_std^2)).
         level_std: see `level_mean`; `inf` makes all levels equally likely.
         uniform_levels: names of libraries whose levels are equally likely regardless of `level_mean`.
+        draw_by: `group`, or `operation` to draw different operations regardless of their groups.
         weights: group or operation -> weight within its library or group (1 by default); an operation of
             weight 0 is never drawn.
         include: names of the only operations that may be drawn; empty means all.
         exclude: names of operations that are not drawn.
-        keeps_layout_only: draw only operations that keep every patch in place.
+        keeps_layout_only: draw only operations that keep every patch visible and in place.
         counts: library -> operation -> number of chains with it, up to a common factor; replaces `libraries`
             and `weights`.
         distort_at: `native` (the stored image) or `input` (resized to the network's input).
@@ -53,6 +55,7 @@ class DistortionPolicy:
     level_mean: float = 1.0
     level_std: float = 2.5
     uniform_levels: tuple[str, ...] = ()
+    draw_by: str = "group"
     weights: Mapping[str, float] = field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -85,7 +88,7 @@ class DistortionPolicy:
         return tuple(steps)
 
     def _draw_by_groups(self, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-        """Yield operations of one library, each from a different group, in random order."""
+        """Yield operations of one library, each from a different group (see `draw_by`), in random order."""
         library = list(self._groups)[_weighted(rng, self._library_bounds)]
         weights, groups = self._groups[library]
         # The first of waiting times with rates in proportion to the weights: a draw without replacement.
@@ -109,11 +112,17 @@ class DistortionPolicy:
         result = {}
         for library in (name for name, weight in self.libraries.items() if weight > 0):
             groups: dict[str, list[str]] = {}
+            weights: dict[str, float] = {}
             for operation in LIBRARIES[library].values():
-                if self._allows(operation) and self._weight(operation.category) > 0:
-                    groups.setdefault(operation.category, []).append(operation.name)
+                weight = self._weight(operation.category)
+                if not self._allows(operation) or weight == 0:
+                    continue
+                by_group = self.draw_by == "group"
+                group = operation.category if by_group else operation.name
+                groups.setdefault(group, []).append(operation.name)
+                weights[group] = weight if by_group else weight * self._weight(operation.name)
             drawable = [(names, _cumulative(list(map(self._weight, names)))) for names in groups.values()]
-            result[library] = np.array(list(map(self._weight, groups))), drawable
+            result[library] = np.array(list(weights.values())), drawable
         return result
 
     def _weight(self, name: str) -> float:
@@ -177,6 +186,7 @@ class DistortionPolicy:
             f"distort_at must be native or input, not {self.distort_at}": (
                 self.distort_at in ("native", "input")
             ),
+            f"draw_by must be group or operation, not {self.draw_by}": self.draw_by in ("group", "operation"),
             f"max_side_px must be {MIN_SIDE_PX} or more, not {side}": side is None or side >= MIN_SIDE_PX,
         }
         for problem, is_valid in checks.items():

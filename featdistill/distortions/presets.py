@@ -1,9 +1,9 @@
 """Named policies, and the line of text that names or changes one.
 
-The tag counts and chain lengths of the evaluation presets are the challenge's (1,250 distorted images of the
-public test). What cannot be built here is replaced: JPEG AI and Cheng2020 by AVIF, JPEG with JPEG AI by JPEG
-with AVIF, the challenge's watermarks and WMForger by our two, and the adversarial perturbations by the faint
-pattern of the spread-spectrum watermark (which is not adversarial).
+The tag counts and chain lengths of the public test are the challenge's (1,250 distorted images); of the other
+splits only the transformations are known. What cannot be built here is replaced: JPEG AI and Cheng2020 by
+AVIF, JPEG with JPEG AI by JPEG with AVIF, the challenge's watermarks and WMForger by our two, and the
+adversarial perturbations by the faint pattern of the spread-spectrum watermark (which is not adversarial).
 """
 
 import dataclasses
@@ -20,47 +20,49 @@ from featdistill.distortions.policy import DistortionPolicy
 # Distorted images of the public test by the number of their operations, 1 to 5.
 _LENGTHS = (61.0, 324.0, 397.0, 346.0, 122.0)
 _DOWNSCALE = 926
-# Tags that the challenge's report counts on the public test and that val_hard has too.
-_VAL_HARD = {
+_PUBLIC_TEST = {
     "official": {"brighten": 286, "lensblur": 266, "jpeg": 150, "impulsenoise": 80, "colorsat": 65},
     "evaluation": {
         "downscale": _DOWNSCALE,
+        "jpeg2000": 142,
         "jpeg_recompression_2": 112,
         "randomaspectcrop": 105,
         "randomcrop": 104,
         "jpeg_recompression_1": 96,
+        "shotnoise": 87,
         "isonoise": 85,
         "perspective": 82,
         "randomtonecurve": 72,
         "clahe": 68,
         "rgbshift": 58,
-        "avif": 154,  # jpeg_ai
-        "jpeg_avif": 86,  # jpeg_recompression_comb_jpegai
-        "watermark_spread_spectrum": 90 + 89,  # adv_embed_resnet, adv_embed_clip
-    },
-}
-_PUBLIC_TEST = {
-    "official": _VAL_HARD["official"],
-    "evaluation": _VAL_HARD["evaluation"]
-    | {
-        "jpeg2000": 142,
-        "shotnoise": 87,
         "avif": 154 + 152,  # jpeg_ai, cheng2020
-        "watermark_spread_spectrum": 90 + 89 + 224,  # and half of the watermarks
+        "jpeg_avif": 86,  # jpeg_recompression_comb_jpegai
+        "watermark_spread_spectrum": 90 + 89 + 224,  # adv_embed_resnet, adv_embed_clip, half of watermark
         "watermark_dwt_dct": 224 + 91,  # the other half, and wmforger
     },
 }
-# No counts are published for these two splits. The private test adds three transformations, assumed to be as
-# frequent as the most similar ones. For val, the 18 besides downscale are assumed to be equally frequent.
+# The private test adds three transformations, assumed to be as frequent as the most similar ones.
 _PRIVATE_TEST = {
-    "official": _VAL_HARD["official"],
+    "official": _PUBLIC_TEST["official"],
     "evaluation": _PUBLIC_TEST["evaluation"] | {"jpeg_jpeg2000": 104, "glassblur": 87},
 }
+# Of val and val_hard only the 19 transformations are known. Downscale is assumed to be as frequent as in the
+# public test, and the other 18 to be equally frequent.
+_EACH = (sum(length * count for length, count in enumerate(_LENGTHS, start=1)) - _DOWNSCALE) / 18
 _VAL_NEW = ("motionblur", "multnoise", "pixelate", "rgbshift", "randomcrop", "randomaspectcrop")
-_VAL_EACH = (sum(length * count for length, count in enumerate(_LENGTHS, start=1)) - _DOWNSCALE) / 18
 _VAL = {
-    "official": dict.fromkeys(LIBRARIES["official"], _VAL_EACH),
-    "evaluation": dict.fromkeys(_VAL_NEW, _VAL_EACH) | {"downscale": _DOWNSCALE},
+    "official": dict.fromkeys(LIBRARIES["official"], _EACH),
+    "evaluation": dict.fromkeys(_VAL_NEW, _EACH) | {"downscale": _DOWNSCALE},
+}
+_VAL_HARD_OFFICIAL = ("gausblur", "lensblur", "jpeg", "whitenoise", "impulsenoise", "quantization")
+_VAL_HARD_NEW = ("multnoise", "rgbshift", "randomcrop", "randomaspectcrop", "randomtonecurve", "clahe")
+_VAL_HARD_NEW += ("isonoise", "perspective", "avif", "jpeg_avif", "watermark_spread_spectrum")
+_RECOMPRESSIONS = ("jpeg_recompression_1", "jpeg_recompression_2")
+_VAL_HARD = {
+    "official": dict.fromkeys(_VAL_HARD_OFFICIAL, _EACH),
+    "evaluation": dict.fromkeys(_VAL_HARD_NEW, _EACH)
+    | dict.fromkeys(_RECOMPRESSIONS, _EACH / 2)
+    | {"downscale": _DOWNSCALE},
 }
 
 
@@ -71,7 +73,8 @@ def _like_split(counts: Mapping[str, Mapping[str, float]]) -> DistortionPolicy:
 
 # "official": the organizers' released training pipeline (1 to 3 operations, levels from N(1, 2.5)).
 # "released_featdistill": FeatDistill's released code distorts an image with probability 0.8, with the
-# official or the extended library with equal probability. JPEG 2000, which takes thirty times as long as the
+# official or the extended library with equal probability, and draws the extended library's levels uniformly
+# (mean 3), the official one's from N(1, 2.5). JPEG 2000, which takes thirty times as long as the
 # others and is switched off there, is drawn a quarter as often as the others of its group.
 # "moderate": probability 0.8, levels around 3 as by team TeleAI-TeleGuard (NTIRE 2026, arXiv 2604.11487).
 # "strong": every image, levels from N(2.5, 2), as the stronger teams report there.
@@ -81,7 +84,10 @@ PRESETS: dict[str, DistortionPolicy] = {
     "none": DistortionPolicy(probability=0.0),
     "official": DistortionPolicy(),
     "released_featdistill": DistortionPolicy(
-        probability=0.8, libraries={"official": 1.0, "extended": 1.0}, weights={"jpeg2000": 0.25}
+        probability=0.8,
+        libraries={"official": 1.0, "extended": 1.0},
+        uniform_levels=("extended",),
+        weights={"jpeg2000": 0.25},
     ),
     "moderate": DistortionPolicy(probability=0.8, level_mean=3.0),
     "strong": DistortionPolicy(max_operations=5, level_mean=2.5, level_std=2.0),

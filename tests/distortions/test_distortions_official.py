@@ -291,6 +291,36 @@ def test_jitter_moves_pixels_by_its_sigma_and_the_image_not_at_all(level):
     assert sigma_px < moved_px.std() < np.sqrt(5) * sigma_px
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_fields_of_jitter_are_independent(level):
+    ramp = np.repeat((4 * np.arange(60) + 8)[None, :, None], 600, 0).astype(np.uint8).repeat(3, 2)
+    lags = (5, 8, 16, 24, 32, 48, 64)
+    found = []
+    for seed in range(8):
+        moved = (OFFICIAL["jitter"](ramp, level, generator(seed)).astype(float) - ramp)[:, 16:-16, 0]
+        found.append([np.corrcoef(moved[:-lag].ravel(), moved[lag:].ravel())[0, 1] for lag in lags])
+    # 130,000 pairs, so the deviation of a correlation is about 0.003.
+    np.testing.assert_allclose(np.mean(found, axis=0), 0, atol=0.02)
+
+
+# From level 3 on, theirs may move the whole image.
+@pytest.mark.parametrize("level", (1, 2))
+def test_jitter_changes_as_many_samples_as_the_organizers_code(golden, golden_statistics, level):
+    for picture in ("china", "flower"):
+        image = golden[f"input/{picture}"]
+        results = np.stack([OFFICIAL["jitter"](image, level, generator(seed)) for seed in range(4)])
+        share = np.mean((results != image)[:, 8:-8, 8:-8])
+        assert share == pytest.approx(golden_statistics[picture][f"jitter/{level}"]["changed"], abs=0.004)
+
+
+def test_jitter_adds_up_moves_below_half_a_step():
+    ramp = np.arange(32, 192, dtype=np.uint8).repeat(4)[None, :, None].repeat(200, 0).repeat(3, 2)
+    ramp = cv2.blur(ramp, (9, 1))  # a quarter of a step per px
+    moved = np.mean(OFFICIAL["jitter"](ramp, 5, generator()) != ramp)
+    # Each pass moves by about 1 px, which rounding after every pass would lose.
+    assert moved > 0.2
+
+
 def test_jitter_leaves_no_garbage_at_the_border():
     image = np.full((60, 90, 3), 50, np.uint8)
     image[:, 45:] = 200
@@ -317,7 +347,7 @@ def test_the_list_names_every_operation_with_its_scales(capsys):
     for line, operation in zip(lines[1:], OFFICIAL.values(), strict=True):
         assert line.startswith(f"{operation.name} ") and f" {operation.category} " in line
         assert ", ".join(f"{scale:g}" for scale in operation.scales) in line
-        assert (" random " in line) == operation.random
+        assert ("  random" in line) == operation.random
 
 
 def test_the_sheet_shows_every_operation_at_every_level(tmp_path, picture):

@@ -28,7 +28,7 @@ _SPHERE_RADIUS = 1.15
 _SCENE_DISTANCE = 10.6
 
 
-@register(OPERATIONS, "occlusion", (0.03, 0.08, 0.15, 0.25, 0.4), random=True)
+@register(OPERATIONS, "occlusion", (0.03, 0.08, 0.15, 0.25, 0.4), random=True, keeps_layout=False)
 def random_occlusion(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Opaque rectangles, discs and strips from edge to edge; scale: covered share of the image.
 

@@ -40,13 +40,13 @@ def digital_glitch(image: np.ndarray, level: int, rng: np.random.Generator) -> n
     return result
 
 
-@register(OPERATIONS, "digital", (2, 3, 4, 6, 8), random=True)
+@register(OPERATIONS, "digital", (2, 3, 4, 6, 8), random=True, keeps_layout=False)
 def pixel_shuffle(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Pixels permuted at random within blocks; scale: side of a block in px.
 
     A block keeps its colors and loses their arrangement. Each block has one of 256 random permutations. Where
     the block's side does not divide the image's, the last block overlaps the one before it, whose pixels may
-    move twice. A pixel moves by at most 7 px, so the layout is kept.
+    move twice.
     """
     side = pixel_shuffle.scales[level - 1]
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA).view(np.int32)[..., 0]

@@ -17,7 +17,7 @@ _SCAN_PERIODS_PX = (2, 3, 4)
 _SCAN_FIELD_ROWS = 240
 
 
-@register(OPERATIONS, "video", (0.03, 0.06, 0.1, 0.16, 0.24))
+@register(OPERATIONS, "video", (0.03, 0.06, 0.1, 0.16, 0.24), keeps_layout=False)
 def color_bleed(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Color smeared to the right, as by an analog recorder; scale: distance as a share of the width.
 
@@ -34,7 +34,7 @@ def color_bleed(image: np.ndarray, level: int, rng: np.random.Generator) -> np.n
     return cv2.cvtColor(cv2.merge([luminance, *smeared]), cv2.COLOR_YCrCb2RGB)
 
 
-@register(OPERATIONS, "video", (0.12, 0.2, 0.28, 0.36, 0.45), random=True)
+@register(OPERATIONS, "video", (0.12, 0.2, 0.28, 0.36, 0.45), random=True, keeps_layout=False)
 def ghosting(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """A second, displaced copy of the image; scale: its share of the light.
 
