@@ -45,6 +45,10 @@ def choose_device(name: str | None = None) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"--device {name} is not a device; use cuda, cuda:1 or cpu") from error
     if device.type != "cuda":
+        try:
+            torch.zeros(1, device=device).item()
+        except Exception as error:  # each backend that is missing raises an error of its own type
+            raise UserError(f"--device {name} is not available on this machine; use cpu") from error
         return device
     count = torch.cuda.device_count()
     if device.index is None:

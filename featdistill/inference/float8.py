@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from featdistill.command_line import UserError
-from featdistill.models.expert import Expert
+from featdistill.models.expert import Expert, called_linear_layers
 
 E4M3 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(E4M3).max
@@ -51,17 +51,16 @@ class Float8Linear(nn.Module):
 
 
 def with_float8(expert: Expert) -> Expert:
-    """Return a copy of a bfloat16 expert with the linear layers of its blocks as `Float8Linear`."""
+    """Return a copy of a bfloat16 expert with the linear layers of its blocks as `Float8Linear`.
+
+    Layers whose weight is read without calling them stay as they are.
+    """
     expert = copy.deepcopy(expert)
-    for name, module in list(expert.backbone.named_modules()):
-        for child_name, child in module.named_children():
-            is_in_block = not _BLOCKS.isdisjoint(name.split("."))
-            # A subclass of Linear may serve for its weight alone, as in torch's MultiheadAttention.
-            fits = type(child) is nn.Linear and not (
-                child.in_features % _MULTIPLE or child.out_features % _MULTIPLE
-            )
-            if is_in_block and fits:
-                setattr(module, child_name, Float8Linear(child))
+    for name in called_linear_layers(expert):
+        layer = expert.backbone.get_submodule(name)
+        is_in_block = not _BLOCKS.isdisjoint(name.split(".")[:-1])
+        if is_in_block and layer.in_features % _MULTIPLE == layer.out_features % _MULTIPLE == 0:
+            expert.backbone.set_submodule(name, Float8Linear(layer))
     return expert
 
 

@@ -30,6 +30,8 @@ from featdistill.records.predictions import (
 from featdistill.records.provenance import Claim
 
 _log = logging.getLogger(__name__)
+# Names with these are surely meant to be files, and predictions are CSV.
+_FILE_SUFFIXES = (".txt", ".tsv", ".json", ".jsonl", ".xls", ".xlsx", ".parquet", ".zip", ".gz")
 _MAX_SHOWN = 10
 # The flags of predict.py that are arguments of `load_ensemble`.
 _SETTINGS = ("resize", "fusion", "weights", "tta", "device", "precision", "batch_size", "workers", "compiled")
@@ -104,7 +106,7 @@ def _load(args: Namespace) -> tuple[Predictor, list[Path]]:
 
 def _show(args: Namespace) -> int:
     scored = single_images.score_images(_load(args)[0], images_by_path(args.image))
-    print(json.dumps(scored, indent=2, ensure_ascii=False) if args.json else single_images.as_table(scored))
+    print(json.dumps(scored, indent=2) if args.json else single_images.as_table(scored))
     return int(any("error" in image for image in scored["images"]))
 
 
@@ -112,7 +114,9 @@ def _plan(args: Namespace, folders: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Return each requested manifest and its output; images without one get it next to their scores."""
     by_hand = args.experts or args.released
     out = Path(args.out or ("predictions" if by_hand else folders[0].parents[2] / "predictions"))
-    is_file = out.suffix == ".csv"
+    is_file = out.suffix.lower() == ".csv"
+    if not is_file and out.suffix.lower() in _FILE_SUFFIXES and not out.is_dir():
+        raise UserError(f"--out {out} must be a .csv file or a folder")
     if args.images or args.image:
         images = Path(args.images).resolve() if args.images else None
         out = out if is_file else out / f"{images.name if images else 'images'}.csv"

@@ -192,3 +192,25 @@ def latest_experts(root: str | Path = "runs") -> list[Path]:
             f"no trained expert below {root}/; run train.py and distill.py first, or use --experts DIR"
         )
     return sorted(card.parent for card in cards if card.parents[2] == cards[-1].parents[2])
+
+
+def called_linear_layers(expert: Expert) -> list[str]:
+    """Return the names of the backbone's linear layers that a forward pass calls.
+
+    Some attentions read the weights of a linear layer without calling it (the query projections of BEiT, and
+    PyTorch's own attention, which open_clip uses); replacing such a layer has no effect, or breaks it.
+    """
+    called: set[str] = set()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: called.add(name))
+        for name, module in expert.backbone.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    size, was_training = expert.preprocessing.size, expert.training
+    expert.eval()
+    with torch.no_grad():
+        expert(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=expert.mean.device))
+    expert.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return sorted(called)

@@ -6,11 +6,10 @@ Frozen parts are in evaluation mode as well: no dropout, and BatchNorm keeps its
 import copy
 import importlib.util
 
-import torch
 from torch import nn
 
 from featdistill.command_line import UserError
-from featdistill.models.expert import Expert
+from featdistill.models.expert import Expert, called_linear_layers
 from featdistill.recipe_groups import Finetuning
 
 
@@ -62,32 +61,10 @@ def _add_adapters(expert: Expert, options: Finetuning) -> None:
         raise UserError("finetune lora needs the package peft; run pip install peft, or use finetune last_n")
     import peft
 
-    targets = _linear_layers(expert)
+    targets = called_linear_layers(expert)
     if not targets:
         raise UserError(f"finetune lora: {expert.spec.name} has no linear layers; use finetune last_n")
     config = peft.LoraConfig(
         r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules=targets, lora_dropout=0.0
     )
     peft.inject_adapter_in_model(config, expert.backbone)
-
-
-def _linear_layers(expert: Expert) -> list[str]:
-    """Return the names of the backbone's linear layers that a forward pass calls.
-
-    Some attentions read the weights of a linear layer without calling it (the query projections of BEiT, and
-    PyTorch's own attention, which open_clip uses); adapters there would have no effect.
-    """
-    called: set[str] = set()
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: called.add(name))
-        for name, module in expert.backbone.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    size, was_training = expert.preprocessing.size, expert.training
-    expert.eval()
-    with torch.no_grad():
-        expert(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=expert.mean.device))
-    expert.train(was_training)
-    for hook in hooks:
-        hook.remove()
-    return sorted(called)

@@ -21,7 +21,8 @@ from featdistill.inference.compute import (
 )
 from featdistill.inference.float8 import E4M3, Float8Linear, quantize, with_float8
 from featdistill.inference.scoring import score, score_dataset
-from featdistill.models.expert import create_expert
+from featdistill.models.backbones import BackboneSpec, build
+from featdistill.models.expert import Expert, create_expert
 from featdistill.records.manifest import read_manifest
 
 
@@ -206,6 +207,31 @@ def test_only_linear_layers_of_blocks_with_fitting_sides_become_8_bit(experts):
     assert names == {f"backbone.model.blocks.{layer}.{end}" for layer in range(2) for end in ends}
     assert not any(isinstance(module, Float8Linear) for module in expert.modules())
     assert type(quantized.backbone.model.head) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("beit_base_patch16_224", 224, {"embed_dim": 48, "depth": 1, "num_heads": 3}),
+        ("eva_giant_patch14_224", 224, {"embed_dim": 48, "depth": 1, "num_heads": 3, "mlp_ratio": 2.0}),
+        ("swinv2_tiny_window8_256", 256, {"embed_dim": 16, "depths": (1,), "num_heads": (1,)}),
+    ],
+)
+def test_layers_whose_weight_is_read_without_calling_them_stay_as_they_are(name, size, options):
+    spec = BackboneSpec("timm", name, options=options, input_size=size)
+    expert = cast(Expert(build(spec), spec, head_hidden=8).eval(), "bf16")
+    quantized = with_float8(expert)
+    kinds = {name: type(module) for name, module in quantized.named_modules()}
+    assert {kind for name, kind in kinds.items() if name.endswith("attn.qkv")} == {nn.Linear}
+    ends = ("attn.proj", "mlp.fc1", "mlp.fc2")
+    assert {kind for name, kind in kinds.items() if name.endswith(ends)} == {Float8Linear}
+    images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+    with torch.inference_mode():
+        try:
+            logit = quantized(images)
+        except (RuntimeError, NotImplementedError) as error:
+            pytest.skip(f"this PyTorch has no 8-bit products on a CPU: {error}")
+        torch.testing.assert_close(logit, expert(images), rtol=0, atol=0.05)
 
 
 def test_a_batch_fills_the_share_of_the_memory_but_no_more_than_needed():

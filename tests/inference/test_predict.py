@@ -209,6 +209,12 @@ def test_the_authors_experts_can_be_taken_as_they_are(shared, tmp_path, capsys):
         run("--split", "val", "--released", str(folder))
 
 
+def test_a_suffix_in_capitals_is_a_file_too(make_set, tmp_path, experts):
+    arguments = ["--manifest", str(make_set("val", 4)), "--experts", *experts, "--device", "cpu"]
+    assert predict.main([*arguments, "--workers", "0", "--out", str(tmp_path / "scores.CSV")]) == 0
+    assert len(read_predictions(tmp_path / "scores.CSV")) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -218,6 +224,9 @@ def test_the_authors_experts_can_be_taken_as_they_are(shared, tmp_path, capsys):
         (["--tta", "flip"], "unknown test-time augmentation 'flip'"),
         (["--weights", "alpha=1"], "no weight for expert beta"),
         (["--device", "gpu"], "--device gpu is not a device"),
+        (["--device", "mps"], "--device mps is not available on this machine"),
+        (["--device", "meta"], "--device meta is not available on this machine"),
+        (["--out", "scores.txt"], "--out scores.txt must be a .csv file or a folder"),
     ],
 )
 def test_a_choice_that_cannot_be_is_one_clear_error(arguments, message, experts):
