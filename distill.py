@@ -1,14 +1,15 @@
 """Stage 2: refine a stage-1 expert by self-distillation, in both readings of the paper.
 
-    python distill.py --recipe clip_l14_a --teacher runs/stage1/clip_l14_a/expert \\
+    python distill.py --recipe clip_l14_a --teacher runs/stage1/clip_l14_a/expert-last \\
         --train data/train.csv --val data/holdout.csv --out runs/stage2/clip_l14_a
     python distill.py --recipe clip_l14_a featdistill_crd --teacher ...          reading B on top
 
 The stage-1 expert is both the teacher and the student's initial state. In addition to binary cross-entropy,
 the student's tokens are aligned with the teacher's (reading A, section 4.7, eq. 2: `objective: dense`, a
 frozen teacher that sees the clean image), or its feature with that of a teacher that follows it and sees
-another distortion of the image (reading B, section 5.1: `objective: crd`), or both. Comparing tokens excludes
-distortions that move pixels, since token i must stay in place. It writes the same files as `train.py`.
+another distortion and crop of the image (reading B, section 5.1: `objective: crd`), or both. Where tokens are
+compared, both see the same crop, and distortions that move pixels are left out, since token i must stay in
+place. It writes the same files as `train.py`.
 """
 
 import dataclasses
@@ -27,7 +28,12 @@ def build_parser() -> Parser:
         description="Stage 2: refine a stage-1 expert by self-distillation.",
     )
     group = recipes.add_run_arguments(parser)
-    group.add_argument("--teacher", required=True, metavar="EXPERT", help="folder of the stage-1 expert")
+    group.add_argument(
+        "--teacher",
+        required=True,
+        metavar="EXPERT",
+        help="folder of the stage-1 expert: RUN/expert-last, as in the paper, or RUN/expert",
+    )
     recipes.add_arguments(parser, DistillRecipe)
     return parser
 

@@ -54,7 +54,7 @@ data=(--train "$MANIFESTS/train.csv" --val "$MANIFESTS/holdout.csv")
 experts=()
 for expert in $EXPERTS; do
   launch train.py --recipe "$expert" $METHOD "${data[@]}" --out "$RUNS/stage1/$expert"
-  launch distill.py --recipe "$expert" $METHOD --teacher "$RUNS/stage1/$expert/expert" "${data[@]}" --out "$RUNS/stage2/$expert"
+  launch distill.py --recipe "$expert" $METHOD --teacher "$RUNS/stage1/$expert/expert-last" "${data[@]}" --out "$RUNS/stage2/$expert"
   experts+=("$RUNS/stage2/$expert/expert")
 done
 

@@ -116,6 +116,9 @@ class Augmentation(Group):
         0.5, "minimum area of random_resized, as a share of the image's", 0, 1, exclusive=True
     )
     flip: float = option(0.5, "probability of a horizontal flip", 0, 1)
+    other_crop: Literal["own", "same"] = option(
+        "own", "crop and flip of the teacher's other view; always the same where tokens are compared"
+    )
     amplitude_mixup: float = option(0.0, "probability of mixing in another image's amplitudes", 0, 1)
     amplitude_mixup_max: float = option(0.5, "maximum share of the other's amplitudes", 0, 1)
     amplitude_mixup_with: Literal["same_label", "any"] = option(

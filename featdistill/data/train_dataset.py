@@ -35,8 +35,9 @@ class TrainDataset(Dataset):
 
     Items are addressed by (epoch, index), so that workers need no state. An item is a dict with `images` (3,
     S, S) uint8, `label` float, `epoch` and `index` int and, for each of `views`, `images_clean` or
-    `images_other`, (3, S, S) uint8; or `Broken`. All views are made from one decoded image, and are cropped
-    and mirrored alike.
+    `images_other`, (3, S, S) uint8; or `Broken`. All views are made from one decoded image. They are cropped
+    and mirrored alike, except `images_other`, which has a crop and flip of its own unless the policy or
+    `other_crop` forbids it.
 
     Args:
         rows: labeled rows of a manifest.
@@ -47,7 +48,8 @@ class TrainDataset(Dataset):
             if the drawn area does not fit (torchvision draws again). With `synchronize_groups`, rows of the
             same, non-empty `group` get the same distortions, crop and mirroring in an epoch, and the same
             noise if they have the same size. Amplitude mix-up (see `mix_amplitudes`) is the same in all
-            views; the other image is cropped alike, but not distorted, and ignored if it cannot be read.
+            views; the other image is cropped like the view, but not distorted, and ignored if it cannot be
+            read.
         views: `clean` (not distorted) and `other` (distorted by a second draw).
         equalization: assigns sizes and JPEG qualities that do not depend on the class, before all else.
         cache: the rows' images, already resized, see `check_cache`.
@@ -97,22 +99,19 @@ class TrainDataset(Dataset):
         # Optional augmentations draw last, so that switching them on does not change the other draws.
         group = self.groups[index]
         rng = training_generator(self.seed, self.stage, epoch, index if group is None else group)
-        top, left, mirror = rng.random(3)
-        if self.augmentation.crop == "center":
-            top, left = 0.5, 0.5
-        place = Place(top, left, bool(mirror < self.augmentation.flip))
+        place = self._position(rng)
         plans: dict[str, Plan] = {"images": self.policy.draw(rng)}
         for view in sorted(self.views):
             plans[f"images_{view}"] = self.policy.draw(rng) if view == "other" else ()
-        if self.augmentation.crop == "random_resized":
-            area = rng.uniform(self.augmentation.crop_min_area, 1)
-            aspect = np.exp(rng.uniform(*np.log(_ASPECTS)))
-            place = place._replace(area=float(area), aspect=float(aspect))
+        places = dict.fromkeys(plans, self._shaped(place, rng))
+        shares_crop = self.augmentation.other_crop == "same" or self.policy.keeps_layout_only
+        if "images_other" in places and not shares_crop:
+            places["images_other"] = self._shaped(self._position(rng), rng)
         try:
-            squares = self._squares(self._load(index), plans, place)
+            squares = self._squares(self._load(index), plans, places)
         except BrokenImage as error:
             return Broken(index, str(error))
-        self._mix(squares, epoch, index, place)
+        self._mix(squares, epoch, index, places)
         planes = {view: to_planes(square) for view, square in squares.items()}
         return planes | {"label": self.labels[index], "epoch": epoch, "index": index}
 
@@ -121,22 +120,40 @@ class TrainDataset(Dataset):
             return self.cache.read(index)
         return load_image(self.images[index], self.names[index], self.equalization, self.policy.max_side_px)
 
-    def _squares(self, image: np.ndarray, plans: dict[str, Plan], place: Place) -> dict[str, np.ndarray]:
+    def _position(self, rng: np.random.Generator) -> Place:
+        """Draw the position of a crop, and whether it is mirrored."""
+        top, left, mirror = rng.random(3)
+        if self.augmentation.crop == "center":
+            top, left = 0.5, 0.5
+        return Place(top, left, bool(mirror < self.augmentation.flip))
+
+    def _shaped(self, place: Place, rng: np.random.Generator) -> Place:
+        """Draw area and aspect ratio of the crop, if they are random."""
+        if self.augmentation.crop != "random_resized":
+            return place
+        area = rng.uniform(self.augmentation.crop_min_area, 1)
+        aspect = np.exp(rng.uniform(*np.log(_ASPECTS)))
+        return place._replace(area=float(area), aspect=float(aspect))
+
+    def _fit(self, image: np.ndarray, place: Place) -> np.ndarray:
+        return fit(image, self.preprocessing.size, self.preprocessing.resize, place=place)
+
+    def _squares(
+        self, image: np.ndarray, plans: dict[str, Plan], places: dict[str, Place]
+    ) -> dict[str, np.ndarray]:
         """Return (S, S, 3) of every view."""
-        size, resize = self.preprocessing.size, self.preprocessing.resize
+        size = self.preprocessing.size
         if self.policy.distort_at == "native":
-            return {
-                view: fit(apply_plan(image, plan), size, resize, place=place) for view, plan in plans.items()
-            }
-        square = fit(image, size, resize, place=place)
-        squares = {view: apply_plan(square, plan) for view, plan in plans.items()}
+            return {view: self._fit(apply_plan(image, plan), places[view]) for view, plan in plans.items()}
+        cropped = {place: self._fit(image, place) for place in dict.fromkeys(places.values())}
+        squares = {view: apply_plan(cropped[places[view]], plan) for view, plan in plans.items()}
         # Some operations change the size.
         return {
             view: square if square.shape[:2] == (size, size) else fit(square, size, "squash")
             for view, square in squares.items()
         }
 
-    def _mix(self, squares: dict[str, np.ndarray], epoch: int, index: int, place: Place) -> None:
+    def _mix(self, squares: dict[str, np.ndarray], epoch: int, index: int, places: dict[str, Place]) -> None:
         """With probability `amplitude_mixup`, mix another row's amplitudes into the squares, in place."""
         if not self.augmentation.amplitude_mixup:
             return
@@ -150,9 +167,8 @@ class TrainDataset(Dataset):
             other = self._load(rows[rng.integers(len(rows))])
         except BrokenImage:
             return
-        other = fit(other, self.preprocessing.size, self.preprocessing.resize, place=place)
         for view, square in squares.items():
-            squares[view] = mix_amplitudes(square, other, share)
+            squares[view] = mix_amplitudes(square, self._fit(other, places[view]), share)
 
 
 def check_cache(policy: DistortionPolicy, augmentation: Augmentation) -> None:

@@ -70,10 +70,17 @@ def draws(policy, index: int, epoch: int = 0) -> tuple[Place, tuple, tuple, np.r
     return Place(top, left, bool(mirror < 0.5)), policy.draw(rng), policy.draw(rng), rng
 
 
+def place_of_other(policy, index: int, epoch: int) -> Place:
+    top, left, mirror = draws(policy, index, epoch)[3].random(3)
+    return Place(top, left, bool(mirror < 0.5))
+
+
 @pytest.mark.parametrize("distort_at", ["native", "input"])
-def test_all_views_of_an_item_are_cropped_and_mirrored_alike(make_set, distort_at):
+@pytest.mark.parametrize(("layout_only", "other_crop"), [(False, "own"), (False, "same"), (True, "own")])
+def test_views_share_crop_and_flip_except_the_other_one(make_set, distort_at, layout_only, other_crop):
     manifest = make_set("train", 4)
-    policy = dataclasses.replace(PRESETS["heavy"], distort_at=distort_at)
+    policy = dataclasses.replace(PRESETS["heavy"], distort_at=distort_at, keeps_layout_only=layout_only)
+    has_own = other_crop == "own" and not layout_only
     image = read_image(read_manifest(manifest)["image"][1])
 
     def view(plan, place):
@@ -82,7 +89,7 @@ def test_all_views_of_an_item_are_cropped_and_mirrored_alike(make_set, distort_a
         return prepare(apply_plan(fit(image, *PREPROCESSING.key, place=place), plan), *PREPROCESSING.key)
 
     for views in ((), ("clean",), ("other",), ("other", "clean")):
-        dataset = make_train(manifest, policy=policy, views=views)
+        dataset = make_train(manifest, policy=policy, views=views, other_crop=other_crop)
         for epoch in range(3):
             place, plan, other, _ = draws(policy, 1, epoch)
             item = dataset[epoch, 1]
@@ -93,6 +100,7 @@ def test_all_views_of_an_item_are_cropped_and_mirrored_alike(make_set, distort_a
             if "clean" in views:
                 assert torch.equal(item["images_clean"], view((), place))
             if "other" in views:
+                place = place_of_other(policy, 1, epoch) if has_own else place
                 assert torch.equal(item["images_other"], view(other, place))
                 assert not torch.equal(item["images_other"], item["images"])
     with pytest.raises(UserError, match="unknown view 'same'"):
@@ -108,7 +116,7 @@ def test_random_resized_crops_are_boxes_of_random_area_and_shape_for_all_views(m
     image = read_image(read_manifest(manifest)["image"][2])
     areas, logs = [], []
     for epoch in range(40):
-        place, plan, _, rng = draws(policy, 2, epoch)
+        place, plan, plan_of_other, rng = draws(policy, 2, epoch)
         area, log = 1 - 0.7 * (1 - rng.random()), np.log(3 / 4) + 2 * np.log(4 / 3) * rng.random()
         place = place._replace(area=area, aspect=np.exp(log))
         areas.append(area)
@@ -123,6 +131,17 @@ def test_random_resized_crops_are_boxes_of_random_area_and_shape_for_all_views(m
                 assert torch.equal(
                     item["images"], prepare(apply_plan(image, plan), 48, "shorter", place=place)
                 )
+            # The other view has a box of its own.
+            place = Place(*rng.random(2), bool(rng.random() < 0.5))
+            area, log = rng.uniform(0.3, 1), rng.uniform(np.log(3 / 4), np.log(4 / 3))
+            own = place._replace(area=area, aspect=np.exp(log))
+            undistorted = make_train(manifest, DistortionPolicy(probability=0), **options)[epoch, 2]
+            assert not torch.equal(undistorted["images_other"], undistorted["images_clean"])
+            shared = make_train(manifest, DistortionPolicy(probability=0), other_crop="same", **options)
+            assert torch.equal(shared[epoch, 2]["images_other"], shared[epoch, 2]["images_clean"])
+            if distort_at == "native":
+                expected = prepare(apply_plan(image, plan_of_other), 48, "shorter", place=own)
+                assert torch.equal(item["images_other"], expected)
     assert min(areas) < 0.4 and max(areas) > 0.9 and min(logs) < -0.2 and max(logs) > 0.2
     with pytest.raises(UserError, match="random_resized resizes images, and --resize crop does not"):
         make_train(manifest, preprocessing=dataclasses.replace(PREPROCESSING, resize="crop"), **options)
@@ -172,6 +191,8 @@ def test_amplitude_mixup_is_a_function_of_seed_epoch_and_index_and_the_same_in_a
             partners.add(row % 2 == index % 2)
             lent = fit(read_image(paths[row]), *size, place=draws(policy, index, epoch)[0])
             for view in ("images", "images_clean", "images_other"):
+                if view == "images_other":
+                    lent = fit(read_image(paths[row]), *size, place=place_of_other(policy, index, epoch))
                 square = mix_amplitudes(one[view].permute(1, 2, 0).numpy(), lent, share)
                 assert torch.equal(other[view], prepare(square, *size))
             done += 1
