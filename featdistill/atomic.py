@@ -1,16 +1,36 @@
 """Files and folders that exist completely or not at all: written under a temporary name, then renamed."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# What PyTorch and safetensors say when the system refuses to write.
+_REFUSALS = re.compile(r"os error (\d+)|inline_container|PytorchStreamWriter|iostream error")
+
+
+@contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """Raise an `OSError` where a library reports in its own words that the system refuses to write."""
+    try:
+        yield
+    except Exception as error:
+        refusal = None if isinstance(error, OSError) else _REFUSALS.search(str(error))
+        if refusal is None:
+            raise
+        # PyTorch does not say why; a full disk is by far the most frequent reason.
+        is_full = shutil.disk_usage(path.parent).free < 1 << 20
+        number = int(refusal[1] or (errno.ENOSPC if is_full else errno.EIO))
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 @contextmanager
@@ -20,7 +40,8 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:
-        yield temporary
+        with _system_errors(path):
+            yield temporary
         with temporary.open("r+b") as written:  # Windows flushes only what is open for writing
             os.fsync(written.fileno())
         os.replace(temporary, path)
@@ -40,7 +61,8 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(previous, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
+        with _system_errors(path):
+            yield temporary
         if path.exists():
             os.replace(path, previous)
         try:

@@ -1,9 +1,11 @@
 """Files and folders are there whole or not at all, whatever happens while they are written."""
 
+import errno
 import hashlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,3 +127,33 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
 def test_the_hash_is_that_of_the_bytes(tmp_path, data):
     (tmp_path / "a").write_bytes(data)
     assert atomic.sha256_of(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+# As PyTorch and safetensors word it, with the number of the error that is expected.
+REFUSALS = {
+    "Error while serializing: I/O error: No space left on device (os error 28)": errno.ENOSPC,
+    "Error while serializing: I/O error: File too large (os error 27)": errno.EFBIG,
+    "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534": errno.EIO,
+    "PytorchStreamWriter failed writing file data/0: file write failed": errno.EIO,
+}
+
+
+@pytest.mark.parametrize("replace", [atomic.replace_file, atomic.replace_folder])
+@pytest.mark.parametrize("text", REFUSALS)
+def test_what_libraries_say_of_a_full_disk_is_the_systems_error(tmp_path, replace, text):
+    path = tmp_path / "out"
+    with pytest.raises(OSError) as raised, replace(path):
+        raise RuntimeError(text)
+    assert (raised.value.errno, raised.value.filename) == (REFUSALS[text], str(path))
+    assert names(tmp_path) == []
+
+
+def test_an_unreported_reason_is_a_full_disk_where_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
+    with pytest.raises(OSError, match="No space left on device"), atomic.replace_file(tmp_path / "a"):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes"), atomic.replace_file(tmp_path / "a"):
+        raise RuntimeError("shapes do not match")

@@ -22,16 +22,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from featdistill.command_line import UserError, progress
-from featdistill.data.loading import load_image
+from featdistill.data.loading import Loader, load_image
 from featdistill.data.preprocessing import Preprocessing, before_crop
 from featdistill.images.archives import ARCHIVE_SEPARATOR
 from featdistill.images.equalization import Equalization
 from featdistill.images.reading import BrokenImage
-from featdistill.process_setup import one_thread
 
 _FORMAT = 1
 _ROWS_PER_FILE = 512
@@ -212,27 +210,13 @@ class _Files(Dataset):
 
 
 def _make(files: _Files, missing: Sequence[int], workers: int) -> None:
-    loader = DataLoader(
-        files,
-        batch_size=None,
-        sampler=missing,
-        num_workers=min(workers, len(missing)),
-        worker_init_fn=one_thread,
-        generator=torch.Generator().manual_seed(0),
-    )
+    loader = Loader(files, batch_size=None, sampler=missing, num_workers=min(workers, len(missing)))
     done = len(files.images) - sum(len(files.rows(number)) for number in missing)
     with progress(len(files.images), "cache", initial=done) as bar:
-        try:
-            for written in loader:
-                if isinstance(written, str):
-                    raise UserError(f"cannot write the cache {files.folder}: {written}")
-                bar.update(written)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
-                raise
-            raise UserError(
-                "a process died while making the cache; run the same command with fewer --workers to continue"
-            ) from error
+        for written in loader:
+            if isinstance(written, str):
+                raise UserError(f"cannot write the cache {files.folder}: {written}")
+            bar.update(written)
 
 
 @contextlib.contextmanager

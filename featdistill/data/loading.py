@@ -1,6 +1,8 @@
 """Rows of a manifest to uint8 batches: read each image once, fit it to every input size needed, stack."""
 
-from collections.abc import Sequence
+import re
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from featdistill.command_line import UserError
 from featdistill.data.preprocessing import InputKey
 from featdistill.data.views import PLAIN, View, cut_view
 from featdistill.distortions.plan import apply_plan
@@ -106,14 +110,49 @@ def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
     return batch
 
 
-def make_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
-    """Return a loader over lists of items that does not use torch's global random generator."""
-    return DataLoader(
+class Loader(DataLoader):
+    """A loader that does not use torch's global random generator, and says what its workers lack.
+
+    Raises:
+        UserError: the system denies the workers memory or files.
+    """
+
+    def __init__(self, dataset: Dataset, **options: Any) -> None:
+        options |= {"worker_init_fn": one_thread, "generator": torch.Generator().manual_seed(0)}
+        super().__init__(dataset, **options)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except (RuntimeError, OSError) as error:
+            text = " ".join(str(error).split())
+            reasons = [message for pattern, message in _LACKS.items() if re.search(pattern, text)]
+            if not (reasons and self.num_workers):
+                raise
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                # An iterator that could not start its workers fails again, visibly, when it is collected.
+                if isinstance(half := frame.f_locals.get("self"), _MultiProcessingDataLoaderIter):
+                    half._shutdown = True
+            raise UserError(reasons[0]) from error
+
+
+# What is in the messages of PyTorch and the system, and what to do.
+_LACKS = {
+    r"Too many open files|ancdata": "the loader's workers have too many files open; raise the limit with "
+    "ulimit -n 65536, or use fewer --workers",
+    r"shared memory|shm|/torch_|Bus error": "the loader's workers need more shared memory than /dev/shm has; "
+    "enlarge it (docker run --shm-size=8g), or use --workers 0",
+    r"Cannot allocate memory|exited unexpectedly|killed by signal": "a worker of the loader died, perhaps "
+    "for lack of memory; use fewer --workers",
+}
+
+
+def make_loader(dataset: Dataset, batches: Any, workers: int) -> Loader:
+    """Return a loader over lists of items."""
+    return Loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=one_thread,
-        generator=torch.Generator().manual_seed(0),
         pin_memory=torch.cuda.is_available(),
     )
