@@ -49,7 +49,7 @@ def white_balance(image: np.ndarray, level: int, rng: np.random.Generator) -> np
     return _through_curves(image, _gain_curves(black_body(scene) / black_body(camera)))
 
 
-@register(OPERATIONS, "color", (0.003, 0.006, 0.01, 0.016, 0.025), random=True)
+@register(OPERATIONS, "color", (0.004, 0.007, 0.011, 0.017, 0.025), random=True)
 def chromatic_aberration(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Lateral chromatic aberration: red and blue magnified by 1 +- scale, green not.
 

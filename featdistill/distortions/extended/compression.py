@@ -18,7 +18,7 @@ _REACH_PERIODS = 1.75
 _LONGEST_AT_FULL_SIZE_PX = 6
 
 
-@register(OPERATIONS, "compression", (10, 25, 50, 90, 160))
+@register(OPERATIONS, "compression", (14, 25, 50, 90, 160))
 def jpeg2000(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """JPEG 2000: blur and ringing of wavelets, no blocks; scale: compression ratio.
 
@@ -45,7 +45,7 @@ def gif(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     return codecs.gif(image, gif.scales[level - 1])
 
 
-@register(OPERATIONS, "compression", (3, 4, 5.5, 8, 11))
+@register(OPERATIONS, "compression", (3.4, 4.2, 5.5, 8, 11))
 def ringing(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Gibbs ringing: a sharp cut-off of all higher frequencies; scale: period of the ringing in px.
 
@@ -61,11 +61,11 @@ def ringing(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarr
     return cv2.resize(_low_pass(half, period_px / 2), (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-@register(OPERATIONS, "compression", (6, 5, 4, 3, 2))
+@register(OPERATIONS, "compression", (24, 16, 11, 7, 5))
 def color_banding(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Fewer bits per channel without dithering, which turns gradients into bands; scale: bits.
+    """Fewer values per channel without dithering, which turns gradients into bands; scale: their number.
 
-    Each sample is rounded to the nearest of 2^bits values spread evenly from 0 to 255.
+    Each sample is rounded to the nearest of these values, which are spread evenly from 0 to 255.
     """
     return cv2.LUT(image, _fewer_values(color_banding.scales[level - 1]))
 
@@ -86,6 +86,6 @@ def _sinc(period_px: float) -> np.ndarray:
 
 
 @cache
-def _fewer_values(bits: int) -> np.ndarray:
-    steps = 2**bits - 1
+def _fewer_values(number: int) -> np.ndarray:
+    steps = number - 1
     return np.rint(np.rint(np.arange(256) * steps / 255) * 255 / steps).astype(np.uint8)

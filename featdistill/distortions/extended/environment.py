@@ -35,7 +35,7 @@ _SNOW_HAZE = 45
 _GHOSTS = 9
 
 
-@register(OPERATIONS, "environment", (0.25, 0.55, 1.0, 1.6, 2.4), random=True)
+@register(OPERATIONS, "environment", (0.12, 0.35, 0.7, 1.2, 1.8), random=True)
 def fog(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Fog by Koschmieder's law; scale: optical depth to the farthest point.
 

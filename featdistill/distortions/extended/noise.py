@@ -38,7 +38,7 @@ _FLOOR = 0.004
 _FIELD_UNIT = 24
 
 
-@register(OPERATIONS, "noise", (800, 300, 120, 50, 20), random=True)
+@register(OPERATIONS, "noise", (800, 400, 200, 110, 60), random=True)
 def poisson_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Photon noise of the values as they are; scale: photons for white.
 
@@ -47,7 +47,7 @@ def poisson_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np
     return draw_responses(image, photon_table(poisson_noise.scales[level - 1]), rng)
 
 
-@register(OPERATIONS, "noise", (200, 80, 32, 14, 6), random=True)
+@register(OPERATIONS, "noise", (400, 200, 110, 62, 36), random=True)
 def speckle_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Coherent speckle: every sample times an independent gamma variable; scale: number of looks.
 
@@ -58,7 +58,7 @@ def speckle_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np
     return draw_responses(image, _speckle(speckle_noise.scales[level - 1]), rng)
 
 
-@register(OPERATIONS, "noise", (0.04, 0.07, 0.1, 0.14, 0.19), random=True)
+@register(OPERATIONS, "noise", (0.04, 0.06, 0.085, 0.12, 0.16), random=True)
 def multiplicative_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Gain noise: pixels times a Gaussian factor in a mottle of 3 px; scale: the factor's deviation.
 
@@ -74,7 +74,7 @@ def multiplicative_noise(image: np.ndarray, level: int, rng: np.random.Generator
     return cv2.multiply(image, cv2.merge([factor, factor, factor]), scale=1 / unit)
 
 
-@register(OPERATIONS, "noise", (1200, 450, 180, 80, 36), random=True)
+@register(OPERATIONS, "noise", (1200, 600, 300, 150, 75), random=True)
 def shot_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Sensor noise in linear light, with a read noise of 1.5 electrons; scale: photons for white.
 
@@ -85,7 +85,7 @@ def shot_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
     return draw_responses(image, _shot(shot_noise.scales[level - 1]), rng)
 
 
-@register(OPERATIONS, "noise", (1.5, 3, 5, 8, 12), random=True)
+@register(OPERATIONS, "noise", (3, 4.5, 6.5, 9, 12), random=True)
 def fixed_pattern_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Uncorrected sensor: offsets of columns and uneven gain of photosites; scale: deviation (0-255).
 
@@ -104,7 +104,7 @@ def fixed_pattern_noise(image: np.ndarray, level: int, rng: np.random.Generator)
     return in_strips(expose, image)
 
 
-@register(OPERATIONS, "noise", (0.0005, 0.0015, 0.004, 0.008, 0.015), random=True)
+@register(OPERATIONS, "noise", (0.001, 0.002, 0.004, 0.008, 0.015), random=True)
 def dead_pixels(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Dead and hot photosites after demosaicing; scale: their share.
 
@@ -132,7 +132,7 @@ def dead_pixels(image: np.ndarray, level: int, rng: np.random.Generator) -> np.n
     return noisy
 
 
-@register(OPERATIONS, "noise", (2, 4, 6.5, 9.5, 13), random=True)
+@register(OPERATIONS, "noise", (2.5, 4, 6.5, 9.5, 13), random=True)
 def iso_noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """High-ISO grain, fine in lightness and blotchy in color; scale: deviation at middle gray (0-255).
 

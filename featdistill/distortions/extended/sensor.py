@@ -22,7 +22,7 @@ _GLOW_SHARE = 0.15
 _GAMMA = 2.2
 
 
-@register(OPERATIONS, "sensor", (0.2, 0.5, 1.25, 3, 7))
+@register(OPERATIONS, "sensor", (0.7, 1.25, 2.2, 4, 7))
 def blooming(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Blooming: saturated photosites spill charge; scale: their excess in full wells.
 
