@@ -57,8 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         return DistillTask(student, recipe, make_masking(student, recipe, stage_seed(recipe.seed, 2)))
 
     teacher = {"path": str(arguments.teacher), "weights_sha256": card["weights_sha256"]}
-    stages.run(arguments, recipe, make_task, stage=2, teacher=teacher)
-    return 0
+    return stages.run(arguments, recipe, make_task, stage=2, teacher=teacher)
 
 
 if __name__ == "__main__":

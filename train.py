@@ -4,7 +4,8 @@
     accelerate launch --num_processes 2 train.py ...          the same on two GPUs
 
 It writes `RUN/expert/` (best by hold-out robust AUC), `RUN/expert-last/`, `RUN/metrics.jsonl`, and
-checkpoints, from which the same command continues a killed run.
+checkpoints, from which the same command continues a killed run. Images that cannot be read are listed in
+`RUN/unreadable.csv`; the status is then 1.
 """
 
 from featdistill import command_line
@@ -38,8 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         expert = create_expert(**values_of(Architecture, recipe))
         return ClassifyTask(expert, recipe, make_masking(expert, recipe, stage_seed(recipe.seed, 1)))
 
-    stages.run(arguments, recipe, make_task, stage=1)
-    return 0
+    return stages.run(arguments, recipe, make_task, stage=1)
 
 
 if __name__ == "__main__":

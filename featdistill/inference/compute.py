@@ -119,16 +119,24 @@ def largest_batch(max_images: float) -> int:
 def compile_experts(experts: Sequence[Expert], batch_size: int, device: torch.device) -> list[nn.Module]:
     """Compile experts for batches of exactly `batch_size` uint8 images, or raise a `UserError`."""
     compiled = [torch.compile(expert, dynamic=False) for expert in experts]
-    try:
+    with failed_compilation_is_an_error():
         # Compiled now and not at the first batch, so that a failure shows at once.
         _run_once(compiled, batch_size, device)
-    except torch._dynamo.exc.BackendCompilerFailed as error:
-        reason = str(error).strip().splitlines()[-1][:200]
+    return compiled
+
+
+@contextlib.contextmanager
+def failed_compilation_is_an_error() -> Iterator[None]:
+    """Turn an error of PyTorch's compiler into a `UserError` that says what to do."""
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        # Without PyTorch's advice for its developers.
+        reason = " ".join(str(error).split("Set TORCHDYNAMO_VERBOSE")[0].split())[:200]
         raise UserError(
             f"--compile does not work on this machine ({reason}); it needs a C++ compiler, and Triton on a "
             "GPU; leave --compile out"
         ) from error
-    return compiled
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@
 | `resume/state.pt` | weights, optimizer, scaler, position in the epoch |
 | `resume/state.previous.pt` | the checkpoint before it, in case the last one is damaged |
 | `expert/`, `expert-last/` | the best expert by hold-out robust AUC, and that of the last epoch |
-| `unreadable.csv` | training images that could not be read, if any |
+| `unreadable.csv` | training and hold-out images that could not be read, if any |
 """
 
 import csv
@@ -37,7 +37,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.expert, self.expert_last = self.path / "expert", self.path / "expert-last"
-        self._metrics = self.path / "metrics.jsonl"
+        self._metrics, self.unreadable_csv = self.path / "metrics.jsonl", self.path / "unreadable.csv"
         self._newest_is_damaged = False
 
     def claim(self, description: dict[str, Any], resume: str, *, finished: bool = False) -> Claim:
@@ -118,12 +118,16 @@ class RunFolder:
 
     def add_unreadable(self, lines: list[tuple[str, str]]) -> None:
         """Add (image, reason) pairs to `unreadable.csv`, each image once."""
-        path = self.path / "unreadable.csv"
-        known = {}
-        if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                known = dict(list(csv.reader(file))[1:])
-        atomic.write_text(path, atomic.csv_text(("image", "reason"), (known | dict(lines)).items()))
+        if lines:
+            known = self.unreadable() | dict(lines)
+            atomic.write_text(self.unreadable_csv, atomic.csv_text(("image", "reason"), known.items()))
+
+    def unreadable(self) -> dict[str, str]:
+        """Return the images that could not be read, and why."""
+        if not self.unreadable_csv.is_file():
+            return {}
+        with self.unreadable_csv.open(encoding="utf-8", newline="") as file:
+            return dict(list(csv.reader(file))[1:])
 
 
 def git_commit() -> str | None:

@@ -16,10 +16,27 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from featdistill.command_line import UserError
 from featdistill.models.backbones import build
 from featdistill.models.expert import Expert
+from featdistill.training.recipe import Recipe
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what needs whole weights.
+
+    Raises:
+        UserError: the recipe has low-rank adapters, a moving average or a momentum teacher.
+    """
+    if recipe.finetune == "lora":
+        raise UserError("finetune lora does not work with FSDP; use finetune last_n, or start without FSDP")
+    if recipe.ema or getattr(recipe, "teacher_kind", None) == "momentum":
+        raise UserError(
+            "moving averages and momentum teachers do not work with FSDP; use ema 0 and teacher_kind frozen, "
+            "or start without FSDP"
+        )
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -34,8 +34,8 @@ def run(
     *,
     stage: int,
     teacher: dict[str, Any] | None = None,
-) -> None:
-    """Train what `make_task` builds, as the recipe says.
+) -> int:
+    """Train what `make_task` builds, as the recipe says, and return the exit status.
 
     Args:
         arguments: see `recipe.add_run_arguments`.
@@ -95,8 +95,9 @@ def run(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         folder.start(description)
-    trainer.fit()
+    status = trainer.fit()
     accelerator.end_training()
+    return status
 
 
 def describe(

@@ -5,7 +5,8 @@ What differs between the stages is in a task: a module whose forward takes a bat
 saves after the current step and returns.
 
 With several processes, each takes its slice of every batch (`sampling.TrainBatches`), gradients are averaged
-(DDP), each scores some batches of the hold-out, and only the main process writes.
+(DDP), each scores some batches of the hold-out, and only the main process writes. A process that cannot go on
+makes its gradient NaN, and so all of them ask each other why before they skip the step.
 """
 
 import logging
@@ -35,6 +36,7 @@ from featdistill.command_line import UserError, progress
 from featdistill.data.loading import make_loader
 from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
+from featdistill.inference.compute import failed_compilation_is_an_error, full_memory_is_an_error
 from featdistill.models.expert import Expert, load_expert, save_expert
 from featdistill.training import finetuning, optimizer, sharding
 from featdistill.training.holdout import score_holdout
@@ -101,9 +103,13 @@ class Trainer:
         self.task, self.dataset, self.holdout = task, dataset, holdout
         self.recipe, self.run, self.accelerator, self.card = recipe, run, accelerator, card
         self.is_sharded = sharding.is_sharded(accelerator)
+        if self.is_sharded:
+            sharding.check(recipe)
         self.step, self.scored_epochs, self.best = 0, 0, -1.0
         self.skipped_in_a_row = 0
         self.broken: list[tuple[str, str]] = []
+        # Why this process cannot go on, until the others know.
+        self.failure: str | None = None
         self.log = TrainingLog(run, accelerator)
         self.must_stop, self.process = False, os.getpid()
         self.batches = TrainBatches(
@@ -118,12 +124,16 @@ class Trainer:
             weights=weights,
         )
 
-    def fit(self) -> None:
-        """Train until the run is finished or SIGTERM arrives; do nothing if it is finished already."""
+    def fit(self) -> int:
+        """Train until the run is finished or SIGTERM arrives; do nothing if it is finished already.
+
+        Returns:
+            1 if the run is finished, but images could not be read; else 0.
+        """
         state = self.run.load_state()
         if state and state["scored_epochs"] == self.recipe.epochs:
             _log.info(f"{self.run.path} is finished; nothing to do")
-            return
+            return self._report()
         previous = signal.signal(signal.SIGTERM, self._request_stop)
         try:
             start_trackers(self.accelerator, self.recipe, self.run)
@@ -142,6 +152,14 @@ class Trainer:
             self.accelerator.wait_for_everyone()
         finally:
             signal.signal(signal.SIGTERM, previous)
+        return self._report() if self.scored_epochs == self.recipe.epochs else 0
+
+    def _report(self) -> int:
+        """Log how many images could not be read, and return the exit status."""
+        count = len(self.run.unreadable())
+        if count:
+            _log.info(f"{count} images could not be read; all of them are in {self.run.unreadable_csv}")
+        return 1 if count else 0
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         """Handle SIGTERM: stop after the current step; a second signal, during the save, changes nothing.
@@ -154,10 +172,6 @@ class Trainer:
     def _prepare(self, state: dict[str, Any] | None) -> None:
         """Put model and optimizer on the device, in the state of the last checkpoint."""
         recipe, accelerator = self.recipe, self.accelerator
-        if self.is_sharded and recipe.finetune == "lora":
-            raise UserError(
-                "finetune lora does not work with FSDP; use finetune last_n, or start without FSDP"
-            )
         finetuning.restrict(self.task.expert, recipe)
         if self.is_sharded:
             # FSDP does not support weights in the channels-last format.
@@ -244,9 +258,11 @@ class Trainer:
             entropy = np.random.SeedSequence((recipe.seed, self.dataset.stage, number))
             torch.manual_seed(int(entropy.generate_state(1)[0]))
             is_last = part == recipe.accumulation - 1
-            with nullcontext() if is_last else accelerator.no_sync(self.wrapped):
+            gradients = nullcontext() if is_last else accelerator.no_sync(self.wrapped)
+            with gradients, failed_compilation_is_an_error(), full_memory_is_an_error():
                 output = self.wrapped(batch)
-                accelerator.backward(_or_nan(output["loss"]) / recipe.accumulation)
+                loss = output["loss"] * math.nan if self.failure else output["loss"]
+                accelerator.backward(_or_nan(loss) / recipe.accumulation)
             outputs.append({key: value.detach() for key, value in output.items() if value.ndim == 0})
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip_norm or math.inf)
         # The only time that a step waits for the device. The norm of the averaged gradient is the same on all
@@ -267,8 +283,11 @@ class Trainer:
         """Undo what a step has changed, given the statistics of BatchNorm before it.
 
         Raises:
-            UserError: too many steps in a row were skipped.
+            UserError: a process cannot go on, or too many steps in a row were skipped.
         """
+        failures = [failure for failure in gather_object([self.failure]) if failure]
+        if failures:
+            raise UserError(failures[0])
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.update()
@@ -285,33 +304,51 @@ class Trainer:
             )
 
     def _next_batch(self, stream: Iterator[dict]) -> dict[str, Tensor]:
-        started = time.monotonic()
-        batch = next(stream)
-        self.log.waited_s += time.monotonic() - started
-        self.broken += [(self.dataset.images[row.index], row.reason) for row in batch.pop("broken")]
-        if "images" not in batch:
-            raise UserError(
-                f"none of the images of a batch can be read; the last is {': '.join(self.broken[-1])}"
-            )
+        """Return the next batch on the device; a blank one if there is none and other processes wait.
+
+        Raises:
+            UserError: this is the only process, and there is no next batch.
+        """
+        started, batch = time.monotonic(), {}
+        try:
+            batch = {} if self.failure else next(stream)
+            self.log.waited_s += time.monotonic() - started
+            self.broken += [(self.dataset.images[row.index], row.reason) for row in batch.pop("broken", [])]
+            if "images" not in batch and not self.failure:
+                raise UserError(
+                    f"none of the images of a batch can be read; the last is {': '.join(self.broken[-1])}"
+                )
+        except UserError as error:
+            if self.accelerator.num_processes == 1:
+                raise
+            self.failure = str(error)
+        batch = self._blank_batch() if self.failure else batch
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
+
+    def _blank_batch(self) -> dict[str, Tensor]:
+        """Return black images for a process that has none: the others wait for its gradient."""
+        size = self.dataset.preprocessing.size
+        views = ["images", *(f"images_{view}" for view in self.dataset.views)]
+        blank = {view: torch.zeros(2, 3, size, size, dtype=torch.uint8) for view in views}
+        numbers = torch.zeros(2, dtype=torch.int64)
+        return blank | {"label": numbers.float(), "epoch": numbers, "index": numbers}
 
     def _score_epoch(self) -> None:
         """Score the hold-out, save the expert (also as the best one, if it is), and write a checkpoint."""
         expert = self._whole_expert()
-        holdout = score_holdout(expert, self.holdout, self.recipe, self.accelerator)
+        holdout, unreadable = score_holdout(expert, self.holdout, self.recipe, self.accelerator)
+        if self.accelerator.is_main_process:
+            self.broken += unreadable
         value = holdout["clean_auc"] if holdout["robust_auc"] is None else holdout["robust_auc"]
         is_best = self.scored_epochs == 0 or (value is not None and value > self.best)
         if is_best and value is not None:
             self.best = value
         self.scored_epochs += 1
-        unreadable = gather_object(self.broken)
         self.log.epoch(self.step, self.scored_epochs, self.recipe.epochs, holdout, is_best)
         if self.accelerator.is_main_process:
             card = self.card | {"epoch": self.scored_epochs, "metrics": {"holdout": holdout}}
             for folder in (self.run.expert_last, self.run.expert) if is_best else (self.run.expert_last,):
                 save_expert(expert, folder, card)
-            if unreadable:
-                self.run.add_unreadable(unreadable)
         self._save()
 
     def _whole_expert(self) -> Expert:
@@ -327,6 +364,7 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint, for a finished run without weights: they are in the expert's folder."""
         is_finished = self.scored_epochs == self.recipe.epochs
+        unreadable, self.broken = gather_object(self.broken), []
         task = optimizer_state = None
         if self.is_sharded and not is_finished:
             task, optimizer_state = sharding.gather(self.wrapped, self.optimizer.optimizer)
@@ -334,6 +372,7 @@ class Trainer:
             task, optimizer_state = self.task.checkpoint(), self.optimizer.optimizer.state_dict()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
+            self.run.add_unreadable(unreadable)
             self.run.save_state(
                 {
                     "task": task,
