@@ -9,8 +9,6 @@ It takes long, since experts are compiled for every batch size and precision. `-
 
     python benchmarks/inference.py --experts runs/paper/stage2/*/expert --images photos         your own
     python benchmarks/inference.py --backbones tiny_clip tiny_siglip --seconds 2                on a CPU
-    python benchmarks/inference.py --backbones tiny_clip tiny_siglip --overlap \\
-        --threads 1 --workers 1 --batch-sizes 32                                           on two cores
 
 Without `--images`, synthetic scenes are written as JPEGs of 0.66 megapixels (quality 90, 4:2:0). They are in
 the system's cache: no disk is measured.
@@ -21,8 +19,6 @@ same ensemble as `released_ensemble.py` runs it, with batches of 1, its default,
 uint8 batches that are on the device. `From files` starts when each worker process has delivered a batch and
 ends with as many batches in preparation as at the start. The share is of the rate of large matrix products,
 measured here in the same precision (for fp8 in bf16); the peak is of tensors, including the weights.
-
-`--overlap` measures instead whether decoding and scoring overlap; see `overlap.py`.
 """
 
 import copy
@@ -44,7 +40,6 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.device import GIB, find_device, forward_flops, matrix_flops_per_s, peak_gib, reset_peak
-from benchmarks.overlap import measure_overlap
 from benchmarks.released_ensemble import ReleasedEnsemble
 from benchmarks.scenes import jpegs, read_scenes
 from benchmarks.scoring_rates import INPUTS, from_files_per_s, measure_preparation, model_only_per_s
@@ -85,9 +80,6 @@ def build_parser() -> Parser:
     parser.add_argument("--threads", type=number, help="PyTorch's threads in the main process")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--seconds", type=positive, default=10, help="measuring time per figure")
-    parser.add_argument("--overlap", action="store_true", help="measure only the overlap")
-    parser.add_argument("--batches", type=number, default=40, help="batches of --overlap")
-    parser.add_argument("--turns", type=number, default=7, help="measurements of --overlap")
     parser.add_argument("--out", metavar="FILE", help="save the figures as JSON")
     return parser
 
@@ -117,22 +109,16 @@ def main(argv: list[str] | None = None) -> int:
         paths = jpegs(arguments.images, arguments.count, folder, arguments.megapixels)
         pixels = [scene.size / 3 for scene in read_scenes(paths)]
         print(f"{len(paths)} different images, {sum(pixels) / len(pixels) / 1e6:.2f} megapixels on average")
-        if arguments.overlap:
-            models = [cast(expert, precisions[0]).to(device) for _, expert in experts]
-            settings = {key: getattr(arguments, key) for key in ("batches", "workers", "turns")}
-            settings |= {"batch_size": arguments.batch_sizes[0], "device": device}
-            report["overlap"] = measure_overlap(models, paths, **settings)
-        else:
-            prepared = report["preparation"] = measure_preparation(paths, arguments.seconds)
-            print(
-                f"preparing an image for {INPUTS[0].size} and {INPUTS[1].size} px in one thread: "
-                f"{prepared['ours_ms']:.2f} ms; with Pillow and float tensors {prepared['pillow_ms']:.2f} "
-                f"ms; median ratio {prepared['ratio']:.2f}"
-            )
-            report["speed"] = measure_speed(experts, paths, device, arguments)
-            gc.collect()
-            report["release"] = measure_release(experts, paths, device, arguments.seconds)
-            print_ratios(report["speed"], report["release"])
+        prepared = report["preparation"] = measure_preparation(paths, arguments.seconds)
+        print(
+            f"preparing an image for {INPUTS[0].size} and {INPUTS[1].size} px in one thread: "
+            f"{prepared['ours_ms']:.2f} ms; with Pillow and float tensors {prepared['pillow_ms']:.2f} "
+            f"ms; median ratio {prepared['ratio']:.2f}"
+        )
+        report["speed"] = measure_speed(experts, paths, device, arguments)
+        gc.collect()
+        report["release"] = measure_release(experts, paths, device, arguments.seconds)
+        print_ratios(report["speed"], report["release"])
     if arguments.out:
         write_json(arguments.out, report)
     return 0

@@ -1,12 +1,11 @@
 """How many images per second the training loader produces: decode, distort, resize, crop, stack to batches.
 
 Every configuration (policy, input size, distortions at the native or at the input size) is measured on one
-core in processor time, broken down into parts, and with worker processes in wall-clock time. At 384 px a
-plain loader of float arrays does the same work, see `plain_loader.py`. The yardstick Y is that of
-`distortions.py`: Pillow decodes 0.66 megapixels and resizes them to 384.
+core in processor time, broken down into parts, and with worker processes in wall-clock time. The yardstick Y
+is that of `distortions.py`: Pillow decodes 0.66 megapixels and resizes them to 384.
 
     python benchmarks/loader.py --images photos/ --out loader.json
-    python benchmarks/loader.py --policies none official,max_operations=5 --sizes 224 --no-plain
+    python benchmarks/loader.py --policies none official,max_operations=5 --sizes 224
 """
 
 import argparse
@@ -16,7 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +27,10 @@ import numpy as np
 import pandas as pd
 import PIL
 import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import plain_loader
 from benchmarks.scenes import jpegs, print_table, read_scenes, synthetic_scene
 from benchmarks.timing import Yardstick
 from featdistill import command_line
@@ -65,7 +62,6 @@ PARTS: dict[str, tuple[ModuleType, str]] = {
     "resize": (train_dataset, "fit"),
     "collate": (loading, "collate"),
 }
-PLAIN_SIZE = 384
 MEAN = STD = (0.5, 0.5, 0.5)
 CORES = os.cpu_count() or 1
 
@@ -83,7 +79,6 @@ def build_parser() -> Parser:
     parser.add_argument("--batch", type=number, default=32, help="images per batch")
     parser.add_argument("--batches", type=number, default=6, help="batches measured, after one that is not")
     parser.add_argument("--rounds", type=number, default=2, help="measurements per figure; the best counts")
-    parser.add_argument("--no-plain", action="store_true", help="leave out the plain loader")
     parser.add_argument("--out", metavar="FILE.json", help="save the figures here")
     return parser
 
@@ -106,7 +101,6 @@ def main(argv: list[str] | None = None) -> int:
         f"worker processes on {CORES} cores, images/s of wall-clock time": [
             f"{workers} workers" for workers in options.workers if workers
         ],
-        "one core, against a plain loader of float arrays": ["plain ms", "plain images/s", "plain / ours"],
     }.items():
         if columns and columns[0] in results:
             print_table(title, results[keys + columns].dropna())
@@ -120,7 +114,7 @@ def measure(policies: dict[str, DistortionPolicy], paths: list[str], options: ar
 
     Returns:
         What `--out` saves; `configurations` has a row per configuration: `policy`, `size`, `at`, the times
-        of `one_core`, the same of the plain loader, and the rates of `images_per_s` as "N workers".
+        of `one_core`, and the rates of `images_per_s` as "N workers".
     """
     scenes = read_scenes(paths)
     build_tables(policies.values())
@@ -145,13 +139,6 @@ def measure(policies: dict[str, DistortionPolicy], paths: list[str], options: ar
             parts = one_core(ours, options)
             if parts["ms"] <= result.get("ms", math.inf):
                 result |= parts | {"images/s": 1000 / parts["ms"]}
-            if result["size"] == PLAIN_SIZE and not options.no_plain:
-                plain = plain_loader.PlainDataset(rows, preprocessing, policy, seed=0)
-                stream = iter(DataLoader(plain, batch_sampler=_batches(plain, options, 1 + options.batches)))
-                next(stream)
-                plain_ms = min(_ms_per_image(stream, options), result.get("plain ms", math.inf))
-                result |= {"plain ms": plain_ms, "plain images/s": 1000 / plain_ms}
-                result["plain / ours"] = plain_ms / result["ms"]
         yardstick.measure()
     for result in results:
         if "ms" in result:
@@ -179,9 +166,9 @@ def one_core(data: TrainDataset, options: argparse.Namespace) -> dict[str, float
     spent_s = dict.fromkeys(PARTS, 0.0)
 
     def timed(part: str, function: Callable) -> Callable:
-        def call(*arguments):
+        def call(*arguments, **keywords):
             start = time.process_time()
-            result = function(*arguments)
+            result = function(*arguments, **keywords)
             spent_s[part] += time.process_time() - start
             return result
 
@@ -193,9 +180,12 @@ def one_core(data: TrainDataset, options: argparse.Namespace) -> dict[str, float
         stream = iter(make_loader(data, _batches(data, options, 1 + options.batches), workers=0))
         next(stream)
         spent_s.update(dict.fromkeys(PARTS, 0.0))
-        ms = _ms_per_image(stream, options)
-    parts = {part: 1000 * seconds / (options.batch * options.batches) for part, seconds in spent_s.items()}
-    return {"ms": ms} | parts | {"rest": ms - sum(parts.values())}
+        start = time.process_time()
+        for _ in stream:
+            pass
+        spent_s["ms"] = time.process_time() - start
+    ms = {part: 1000 * seconds / (options.batch * options.batches) for part, seconds in spent_s.items()}
+    return ms | {"rest": ms["ms"] - sum(ms[part] for part in PARTS)}
 
 
 def images_per_s(data: TrainDataset, workers: int, options: argparse.Namespace) -> float:
@@ -211,15 +201,8 @@ def images_per_s(data: TrainDataset, workers: int, options: argparse.Namespace) 
     return options.batch * count / (time.perf_counter() - start)
 
 
-def _batches(data: Dataset, options: argparse.Namespace, count: int) -> list[list[tuple[int, int]]]:
+def _batches(data: TrainDataset, options: argparse.Namespace, count: int) -> list[list[tuple[int, int]]]:
     return list(itertools.islice(TrainBatches(len(data), options.batch, count, seed=0), count))
-
-
-def _ms_per_image(stream: Iterator[dict], options: argparse.Namespace) -> float:
-    start = time.process_time()
-    for _ in stream:
-        pass
-    return 1000 * (time.process_time() - start) / (options.batch * options.batches)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
     python benchmarks/training.py                              the paper's two experts, on the GPU at hand
     python benchmarks/training.py --backbones tiny_clip --batch-size 32 --precision fp32         on a CPU
-    python benchmarks/training.py --loader data/train.csv      the loader's share of the time as well
 
 Weights are random and images are synthetic uint8 batches on the device, so that only the step is measured:
 forward, backward, clipping, AdamW and what the task does after a step. The same run also measures a plain
@@ -15,11 +14,8 @@ count three times for a trained network and once for a teacher; what checkpointi
 
 import gc
 import itertools
-import json
 import math
-import statistics
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,11 +25,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train
 from benchmarks.device import find_device, forward_flops, matrix_flops_per_s, peak_gib, reset_peak, step_s
 from featdistill import command_line
 from featdistill.atomic import write_json
-from featdistill.command_line import Parser, UserError, within
+from featdistill.command_line import Parser, within
 from featdistill.inference.compute import PRECISIONS, autocast
 from featdistill.models.backbones import resolve_spec
 from featdistill.models.expert import Expert, create_expert
@@ -58,8 +53,6 @@ def build_parser() -> Parser:
     parser.add_argument("--precision", default="bf16", choices=tuple(PRECISIONS))
     parser.add_argument("--steps", type=within(1), default=20, help="steps measured, after half as many")
     parser.add_argument("--device", help="default: a GPU if there is one")
-    parser.add_argument("--loader", metavar="MANIFEST", help="also train on these rows, with the real loader")
-    parser.add_argument("--workers", type=int, default=8, help="loader processes of --loader")
     parser.add_argument("--out", metavar="FILE", help="save the table as JSON")
     return parser
 
@@ -82,8 +75,6 @@ def main(argv: list[str] | None = None) -> int:
             row["against_plain"] = row["images_per_s"] / plain["images_per_s"]
             rows.append(row)
             print(_line(row), flush=True)
-    if arguments.loader:
-        rows += [_with_loader(backbone, arguments) for backbone in arguments.backbones]
     if arguments.out:
         write_json(arguments.out, {"device": title, "torch": torch.__version__, "rate": rate, "rows": rows})
     return 0
@@ -171,37 +162,6 @@ def _plain_step(expert: Expert, batch: dict[str, Tensor], device: torch.device) 
         loss.item()
 
     return step
-
-
-def _with_loader(backbone: str, arguments) -> dict[str, float | str]:
-    """Train an epoch of stage 1 with `train.py`; return its speed and the share of waiting for images."""
-    settings = {
-        "recipe": "featdistill",
-        "backbone": backbone,
-        "weights": "random",
-        "epochs": 1,
-        "precision": arguments.precision,
-        "batch-size": arguments.batch_size,
-        "workers": arguments.workers,
-        "log-every": 10,
-        "input-size": arguments.input_size or "none",
-        "train": arguments.loader,
-        "val": arguments.loader,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder, "run")
-        train.main([f"--{key}={value}" for key, value in (settings | {"out": run}).items()])
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    # The first line includes the start of the workers.
-    steady = [line for line in lines if "data_wait" in line][1:]
-    if not steady:
-        raise UserError(f"{arguments.loader} has too few rows: at least 20 batches are needed")
-    medians = {key: statistics.median(line[key] for line in steady) for key in ("images_per_s", "data_wait")}
-    print(
-        f"{backbone}, stage 1 with the loader, {arguments.workers} workers: {medians['images_per_s']:.1f} "
-        f"images/s, {medians['data_wait']:.1%} of the time waiting for images"
-    )
-    return {"backbone": backbone, "stage": "stage 1", "option": "with the loader"} | medians
 
 
 def _line(row: dict) -> str:
