@@ -25,11 +25,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.reading import archives
-from data_prep.reading.files import ImageFile, one_on_path, read_rows
+from data_prep.reading.archives import note_archives, note_ignored, open_folder
+from data_prep.reading.files import ImageFile, folder_images, one_on_path, read_rows
 from data_prep.writing import source as sources
 from data_prep.writing.flags import add_flags, csv_file, folder
-from data_prep.writing.manifests import write_manifests
+from data_prep.writing.manifests import take_left_out, write_manifests
 from featdistill import command_line
 from featdistill.command_line import UserError
 from featdistill.records import manifest
@@ -58,15 +58,21 @@ def row(file: ImageFile, fallback_source: str) -> sources.Cells:
 
 
 def build_manifest(root: str | Path, source: str = "") -> pd.DataFrame:
-    """Build the manifest of a tree, ordered by path; `source` is that of all images, or from folder names."""
-    tree = archives.open_folder(root)
-    files = [ImageFile(tree.location(file), file) for file in tree.images()]
+    """Build the manifest of a tree, ordered by path.
+
+    `source` is that of all images, or "" to take it from folder names. If some images cannot be used, a
+    column `fault` says why; see `manifests.take_left_out`.
+    """
+    tree = open_folder(root)
+    note_ignored([tree])
+    note_archives(tree.files, "unpack them")
+    files = list(folder_images(tree).values())
     if not files:
         raise UserError(f"{root} holds no images")
     columns = read_rows(files, lambda file: row(file, os.path.basename(tree.path)))
     if source:
         columns["source"] = [source] * len(files)
-    return sources.keep_once(manifest.make_manifest(columns), must_read=True)
+    return sources.keep_once(manifest.make_manifest(columns))
 
 
 def build_parser() -> command_line.Parser:
@@ -84,7 +90,8 @@ def build_parser() -> command_line.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return write_manifests(build_manifest(args.root, args.source), args)
+    frame, left_out = take_left_out(build_manifest(args.root, args.source))
+    return write_manifests(frame, args, left_out)
 
 
 if __name__ == "__main__":

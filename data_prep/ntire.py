@@ -25,12 +25,14 @@ import pandas as pd
 
 from data_prep.reading import archives
 from data_prep.reading.archives import Container, Tree
+from data_prep.reading.files import FAULT
 from data_prep.writing.flags import add_flags, folder
-from data_prep.writing.manifests import remove_old_holdout, write_readable
+from data_prep.writing.manifests import LeftOut, remove_old_holdout, take_left_out, write_readable
 from featdistill import command_line
 from featdistill.command_line import UserError
-from featdistill.images.formats import without_extension
+from featdistill.images.listing import printable
 from featdistill.records import label_files, manifest
+from featdistill.records.predictions import name_key
 from featdistill.text_tables import table
 
 _log = logging.getLogger(__name__)
@@ -64,24 +66,20 @@ SPLITS = {split.name: split for split in _SPLITS}
 def find_containers(tree: Tree, split: Split) -> list[Container]:
     """Return the archives and folders of a split, ordered by the numbers in their names.
 
-    An archive takes precedence over a folder of the same part.
+    An archive takes precedence over a folder of the same part. A copy, `shard_1 (1).zip`, counts as the part.
 
     Raises:
-        UserError: an archive is damaged or hostile, or there are two of a part.
+        UserError: an archive is damaged, or there are two of a part.
     """
-    candidates = []
-    for path in tree.files:
-        name, extension = os.path.splitext(os.path.basename(path))
-        if extension == ".zip" and re.fullmatch(split.part, name):
-            candidates.append((name, archives.open_archive(path)))
+    candidates = [archives.open_archive(path) for path in tree.files if _is_part_archive(path, split)]
     for path in tree.folders:
         *above, name = tree.relative(path).split(os.sep)
-        if re.fullmatch(split.part, name) and not any(re.fullmatch(split.part, parent) for parent in above):
+        if _is_part(name, split) and not any(_is_part(parent, split) for parent in above):
             container = archives.open_folder(path)
-            candidates += [(name, container)] if container.images() else []
-    parts: dict[str, Container] = {}
-    for name, container in candidates:
-        used = parts.setdefault(name if split.name == "train" else split.name, container)
+            candidates += [container] if container.images else []
+    parts: dict[object, Container] = {}
+    for container in candidates:
+        used = parts.setdefault(tuple(_numbers(container)) if split.name == "train" else "", container)
         if used is not container and used.is_archive and not container.is_archive:
             unused, archive = tree.relative(container.path), tree.relative(used.path)
             _log.info(f"note: {unused} is ignored: the archive {archive} is used")
@@ -97,9 +95,9 @@ def find_labels(tree: Tree, split: Split, containers: list[Container]) -> pd.Dat
     if split.label_file is None:
         return None
     tables, unlabeled = [], []
-    loose = [path for path in tree.files if os.path.basename(path) == split.label_file]
+    loose = [path for path in tree.files if os.path.basename(path).lower() == split.label_file]
     for container in containers:
-        inside = [file for file in container.files if file.rpartition("/")[2] == split.label_file]
+        inside = [file for file in container.files if file.rpartition("/")[2].lower() == split.label_file]
         locations = [container.location(file) for file in inside]
         if split.name != "train":
             locations = loose + locations
@@ -120,13 +118,24 @@ def find_labels(tree: Tree, split: Split, containers: list[Container]) -> pd.Dat
 
 
 def build_manifest(split: Split, containers: list[Container], labels: pd.DataFrame | None) -> pd.DataFrame:
-    """Join the images of a split with their labels, ordered by name; a mismatch is a `UserError`."""
-    locations = [(c.location(file), file.rpartition("/")[2]) for c in containers for file in c.images()]
-    if not locations:
-        raise UserError(f"{containers[0].path} holds no images")
-    locations.sort(key=lambda pair: pair[1])
-    images = pd.DataFrame(locations, columns=["image", "name"], dtype="object")
-    images.index = pd.Index([without_extension(file) for file in images["name"]], dtype="object")
+    """Join the images of a split with their labels, ordered by name; a mismatch is a `UserError`.
+
+    If some images cannot be used, a column `fault` says why; see `manifests.take_left_out`.
+    """
+    locations = [
+        (container.location(file), file.rpartition("/")[2], container.left_out.get(file, ""))
+        for container in containers
+        for file in (*container.images, *container.left_out)
+    ]
+    faults = [fault for *_, fault in locations if fault]
+    if len(faults) == len(locations):
+        reason = f" that can be used: {faults[0]}" if faults else ""
+        raise UserError(f"{containers[0].path} holds no images{reason}")
+    locations.sort(key=lambda row: row[1])
+    images = pd.DataFrame(
+        [tuple(map(printable, row)) for row in locations], columns=["image", "name", FAULT], dtype="object"
+    )
+    images.index = pd.Index(map(name_key, images["name"]), dtype="object")
     repeated = images.index.duplicated()
     if repeated.any():
         first, second = images.loc[[images.index[repeated][0]], "image"].iloc[:2]
@@ -134,9 +143,11 @@ def build_manifest(split: Split, containers: list[Container], labels: pd.DataFra
     columns = {"image": images["image"], "name": images["name"], "source": ["ntire2026"] * len(images)}
     columns["group"] = images.index
     columns["is_distorted"] = [split.is_distorted] * len(images)
+    if faults:
+        columns[FAULT] = images[FAULT]
     if labels is not None:
         _check_match(images, labels)
-        labels = labels.loc[images.index]
+        labels = labels.reindex(images.index)
         columns["label"] = labels["label"]
         columns["distortions"] = labels["distortions"]
         if split.is_distorted is None:
@@ -153,7 +164,7 @@ def join_extra(frame: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
     for column in columns:
         if column in PROTECTED_COLUMNS:
             raise UserError(f"--extra must not have a column {column}: it comes from the challenge's files")
-    values = extra[columns].reindex([without_extension(name) for name in frame["name"]]).fillna("")
+    values = extra[columns].reindex([name_key(name) for name in frame["name"]]).fillna("")
     values.index = frame.index
     for column in columns:
         frame[column] = values[column].where(values[column] != "", frame.get(column, ""))
@@ -166,7 +177,7 @@ def _check_match(images: pd.DataFrame, labels: pd.DataFrame) -> None:
     for rows, problem in ((repeated, "as another label file does"), (missing, advice)):
         if len(rows):
             raise UserError(f"{rows['file'].iloc[0]} names {rows['image_name'].iloc[0]}, {problem}")
-    unlabeled = images["image"][~images.index.isin(labels.index)]
+    unlabeled = images["image"][~images.index.isin(labels.index) & (images[FAULT] == "")]
     if len(unlabeled):
         first, file = unlabeled.iloc[0], labels["file"].iloc[0]
         raise UserError(f"{first} has no label in {file} or another file; {len(unlabeled)} images have none")
@@ -179,7 +190,20 @@ def _gaps(containers: list[Container]) -> list[str]:
 
 
 def _numbers(container: Container) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", Path(container.path).name)]
+    return [int(number) for number in re.findall(r"\d+", _part_name(container.path))]
+
+
+def _part_name(path: str) -> str:
+    name = os.path.basename(path)
+    return archives.without_copy_number(os.path.splitext(name)[0] if archives.is_archive(name) else name)
+
+
+def _is_part(name: str, split: Split) -> bool:
+    return re.fullmatch(split.part, archives.without_copy_number(name), re.IGNORECASE) is not None
+
+
+def _is_part_archive(path: str, split: Split) -> bool:
+    return path.lower().endswith(".zip") and _is_part(_part_name(path), split)
 
 
 def _table(frames: dict[str, pd.DataFrame], origins: dict[str, str]) -> str:
@@ -197,7 +221,7 @@ def build_splits(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
     """Return manifests and their origins, by split: those in `names`, or all that are below `root`."""
     tree = archives.search(root, SEARCH_DEPTH)
-    frames, origins = {}, {}
+    frames, origins, opened = {}, {}, []
     for name in dict.fromkeys(names or SPLITS):
         split = SPLITS[command_line.one_of("split", name, SPLITS)]
         containers = find_containers(tree, split)
@@ -207,16 +231,22 @@ def build_splits(
                 raise UserError(missing)
             _log.info(f"note: {missing}")
             continue
+        opened += containers
         if name == "train" and _gaps(containers):
             _log.info(f"note: train is incomplete: {', '.join(_gaps(containers))} missing")
         frame = build_manifest(split, containers, find_labels(tree, split, containers))
         frames[name] = frame if extra is None else join_extra(frame, extra)
         paths = [tree.relative(container.path) for container in containers]
         origins[name] = paths[0] if len(paths) == 1 else f"{paths[0]} .. {paths[-1]} ({len(paths)})"
+    others = [path for path in tree.files if not any(_is_part_archive(path, split) for split in _SPLITS)]
+    archives.note_archives(
+        [tree.relative(path) for path in others], "their names are those of no split, or they are no zips"
+    )
+    archives.note_ignored(opened)
     if not frames:
         raise UserError(f"no split of the challenge below {root}; expected its archives as downloaded")
     if extra is not None:
-        stems = {without_extension(image) for frame in frames.values() for image in frame["name"]}
+        stems = {name_key(image) for frame in frames.values() for image in frame["name"]}
         known = sum(name in stems for name in extra.index)
         _log.info(f"note: {known} of the {len(extra)} names in --extra are here")
     return frames, origins
@@ -237,6 +267,9 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     extra = label_files.read_table(args.extra) if args.extra else None
     frames, origins = build_splits(args.root, args.splits, extra)
+    left_out: dict[str, LeftOut] = {}
+    for name, frame in frames.items():
+        frames[name], left_out[name] = take_left_out(frame)
     if args.holdout is not None:
         if "train" not in frames:
             raise UserError("--holdout needs the train split")
@@ -247,7 +280,10 @@ def main(argv: list[str] | None = None) -> int:
         holdout, train = args.out / "holdout.csv", args.out / "train.csv"
         remove_old_holdout(holdout, train, is_replaced="holdout" in frames)
     _log.info(_table(frames, origins))
-    unreadable = sum(write_readable(frame, args.out / f"{name}.csv", args) for name, frame in frames.items())
+    unreadable = sum(
+        write_readable(frame, args.out / f"{name}.csv", args, left_out.get(name, ()))
+        for name, frame in frames.items()
+    )
     return 1 if unreadable else 0
 
 

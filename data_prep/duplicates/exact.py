@@ -7,7 +7,6 @@ still equal is read as a whole and compared by digest. Images in other kinds of 
 
 import hashlib
 import os
-import zipfile
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 
 from featdistill import command_line
 from featdistill.images import reading as image_io
-from featdistill.images.archives import ARCHIVE_SEPARATOR
+from featdistill.images.archives import Archive, ArchiveError
+from featdistill.images.listing import ARCHIVE_SEPARATOR, file_path, split_location
 
 _HEAD_BYTES = 4096
 
@@ -69,28 +69,29 @@ def _look_up(locations: list[str], faults: dict[str, str]) -> list[_Image]:
     members: dict[str, list[str]] = {}
     images = []
     for location in locations:
-        archive, separator, member = location.partition(ARCHIVE_SEPARATOR)
-        if separator and archive.lower().endswith(".zip"):
+        archive, member = split_location(location)
+        if member is not None and archive.lower().endswith(".zip"):
             members.setdefault(archive, []).append(member)
             continue
         try:
-            image = _Image(location, 0).read() if separator else _Image(location, os.path.getsize(location))
-            images.append(image)
+            is_file = member is None
+            image = _Image(location, os.path.getsize(file_path(location)) if is_file else 0)
+            images.append(image if is_file else image.read())
         except (OSError, image_io.BrokenImage) as error:
             faults[location] = _reason(error)
     for archive, names in members.items():
         by_name = {name: f"{archive}{ARCHIVE_SEPARATOR}{name}" for name in names}
         try:
-            with zipfile.ZipFile(archive) as opened:
-                listed = {info.filename: (info.file_size, info.CRC) for info in opened.infolist()}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            opened = Archive(file_path(archive))
+        except (OSError, ArchiveError) as error:
             faults |= dict.fromkeys(by_name.values(), _reason(error))
             continue
         for name, location in by_name.items():
-            if name in listed:
-                images.append(_Image(location, *listed[name]))
+            entry = opened.find(name)
+            if entry is None or entry.fault:
+                faults[location] = f"no member {name} in {archive}" if entry is None else entry.fault
             else:
-                faults[location] = f"no member {name} in {archive}"
+                images.append(_Image(location, entry.size, entry.crc32))
     return images
 
 
@@ -117,11 +118,11 @@ def _divide(
 
 
 def _is_file(image: _Image) -> bool:
-    return ARCHIVE_SEPARATOR not in image.location
+    return split_location(image.location)[1] is None
 
 
 def _head(image: _Image) -> bytes:
-    with Path(image.location).open("rb") as file:
+    with Path(file_path(image.location)).open("rb") as file:
         return hashlib.blake2b(file.read(_HEAD_BYTES), digest_size=16).digest()
 
 

@@ -8,7 +8,6 @@ from whole folder names, in any case, in a fixed list; folders above the root do
 import itertools
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,21 @@ from typing import TypeVar
 
 import pandas as pd
 
-from data_prep.reading import archives
+from data_prep.reading.archives import (
+    Container,
+    cannot_be_read_in_place,
+    is_archive,
+    note_ignored,
+    open_archive,
+    open_folder,
+)
 from featdistill.command_line import UserError
-from featdistill.images.archives import ARCHIVE_SUFFIXES, COMPRESSED_TAR_SUFFIXES
+from featdistill.images.archives import ARCHIVE_SUFFIXES
 from featdistill.images.formats import without_extension
+from featdistill.images.listing import absolute
 
 _log = logging.getLogger(__name__)
-# Split into parts, or compressed so that a member cannot be read without everything before it.
-_NOT_IN_PLACE = re.compile(r"\.(7z|rar|(zip|tar|7z)\.\d+)$", re.IGNORECASE)
+FAULT = "fault"
 Value = TypeVar("Value")
 
 
@@ -33,6 +39,7 @@ class ImageFile:
 
     location: str  # for the manifest's column `image`
     path: str  # below the root, with parts joined by `/`; an archive is a folder with its name
+    fault: str = ""  # why it cannot be used
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -50,19 +57,21 @@ class ImageFile:
 def find_images(root: str | Path) -> list[ImageFile]:
     """List the images below a root, in folders and in zip and tar archives, ordered by path.
 
-    Where an archive is next to a folder with its name, the archive is used and the folder is not.
+    Where an archive is next to a folder with its name, the archive is used and the folder is not. Images that
+    cannot be used are listed with their fault.
 
     Raises:
-        UserError: there are no images, an archive is damaged, hostile or one part of several, or two images
-            have the same path.
+        UserError: there are no images, an archive is damaged or one part of several, or two images have the
+            same path.
     """
-    root = os.path.abspath(root)
+    root, opened = absolute(root), []
     if os.path.isfile(root):
-        if not _is_archive(root):
+        if not is_archive(root):
             raise UserError(f"{root} is neither a folder nor a {' or '.join(ARCHIVE_SUFFIXES)} archive")
-        images = _archive_images(root, "")
+        images = _archive_images(root, "", opened)
     else:
-        images = _tree_images(root)
+        images = _tree_images(root, opened)
+    note_ignored(opened)
     if not images:
         raise UserError(f"{root} holds no images; --root is the folder with the data as downloaded")
     images.sort(key=lambda file: file.path)
@@ -123,25 +132,25 @@ def set_class_label(
 def read_rows(files: list[ImageFile], row: Callable[[ImageFile], dict[str, object]]) -> dict[str, list]:
     """Return the columns of a manifest: image, name, group (the file's stem), and the cells from `row`.
 
-    Names are those of the files if these are unique, and otherwise paths.
+    Names are those of the files if these are unique, and otherwise paths. If some files cannot be used, a
+    column `fault` says why, and their other cells are empty; see `manifests.take_left_out`.
+
+    Raises:
+        UserError: none can be used.
     """
-    cells = [row(file) for file in files]
+    cells = [{} if file.fault else row(file) for file in files]
+    columns = next((each for each, file in zip(cells, files, strict=True) if not file.fault), None)
+    if columns is None:
+        raise UserError(f"no image can be used: {files[0].location}: {files[0].fault}")
     names = pd.Series([file.path.rpartition("/")[2] for file in files], dtype="object")
     paths = pd.Series([file.path for file in files], dtype="object")
     return {
         "image": [file.location for file in files],
         "name": names.where(~names.duplicated(keep=False), paths).tolist(),
         "group": [file.stem for file in files],
-        **{column: [each[column] for each in cells] for column in cells[0]},
+        **{column: [each.get(column) for each in cells] for column in columns},
+        **({FAULT: [file.fault for file in files]} if any(file.fault for file in files) else {}),
     }
-
-
-def _is_archive(path: str) -> bool:
-    return path.lower().endswith(ARCHIVE_SUFFIXES)
-
-
-def _cannot_be_read_in_place(path: str) -> bool:
-    return path.lower().endswith(COMPRESSED_TAR_SUFFIXES) or _NOT_IN_PLACE.search(path) is not None
 
 
 def _is_part(path: str) -> bool:
@@ -150,30 +159,38 @@ def _is_part(path: str) -> bool:
     return os.path.exists(f"{stem}.z01") or os.path.exists(f"{stem}.Z01")
 
 
-def _archive_images(path: str, prefix: str) -> list[ImageFile]:
+def _archive_images(path: str, prefix: str, opened: list[Container]) -> list[ImageFile]:
     """List an archive's images; a top folder in it with the archive's own name is not repeated."""
     if _is_part(path):
         join = f"zip -s 0 {os.path.basename(path)} --out whole.zip"
         raise UserError(f"{path} is one part of several and cannot be read in place; join them ({join})")
-    container = archives.open_archive(path)
+    container = open_archive(path)
+    opened.append(container)
     for file in container.files:
-        if _is_archive(file) or _cannot_be_read_in_place(file):
+        if is_archive(file) or cannot_be_read_in_place(file):
             _log.info(f"note: {container.location(file)}, an archive in an archive, is ignored; unpack it")
-    images = container.images()
+    images = {**dict.fromkeys(container.images, ""), **container.left_out}
     inner = f"{prefix.rstrip('/').rpartition('/')[2]}/"
     if all(file.startswith(inner) for file in images):
         prefix = prefix.removesuffix(inner)
-    return [ImageFile(container.location(file), prefix + file.removeprefix("./")) for file in images]
+    return [ImageFile(container.location(file), prefix + file, fault) for file, fault in images.items()]
 
 
-def _tree_images(root: str) -> list[ImageFile]:
-    tree = archives.open_folder(root)
-    loose = {file: ImageFile(tree.location(file), file) for file in tree.images()}
+def folder_images(tree: Container) -> dict[str, ImageFile]:
+    """Return the images in a folder, by path, those that cannot be used with their fault."""
+    images = {**dict.fromkeys(tree.images, ""), **tree.left_out}
+    return {file: ImageFile(tree.location(file), file, fault) for file, fault in images.items()}
+
+
+def _tree_images(root: str, opened: list[Container]) -> list[ImageFile]:
+    tree = open_folder(root)
+    opened.append(tree)
+    loose = folder_images(tree)
     images = []
     for file in tree.files:
-        if _cannot_be_read_in_place(file):
+        if cannot_be_read_in_place(file):
             _log.info(f"note: {file} cannot be read in place and is ignored; unpack it")
-        if not _is_archive(file):
+        if not is_archive(file):
             continue
         prefix = f"{os.path.splitext(file)[0]}/"
         is_unpacked = os.path.isdir(tree.location(prefix))
@@ -181,7 +198,7 @@ def _tree_images(root: str) -> list[ImageFile]:
         if unpacked and _is_part(tree.location(file)):
             _log.info(f"note: {file}, one part of several, is ignored: the folder {prefix} is used")
             continue
-        members = _archive_images(tree.location(file), prefix)
+        members = _archive_images(tree.location(file), prefix, opened)
         if members and unpacked:
             _log.info(f"note: the folder {prefix} is ignored: the archive {file} is used")
             for path in unpacked:

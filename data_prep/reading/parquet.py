@@ -16,7 +16,8 @@ from data_prep.reading import archives
 from featdistill import command_line
 from featdistill.command_line import UserError, nearest
 from featdistill.images import parquet as parquet_images
-from featdistill.images.archives import ARCHIVE_SEPARATOR, ArchiveError
+from featdistill.images.archives import ArchiveError
+from featdistill.images.listing import ARCHIVE_SEPARATOR, absolute
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -42,13 +43,21 @@ def find_parts(root: str | Path, split: str = "") -> list[Part]:
     Missing ones of numbered parts are reported. With `split`, only the parts of that split are returned.
     """
     if Path(root).is_file():
-        folder, files = archives.open_folder(Path(root).parent), [Path(root).name]
+        path = Path(absolute(root))
+        folder, files = str(path.parent), [path.name]
     else:
-        folder = archives.open_folder(root)
-        files = [file for file in folder.files if file.endswith(SUFFIX)]
-    if not files or not all(file.endswith(SUFFIX) for file in files):
+        container = archives.open_folder(root)
+        archives.note_ignored([container])
+        folder, files = container.path, container.files
+    files = [file for file in files if file.lower().endswith(SUFFIX)]
+    if not files:
         raise UserError(f"{root} holds no parquet files ({SUFFIX})")
-    parts = [Part(folder.location(file), file.removesuffix(SUFFIX)) for file in sorted(files)]
+    parts = []
+    for file in sorted(files):
+        part = Part(os.path.join(folder, file), archives.without_copy_number(file[: -len(SUFFIX)]))
+        if same := [known for known in parts if known.name == part.name]:
+            raise UserError(f"{same[0].path} and {part.path} are the same part; keep one of them")
+        parts.append(part)
     splits = {_split(part) for part in parts}
     if split and split not in splits:
         raise UserError(f"{root} has no parts of split {split}, only of {', '.join(sorted(splits))}")

@@ -19,8 +19,8 @@ from data_prep.writing.manifests import write_or_remove
 from data_prep.writing.parallel import map_in_order
 from featdistill import atomic
 from featdistill.command_line import UserError
-from featdistill.images.archives import ARCHIVE_SEPARATOR
 from featdistill.images.formats import without_extension
+from featdistill.images.listing import ARCHIVE_SEPARATOR
 from featdistill.images.reading import BrokenImage
 from featdistill.records import provenance
 from featdistill.records.manifest import write_manifest
@@ -124,7 +124,7 @@ def file_names(names: Sequence[str], suffix: str) -> list[str]:
     for name in renamed:
         if name in seen:
             raise UserError(f"two images would both be called {name}; rename one of them in the manifest")
-        if name.startswith("/") or "\\" in name or ".." in name.split("/") or ARCHIVE_SEPARATOR in name:
+        if name.startswith("/") or "\\" in name or ".." in name.split("/"):
             raise UserError(f"the name {name!r} cannot be used in an archive; change it in the manifest")
         seen.add(name)
     return renamed

@@ -7,18 +7,30 @@ from pathlib import Path
 
 import pandas as pd
 
+from data_prep.reading.files import FAULT
 from data_prep.writing.parallel import map_in_order
 from featdistill import atomic
 from featdistill.images.reading import BrokenImage, read_image
 from featdistill.records import manifest
 
+LeftOut = Sequence[tuple[str, str]]  # name and reason of images that are not in a manifest
 _log = logging.getLogger(__name__)
 
 
-def write_manifests(frame: pd.DataFrame, args: Namespace) -> int:
+def take_left_out(frame: pd.DataFrame) -> tuple[pd.DataFrame, LeftOut]:
+    """Divide rows into those that can be used, and the names and faults of the others; see `read_rows`."""
+    if FAULT not in frame:
+        return frame, ()
+    is_good = frame[FAULT] == ""
+    left_out = frame.loc[~is_good, ["name", FAULT]].itertuples(index=False, name=None)
+    return frame[is_good].drop(columns=FAULT).reset_index(drop=True), list(left_out)
+
+
+def write_manifests(frame: pd.DataFrame, args: Namespace, left_out: LeftOut = ()) -> int:
     """Write a manifest to `args.out`, and with `args.holdout` the hold-out to a file next to it.
 
-    With `args.verify`, images that cannot be read are left out of both. Returns the exit status.
+    With `args.verify`, images that cannot be read are left out of both; those in `left_out` are listed with
+    the first. Returns the exit status.
     """
     held_path = args.out.with_suffix(".holdout.csv")
     frames = {args.out: frame}
@@ -31,24 +43,26 @@ def write_manifests(frame: pd.DataFrame, args: Namespace) -> int:
         real, ai = ((part["label"] == label).sum() for label in (0, 1))
         sources = part["source"].nunique()
         _log.info(f"{path}: {len(part)} images, {real} real, {ai} AI, from {sources} sources")
-        unreadable += write_readable(part, path, args)
+        unreadable += write_readable(part, path, args, left_out if path == args.out else ())
     return 1 if unreadable else 0
 
 
-def write_readable(frame: pd.DataFrame, path: Path, args: Namespace) -> int:
-    """Write a manifest and return the number of images that cannot be read; 0 without `args.verify`.
+def write_readable(frame: pd.DataFrame, path: Path, args: Namespace, left_out: LeftOut = ()) -> int:
+    """Write a manifest and return the number of images that are left out.
 
-    Those are left out, and listed in `<manifest>.errors.csv` (columns name, reason).
+    Those are the ones that are known to be unusable, and with `args.verify` all that cannot be read. They are
+    listed in `<manifest>.errors.csv` (columns name, reason).
     """
     faults = unreadable_images(frame["image"].tolist(), args.workers) if args.verify else {}
     broken = frame["image"].isin(list(faults))
     manifest.write_manifest(frame[~broken], path)
     rows = frame.loc[broken, ["name", "image"]].itertuples(index=False)
     errors_path = path.with_suffix(".errors.csv")
-    write_or_remove(errors_path, ("name", "reason"), [(name, faults[image]) for name, image in rows])
-    if faults:
-        _log.info(f"{broken.sum()} unreadable images are left out of {path}; see {errors_path}")
-    return int(broken.sum())
+    errors = [*left_out, *((name, faults[image]) for name, image in rows)]
+    write_or_remove(errors_path, ("name", "reason"), errors)
+    if errors:
+        _log.info(f"{len(errors)} unreadable images are left out of {path}; see {errors_path}")
+    return len(errors)
 
 
 def unreadable_images(locations: list[str], workers: int) -> dict[str, str]:

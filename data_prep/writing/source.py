@@ -17,8 +17,9 @@ import pandas as pd
 from data_prep.duplicates import keep_once as duplicates
 from data_prep.duplicates.exact import equal_images
 from data_prep.reading import files, parquet
+from data_prep.reading.files import FAULT
 from data_prep.writing.flags import add_flags, csv_file, existing
-from data_prep.writing.manifests import write_manifests
+from data_prep.writing.manifests import take_left_out, write_manifests
 from data_prep.writing.sampling import proportional_subset
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError
@@ -100,17 +101,18 @@ def finish(columns: dict[str, list], source: Source, args: Namespace) -> int:
     Raises:
         UserError: images with equal bytes have two labels, or the hold-out leaves one side empty.
     """
-    frame = manifest.make_manifest(columns)
+    frame, left_out = take_left_out(manifest.make_manifest(columns))
     for column, value in (("source", source.name), ("licence", source.licence)):
         frame[column] = frame[column].where(frame[column] != "", value)
     frame["generator"] = frame["generator"].where(frame["label"].fillna(-1) != 0, "")
     found = _counts(frame)
     if source.keep_once:
-        frame = keep_once(frame)
+        frame, unreadable = take_left_out(keep_once(frame))
+        left_out = [*left_out, *unreadable]
     if args.limit is not None:
         frame = proportional_subset(frame, args.limit, args.seed)
     _show_counts(source, found, _counts(frame))
-    return write_manifests(frame, args)
+    return write_manifests(frame, args, left_out)
 
 
 def set_cells(file: files.ImageFile, name: str, class_: str, label: int) -> Cells:
@@ -119,15 +121,17 @@ def set_cells(file: files.ImageFile, name: str, class_: str, label: int) -> Cell
     return {"label": label, "generator": name, "class": class_, "group": group, "protocol_sets": name}
 
 
-def keep_once(frame: pd.DataFrame, *, must_read: bool = False) -> pd.DataFrame:
+def keep_once(frame: pd.DataFrame) -> pd.DataFrame:
     """Remove images whose bytes equal those of an earlier row; see `duplicates.keep_once.drop_equal`.
 
-    Images that cannot be read are not compared; with `must_read` they are an error.
+    Where bytes cannot be read, the column `fault` says why; see `manifests.take_left_out`.
     """
     sets, faults = equal_images(frame["image"].tolist())
-    if must_read and faults:
-        row, fault = next(iter(faults.items()))
-        raise UserError(f"cannot read {frame['image'][row]}: {fault}")
+    if len(faults) == len(frame):
+        raise UserError(f"no image can be read: {frame['image'][0]}: {faults[0]}")
+    if faults:
+        known = frame[FAULT] if FAULT in frame else [""] * len(frame)
+        frame = frame.assign(**{FAULT: [fault or faults.get(row, "") for row, fault in enumerate(known)]})
     dropped: list[duplicates.Dropped] = []
     kept = duplicates.drop_equal(frame, sets, dropped).reset_index(drop=True)
     if dropped:

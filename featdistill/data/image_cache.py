@@ -27,8 +27,8 @@ from torch.utils.data import Dataset
 from featdistill.command_line import UserError, progress
 from featdistill.data.loading import Loader, load_image
 from featdistill.data.preprocessing import Preprocessing, before_crop
-from featdistill.images.archives import ARCHIVE_SEPARATOR
 from featdistill.images.equalization import Equalization
+from featdistill.images.listing import split_location
 from featdistill.images.reading import BrokenImage
 
 _FORMAT = 1
@@ -255,9 +255,9 @@ def _read_index(path: Path) -> dict[str, Any] | None:
 def _hash_of_images(rows: pd.DataFrame) -> str:
     """Return a hash of the images' locations and names, and of the sizes and times of their archives."""
     locations = rows["image"].tolist()
-    parts = [location.partition(ARCHIVE_SEPARATOR) for location in locations]
+    parts = map(split_location, locations)
     states = []
-    for archive in sorted({path for path, separator, _ in parts if separator}):
+    for archive in sorted({path for path, member in parts if member is not None}):
         with contextlib.suppress(OSError):  # its images are broken
             state = os.stat(archive)
             states.append([archive, state.st_size, state.st_mtime_ns])

@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-VERSION = 1
+from featdistill.images.listing import INVALID_IN_NAMES
+
+VERSION = 2
 NO_FAULT = ""
 # An index stores a fault as its position here: append only, or raise `VERSION`.
 FAULTS = (
@@ -29,8 +31,6 @@ FAULTS = (
     "is encrypted",
     "is compressed by a method other than deflate",
 )
-# Control characters, and the surrogates that Python uses for bytes that are not UTF-8.
-INVALID_IN_NAMES = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class Entry(NamedTuple):
@@ -51,6 +51,11 @@ def name_fault(name: str) -> str:
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         return FAULTS[1]
     return FAULTS[2] if INVALID_IN_NAMES.search(name) else NO_FAULT
+
+
+def normalized(name: str) -> str:
+    """Return a member's name without `.` and empty parts: `./a//b` is `a/b`."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 # A member's row. Types and byte order are fixed, because rows are saved in files.

@@ -19,10 +19,9 @@ import zipfile
 import zlib
 from functools import lru_cache
 
-from featdistill.images.archive_index import VERSION, Entry, Index, name_fault
+from featdistill.images.archive_index import VERSION, Entry, Index, name_fault, normalized
+from featdistill.images.formats import HEAD_BYTES
 
-# Between an archive's path and the member's name, in the `image` column of a manifest.
-ARCHIVE_SEPARATOR = "::"
 # Four bytes for each of the 89,478,485 pixels that Pillow allows; a member that claims more is a bomb.
 MAX_BYTES = 4 * 89_478_485
 # Deflate reaches 1032:1, and only flat images come near a tenth of that. Below 16 MiB they do no harm.
@@ -36,6 +35,8 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1  # bit 0 of a member's general purpose flags in the zip format
 # Raised by tarfile for damaged headers; the last one for a long chain of headers that continue each other.
 _TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
+_UTF_8 = 0x800  # bit 11: the name is UTF-8
+_HEAD_STORED_BYTES = 4096  # of a compressed member, for its first `HEAD_BYTES`
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
 
 
@@ -76,7 +77,7 @@ class Archive:
             ArchiveError: there is no such member, or it is refused, damaged or too large.
             OSError: the disk fails.
         """
-        entry = self.index.find(name.removeprefix("./"))
+        entry = self.find(name)
         if entry is None:
             damage = f"; {self.index.damage}" if self.index.damage else ""
             raise ArchiveError(f"no member {name} in {self.path}{damage}")
@@ -85,6 +86,26 @@ class Archive:
         check_size(entry.size)
         return self._at(entry.offset, entry.size) if self._is_tar else self._read_zip(entry)
 
+    def find(self, name: str) -> Entry | None:
+        """Return the member with a name, however its path is spelled."""
+        entry = self.index.find(name)
+        return entry or self.index.find(normalized(name if self._is_tar else _zip_name(name)))
+
+    def head(self, name: str) -> bytes | None:
+        """Return the first bytes of a member, enough to tell a format; None if they cannot be read."""
+        try:
+            entry = self.find(name)
+            if entry is None or entry.fault:
+                return None
+            if self._is_tar:
+                return self._at(entry.offset, min(entry.size, HEAD_BYTES))
+            data = self._stored(entry, _HEAD_STORED_BYTES)
+            if entry.method == zipfile.ZIP_DEFLATED:
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, HEAD_BYTES)
+            return data[:HEAD_BYTES]
+        except (ArchiveError, OSError, zlib.error):
+            return None
+
     def _read_zip(self, entry: Entry) -> bytes:
         if entry.size > max(MAX_FREE_BYTES, MAX_RATIO * entry.stored_size):
             raise ArchiveError(
@@ -92,11 +113,8 @@ class Archive:
                 f"{MAX_RATIO} to 1"
             )
         check_size(entry.stored_size, MAX_BYTES + MAX_FREE_BYTES)
-        signature, name, extra = _LOCAL_HEADER.unpack(self._at(entry.offset, _LOCAL_HEADER.size))
         member = f"member {entry.name} of {self.path}"
-        if signature != b"PK\x03\x04":
-            raise ArchiveError(f"{member} is not where the zip's directory says")
-        data = self._at(entry.offset + _LOCAL_HEADER.size + name + extra, entry.stored_size)
+        data = self._stored(entry, entry.stored_size)
         if entry.method == zipfile.ZIP_DEFLATED:
             # At most one byte more than the claimed size is unpacked, which shows that the claim is wrong.
             try:
@@ -106,6 +124,13 @@ class Archive:
         if len(data) != entry.size or zlib.crc32(data) != entry.crc32:
             raise ArchiveError(f"{member} is damaged: its checksum does not match")
         return data
+
+    def _stored(self, entry: Entry, most: int) -> bytes:
+        """Return the first bytes of a zip's member as they are stored."""
+        signature, name, extra = _LOCAL_HEADER.unpack(self._at(entry.offset, _LOCAL_HEADER.size))
+        if signature != b"PK\x03\x04":
+            raise ArchiveError(f"member {entry.name} of {self.path} is not where the zip's directory says")
+        return self._at(entry.offset + _LOCAL_HEADER.size + name + extra, min(entry.stored_size, most))
 
     def _at(self, offset: int, size: int) -> bytes:
         data = self._some_at(offset, size)
@@ -159,9 +184,8 @@ def _list_tar(path: str) -> Index:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # tarfile keeps every header it has seen
                 if not member.isdir():
-                    name = member.name.removeprefix("./")
-                    fault = _tar_fault(member, name)
-                    size = member.size
+                    fault, size = _tar_fault(member), member.size
+                    name = member.name if fault else normalized(member.name)
                     entries.append(Entry(name, fault, member.offset_data, size, size, 0, 0))
             # tarfile treats a damaged header as the end, which is a block of zeros or the end of the file.
             archive.fileobj.seek(archive.offset)
@@ -175,27 +199,32 @@ def _list_tar(path: str) -> Index:
     return Index.build(entries, damage)
 
 
-def _tar_fault(member: tarfile.TarInfo, name: str) -> str:
+def _tar_fault(member: tarfile.TarInfo) -> str:
     if member.issym():
         return "is a symbolic link"
     if member.islnk():
         return "is a hard link"
     if member.issparse():
         return "is a sparse file"
-    return name_fault(name) if member.isreg() else "is a device or a pipe"
+    return name_fault(member.name) if member.isreg() else "is a device or a pipe"
 
 
 @lru_cache(maxsize=_ARCHIVES)
 def _zip_index(path: str, size: int, mtime_ns: int) -> Index:
     try:
         with zipfile.ZipFile(path) as archive:
-            return Index.build(_zip_entry(member) for member in archive.infolist() if not member.is_dir())
+            members = (member for member in archive.infolist() if not member.filename.endswith(("/", "\\")))
+            return Index.build(map(_zip_entry, members))
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as error:
         raise ArchiveError(f"{path} is not a complete zip archive ({error})") from error
 
 
 def _zip_entry(member: zipfile.ZipInfo) -> Entry:
-    name = member.filename.removeprefix("./")
+    name = member.filename
+    if not member.flag_bits & _UTF_8:
+        # Python reads such a name as code page 437. macOS writes UTF-8 without saying so.
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
     fault = name_fault(name)
     if stat.S_ISLNK(member.external_attr >> 16):
         fault = fault or "is a symbolic link"
@@ -203,8 +232,14 @@ def _zip_entry(member: zipfile.ZipInfo) -> Entry:
         fault = fault or "is encrypted"
     elif member.compress_type not in _METHODS:
         fault = fault or "is compressed by a method other than deflate"
+    name = name if fault else normalized(_zip_name(name))
     sizes = member.file_size, member.compress_size
     return Entry(name, fault, member.header_offset, *sizes, member.CRC, member.compress_type)
+
+
+def _zip_name(name: str) -> str:
+    """Return the name of a zip's member with `/`, which some programs for Windows write as a backslash."""
+    return name.replace("\\", "/")
 
 
 def _compressed(path: str) -> str:

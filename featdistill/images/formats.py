@@ -17,6 +17,7 @@ IMAGE_SUFFIXES = _suffixes(
 # The formats that Pillow may recognize. It knows more, some of which run other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 HEIF = "HEIF"
+_HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 _SUPPORTED = "JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF and HEIC"
 # Camera raw files start like a TIFF that holds a thumbnail of the picture.
 RAW_SUFFIXES = _suffixes("3fr arw cr2 cr3 dng erf kdc mrw nef nrw orf pef raf raw rw2 sr2 srw")
@@ -90,16 +91,27 @@ def refusal(location: str, head: bytes) -> str:
     return ""
 
 
-def could_be_image(name: str, read_head: Callable[[], bytes]) -> bool:
-    """Tell whether a file could be an image: by its suffix, or by its first bytes if the suffix says nothing.
+def refusal_of_file(name: str, read_head: Callable[[], bytes | None]) -> str | None:
+    """Return why a file that could be an image is not decoded, or ""; None for a file of another kind.
 
     Args:
-        read_head: returns the first `HEAD_BYTES` bytes; only called if they decide.
+        name: its path; the suffix decides if it tells. A folder, which ends in `/`, could hold images.
+        read_head: returns the first `HEAD_BYTES` bytes, or None if they cannot be read; only called if they
+            decide.
     """
     suffix = os.path.splitext(name)[1].lower()
-    if suffix in IMAGE_SUFFIXES or suffix in _UNSUPPORTED_SUFFIXES:
-        return True
-    return suffix not in _OTHER_SUFFIXES and format_of(read_head()) != ""
+    if suffix in _OTHER_SUFFIXES:
+        return None
+    if name.endswith("/") or (suffix in IMAGE_SUFFIXES and suffix not in _HEIF_SUFFIXES):
+        return ""
+    head = read_head()
+    if head is None:
+        return ""
+    if reason := refusal(name, head):
+        return reason
+    if suffix in _UNSUPPORTED_SUFFIXES and not format_of(head):
+        return f"{suffix} files are not supported; convert it to one of {_SUPPORTED}"
+    return "" if suffix in IMAGE_SUFFIXES or format_of(head) else None
 
 
 def without_extension(name: str) -> str:

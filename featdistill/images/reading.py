@@ -39,16 +39,16 @@ import numpy as np
 import simplejpeg
 from PIL import Image, TiffImagePlugin
 
-from featdistill.images.archives import ARCHIVE_SEPARATOR, Archive, ArchiveError, check_size
+from featdistill.images.archives import Archive, ArchiveError, check_size
 from featdistill.images.formats import (
     FORMATS,
     HEAD_BYTES,
     HEIF,
-    IMAGE_SUFFIXES,
     RAW_SUFFIXES,
     format_of,
     refusal,
 )
+from featdistill.images.listing import ARCHIVE_SEPARATOR, file_path, image_files, list_folder, split_location
 from featdistill.images.metadata import orientation, plain_jpeg, png_orientation, without_metadata
 from featdistill.images.parquet import ParquetImages
 
@@ -85,9 +85,19 @@ def read_bytes(location: str) -> bytes:
     """
     if location.lower().endswith(RAW_SUFFIXES):
         raise BrokenImage(refusal(location, b""))
-    archive, separator, member = location.partition(ARCHIVE_SEPARATOR)
+    archive, member = split_location(location)
     try:
-        return _open_archive(archive, os.getpid()).read(member) if separator else _read_file(location)
+        if member is None:
+            return _read_file(location)
+        return _open_archive(archive, os.getpid()).read(member)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        path = file_path(archive)
+        if path != archive:  # its name is escaped
+            return read_bytes(path + ("" if member is None else ARCHIVE_SEPARATOR + member))
+        # A folder's name may look like that of an archive.
+        if member is not None and os.path.isfile(location):
+            return _read_file(location)
+        raise BrokenImage(_reason(error)) from error
     except ArchiveError as error:
         raise BrokenImage(" ".join(str(error).split())) from error
     except (OSError, ValueError) as error:
@@ -141,16 +151,8 @@ def encode_jpeg(image: np.ndarray, quality_0_100: int) -> bytes:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Return the image files below a folder, sorted by their relative path; hidden files are left out."""
-    folder = Path(folder)
-    images = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+    """Return the files below a folder that could be images, ordered by relative path; see `listing`."""
+    return [Path(folder, file) for file in image_files(folder, list_folder(folder).files)]
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
@@ -223,6 +225,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def _read_file(path: str) -> bytes:
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
+        os.listdir(path)  # a listing includes a folder that cannot be listed: that is the reason
         raise BrokenImage(f"{path} is a folder")
     # Reading a pipe could block forever, and some devices never end.
     if not stat.S_ISREG(status.st_mode):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ import pandas as pd
 
 from featdistill import command_line
 from featdistill.command_line import UserError
-from featdistill.images import reading as image_io
+from featdistill.images.archives import ARCHIVE_SUFFIXES, COMPRESSED_TAR_SUFFIXES
 from featdistill.images.formats import IMAGE_SUFFIXES
+from featdistill.images.listing import absolute, ignored_note, image_files, list_folder, printable
+from featdistill.images.reading import PARQUET_SUFFIX
 from featdistill.inference import single_images
 from featdistill.inference.fusion import probabilities
 from featdistill.inference.journal import PartialScores, claim_scores, score_resumably
@@ -33,6 +36,7 @@ _log = logging.getLogger(__name__)
 # Names with these are surely meant to be files, and predictions are CSV.
 _FILE_SUFFIXES = (".txt", ".tsv", ".json", ".jsonl", ".xls", ".xlsx", ".parquet", ".zip", ".gz")
 _MAX_SHOWN = 10
+_ARCHIVE_SUFFIXES = (*ARCHIVE_SUFFIXES, *COMPRESSED_TAR_SUFFIXES, PARQUET_SUFFIX)
 # The flags of predict.py that are arguments of `load_ensemble`.
 _SETTINGS = ("resize", "fusion", "weights", "tta", "device", "precision", "batch_size", "workers", "compiled")
 
@@ -81,18 +85,26 @@ def predict(predictor: Predictor, manifest: Path, out: Path, processes: Processe
 def images_by_path(paths: Sequence[str]) -> pd.DataFrame:
     """Return rows for images given one by one; names are the paths as given, each once."""
     paths = list(dict.fromkeys(paths))
-    return make_manifest({"image": [str(Path(path).absolute()) for path in paths], "name": paths})
+    return make_manifest({"image": [absolute(path) for path in paths], "name": paths})
 
 
 def _images_of_folder(folder: Path) -> pd.DataFrame:
     """Return rows for the images of a folder; names are paths relative to it."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    images = image_io.list_images(folder)
-    if not images:
+    listing = list_folder(folder)
+    names = list(image_files(folder, listing.files))
+    if listing.ignored:
+        _log.info(ignored_note(listing.ignored))
+    if archives := [file for file in listing.files if file.lower().endswith(_ARCHIVE_SUFFIXES)]:
+        _log.info(
+            "note: %d archives are not looked into, such as %s; data_prep makes manifests of their images",
+            len(archives),
+            printable(archives[0]),
+        )
+    if not names:
         raise UserError(f"{folder} contains no images ({', '.join(IMAGE_SUFFIXES)})")
-    names = [image.relative_to(folder).as_posix() for image in images]
-    return make_manifest({"image": [str(image.resolve()) for image in images], "name": names})
+    return make_manifest({"image": [os.path.realpath(folder / name) for name in names], "name": names})
 
 
 def _load(args: Namespace) -> tuple[Predictor, list[Path]]:

@@ -9,8 +9,7 @@ import pandas as pd
 from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.images import reading as image_io
-from featdistill.images.formats import without_extension
-from featdistill.records.predictions import INDEX_HEADERS, parse_csv
+from featdistill.records.predictions import INDEX_HEADERS, name_key, parse_csv
 
 _LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 _FLAGS = {**_LABELS, "false": 0, "true": 1, "": None}
@@ -23,7 +22,7 @@ def read_table(location: str) -> pd.DataFrame:
         location: path of a file, or `archive.zip::member`.
 
     Returns:
-        All cells as stripped text; the index is `image_name` without its extension.
+        All cells as stripped text; the index is the `name_key` of `image_name`.
 
     Raises:
         UserError: it cannot be read, is not a CSV, has no column `image_name`, or an image is named twice or
@@ -37,7 +36,7 @@ def read_table(location: str) -> pd.DataFrame:
     table = table[[column for column in table if column not in INDEX_HEADERS]]
     table = table.apply(lambda cells: cells.str.strip())
     _require(table, "image_name", location)
-    table.index = pd.Index([without_extension(name) for name in table["image_name"]], dtype="object")
+    table.index = pd.Index([name_key(name) for name in table["image_name"]], dtype="object")
     _refuse(table, "image_name", table["image_name"] == "", location, "the name of an image")
     repeated = table["image_name"][table.index.duplicated()]
     if len(repeated):
@@ -49,7 +48,7 @@ def read_labels(location: str) -> pd.DataFrame:
     """Read a label file of the challenge.
 
     Returns:
-        By `image_name` without its extension: `image_name`, `label` (0 real, 1 AI-generated), `is_distorted`
+        By the `name_key` of `image_name`: `image_name`, `label` (0 real, 1 AI-generated), `is_distorted`
         (0, 1 or None; without such a column, whether distortions are listed) and `distortions` (JSON list of
         [name, scale]; `[]` without such a column).
 

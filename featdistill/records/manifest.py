@@ -22,7 +22,13 @@ import pandas as pd
 
 from featdistill import atomic
 from featdistill.command_line import UserError
-from featdistill.images.archives import ARCHIVE_SEPARATOR
+from featdistill.images.listing import (
+    ARCHIVE_SEPARATOR,
+    UNPRINTABLE,
+    absolute,
+    printable,
+    split_location,
+)
 from featdistill.seeds import hash_ranks
 
 COLUMNS = ("image", "name", "label", "source", "generator", "group", "is_distorted", "distortions", "licence")
@@ -31,8 +37,14 @@ COLUMNS = ("image", "name", "label", "source", "generator", "group", "is_distort
 def make_manifest(columns: dict[str, list]) -> pd.DataFrame:
     """Build a manifest from columns; `label` and `is_distorted` may hold 0, 1 or None.
 
-    A column that is missing of `COLUMNS` is empty, or `[]` for `distortions`.
+    A column that is missing of `COLUMNS` is empty, or `[]` for `distortions`. Control characters and bytes
+    that are not UTF-8 become `\\xNN`, by which an image is found as well; see `listing.printable`.
     """
+    for name, values in columns.items():
+        if UNPRINTABLE.search("".join(cell for cell in values if isinstance(cell, str))):
+            columns = columns | {
+                name: [printable(cell) if isinstance(cell, str) else cell for cell in values]
+            }
     frame = pd.DataFrame({name: pd.Series(values, dtype="object") for name, values in columns.items()})
     frame = _typed(frame, "the rows")
     return frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]
@@ -131,8 +143,8 @@ def split_holdout(frame: pd.DataFrame, share: float, seed: int = 0) -> tuple[pd.
 
 
 def _absolute(image: str, folder: str) -> str:
-    path, separator, member = image.partition(ARCHIVE_SEPARATOR)
-    return os.path.normpath(os.path.join(folder, path)) + separator + member
+    path, member = split_location(os.path.join(folder, image))
+    return absolute(path) + ("" if member is None else ARCHIVE_SEPARATOR + member)
 
 
 def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:

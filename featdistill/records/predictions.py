@@ -13,6 +13,7 @@ one.
 import csv
 import io
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,18 +183,23 @@ def manifest_of(path: str | Path) -> Path | None:
     return manifest
 
 
+def name_key(name: str) -> str:
+    """Return what two spellings of a name share: no image extension, and composed accents (NFC)."""
+    return unicodedata.normalize("NFC", without_extension(name))
+
+
 def match_names(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
     """Return the position of each of `names` in `known`, (N,) int64; -1 if it is not there.
 
-    A name matches itself, or else the only known name that is the same without the extension.
+    A name matches itself, or else the only known name with the same `name_key`.
     """
     exact = {name: position for position, name in enumerate(known)}
     loose: dict[str, int] = {}
     for position, name in enumerate(known):
-        stem = without_extension(name)
+        stem = name_key(name)
         loose[stem] = -1 if stem in loose else position
     return np.array(
-        [exact.get(name, loose.get(without_extension(name), -1)) for name in names], dtype=np.int64
+        [exact.get(name, loose.get(name_key(name), -1)) for name in names], dtype=np.int64
     ).reshape(len(names))
 
 

@@ -1,4 +1,4 @@
-"""Zip and tar archives are listed alike; one that has a hostile member is refused by the member's name."""
+"""Zip and tar archives are listed alike; a hostile member is left out with a reason, the others are used."""
 
 import io
 import os
@@ -26,7 +26,8 @@ def test_zip_and_tar_are_listed_alike(tmp_path, name):
     container = archives.open_archive(make(tmp_path / name, {**FILES, **HIDDEN}))
     assert container.is_archive and container.path == str(tmp_path / name)
     assert container.files == tuple(FILES)
-    assert container.images() == ["set/0_real/a.png", "set/1_fake/b.JPG"]
+    assert container.images == ("set/0_real/a.png", "set/1_fake/b.JPG")
+    assert container.ignored == tuple(HIDDEN) and not container.left_out and not container.unusable
     for file, data in FILES.items():
         assert container.location(file) == f"{tmp_path / name}::{file}"
         assert image_io.read_bytes(container.location(file)) == data
@@ -50,7 +51,7 @@ def test_the_search_finds_zip_tar_and_csv_once_each(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "z.tar").symlink_to(tmp_path / "b" / "c.tar")
     tree = archives.search(tmp_path, 1)
-    assert [tree.relative(path) for path in tree.files] == ["a.zip", "z.tar", "b/d.csv"]
+    assert [tree.relative(path) for path in tree.files] == ["a.zip", "z.tar", "b/d.csv", "b/e.tar.gz"]
 
 
 HOSTILE_NAMES = {
@@ -68,11 +69,11 @@ HOSTILE_NAMES = {
 
 @pytest.mark.parametrize("member", HOSTILE_NAMES)
 @pytest.mark.parametrize("name", ["a.zip", "a.tar"])
-def test_an_archive_with_a_hostile_name_is_refused_and_its_other_members_can_be_read(tmp_path, name, member):
+def test_a_member_with_a_hostile_name_is_left_out_and_the_others_can_be_read(tmp_path, name, member):
     path = make(tmp_path / name, {"good.png": b"good", member: b"evil"})
-    with pytest.raises(UserError) as error:
-        archives.open_archive(path)
-    assert str(error.value) == f"{path}: member {member!r} {HOSTILE_NAMES[member]}; do not use this archive"
+    container = archives.open_archive(path)
+    assert container.images == container.files == ("good.png",)
+    assert list(container.left_out.values()) == [f"the member {HOSTILE_NAMES[member]}"]
     with pytest.raises(image_io.BrokenImage, match=HOSTILE_NAMES[member]) as broken:
         image_io.read_bytes(f"{path}::{member}")
     assert "\n" not in str(broken.value) and "\x1b" not in str(broken.value)
@@ -90,14 +91,15 @@ TAR_KINDS = {
 
 
 @pytest.mark.parametrize("kind", TAR_KINDS)
-def test_a_tar_with_what_is_no_plain_file_is_refused(tmp_path, kind):
+def test_a_member_of_a_tar_that_is_no_plain_file_is_left_out(tmp_path, kind):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         good, evil = tarfile.TarInfo("good.png"), tarfile.TarInfo("evil.png")
         evil.type, evil.linkname, good.size = kind, "good.png", 4
         archive.addfile(good, io.BytesIO(b"good"))
         archive.addfile(evil)
-    with pytest.raises(UserError, match=f"member 'evil.png' {TAR_KINDS[kind]}; do not use"):
-        archives.open_archive(tmp_path / "a.tar")
+    container = archives.open_archive(tmp_path / "a.tar")
+    assert container.images == ("good.png",)
+    assert container.left_out == {"evil.png": f"the member {TAR_KINDS[kind]}"}
     with pytest.raises(image_io.BrokenImage, match=f"member 'evil.png' {TAR_KINDS[kind]}"):
         image_io.read_bytes(f"{tmp_path}/a.tar::evil.png")
     assert image_io.read_bytes(f"{tmp_path}/a.tar::good.png") == b"good"
@@ -123,10 +125,11 @@ def zip_with(path, *, mode=0, flags=0, method=None):
         ({"method": zipfile.ZIP_BZIP2}, "is compressed by a method other than deflate"),
     ],
 )
-def test_a_zip_with_a_link_or_what_cannot_be_read_in_place_is_refused(tmp_path, options, fault):
+def test_a_link_in_a_zip_or_what_cannot_be_read_in_place_is_left_out(tmp_path, options, fault):
     zip_with(tmp_path / "a.zip", **options)
-    with pytest.raises(UserError, match=f"member 'evil.png' {fault}; do not use"):
-        archives.open_archive(tmp_path / "a.zip")
+    container = archives.open_archive(tmp_path / "a.zip")
+    assert container.images == ("good.png",)
+    assert container.left_out == {"evil.png": f"the member {fault}"}
     with pytest.raises(image_io.BrokenImage, match=f"member 'evil.png' {fault}"):
         image_io.read_bytes(f"{tmp_path}/a.zip::evil.png")
     assert image_io.read_bytes(f"{tmp_path}/a.zip::good.png") == b"good"
@@ -145,5 +148,14 @@ def test_damaged_missing_and_compressed_archives_end_in_one_line(tmp_path):
         archive.addfile(tarfile.TarInfo("a.png"))
     with pytest.raises(UserError, match=r"decompress it once to a plain \.tar$"):
         archives.open_archive(tmp_path / "a.tar.gz")
-    with pytest.raises(UserError, match="must not contain '::'"):
-        archives.open_archive(tmp_path / "a::b.zip")
+
+
+def test_two_colons_in_paths_and_members_are_read(tmp_path):
+    (tmp_path / "x.zip::y").mkdir()
+    for name in ("a::b.zip", "x.zip::y/c.tar", "a::b.tar"):
+        container = archives.open_archive(make(tmp_path / name, {"dd::e.png": b"good"}))
+        assert image_io.read_bytes(container.location("dd::e.png")) == b"good"
+    (tmp_path / "x.zip::y" / "f.png").write_bytes(b"file")
+    (tmp_path / "g::h.png").write_bytes(b"file")
+    assert image_io.read_bytes(str(tmp_path / "x.zip::y" / "f.png")) == b"file"
+    assert image_io.read_bytes(str(tmp_path / "g::h.png")) == b"file"

@@ -437,16 +437,6 @@ def no_images(root: Path) -> None:
 VAL = stems("val")
 FAILURES = {
     "a damaged archive": (broken_zip, "val_images.zip is not a complete zip archive"),
-    "a member above the archive": (hostile("../evil.jpg"), "'../evil.jpg' leads out of the archive"),
-    "a member above it, the Windows way": (hostile("a\\..\\..\\evil.jpg"), "leads out of the archive"),
-    "an absolute member": (hostile("/etc/evil.jpg"), "'/etc/evil.jpg' leads out of the archive"),
-    "a member on a drive": (hostile("C:/evil.jpg"), "'C:/evil.jpg' leads out of the archive"),
-    "a link": (hostile("val_images/link.jpg", 0o120777), "'val_images/link.jpg' is a symbolic link"),
-    "an encrypted member": (encrypted, "is encrypted"),
-    "a name that is no text": (
-        hostile("val_images/a\nb.jpg"),
-        "has control characters or invalid UTF-8 in its name",
-    ),
     "no images": (no_images, "val_images.zip holds no images"),
     "an image missing": (
         without_image,
@@ -519,8 +509,33 @@ def test_a_folder_without_any_split_or_no_folder_is_an_error(tmp_path):
         prepare(tmp_path / "nowhere", tmp_path / "out")
 
 
+LEFT_OUT = {
+    "a member above the archive": (hostile("../evil.jpg"), "leads out of the archive"),
+    "a member above it, the Windows way": (hostile("a\\..\\..\\evil.jpg"), "leads out of the archive"),
+    "an absolute member": (hostile("/etc/evil.jpg"), "leads out of the archive"),
+    "a member on a drive": (hostile("C:/evil.jpg"), "leads out of the archive"),
+    "a link": (hostile("val_images/evil.jpg", 0o120777), "is a symbolic link"),
+    "a name that is no text": (hostile("val_images/evil\n.jpg"), "has control characters"),
+    "an encrypted member": (encrypted, "is encrypted"),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_a_member_that_cannot_be_used_is_listed_and_the_others_are_written(root, tmp_path, case, capsys):
+    change, reason = LEFT_OUT[case]
+    assert prepare(root, tmp_path / "before", "--splits", "val") == 0
+    change(root)
+    assert prepare(root, tmp_path / "after", "--splits", "val") == 1
+    errors = (tmp_path / "after" / "val.errors.csv").read_text().splitlines()
+    assert len(errors) == 2 and reason in errors[1]
+    assert "1 unreadable images are left out" in capsys.readouterr().out
+    before, after = (set(read_manifest(tmp_path / out / "val.csv")["name"]) for out in ("before", "after"))
+    assert after == before - {errors[1].split(",")[0]}
+    assert len(before - after) == (1 if case == "an encrypted member" else 0)
+
+
 def test_an_error_is_one_line_and_status_2(root, tmp_path):
-    hostile("../evil.jpg")(root)
+    broken_zip(root)
     command = [sys.executable, "-m", "data_prep.ntire", "--root", str(root), "--out", str(tmp_path / "out")]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert ended.returncode == 2
