@@ -41,6 +41,7 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     recipe = recipes.resolve(DistillRecipe, arguments)
+    recipes.check_paths(arguments, recipe)
     # Loading PyTorch takes seconds; --help and mistakes in the arguments do not need it.
     from featdistill.models.expert import load_expert, read_card
     from featdistill.models.masking import make_masking

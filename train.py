@@ -29,6 +29,7 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     recipe = recipes.resolve(Recipe, arguments)
+    recipes.check_paths(arguments, recipe)
     # Loading PyTorch takes seconds; --help and mistakes in the arguments do not need it.
     from featdistill.models.expert import create_expert
     from featdistill.models.masking import make_masking

@@ -44,4 +44,4 @@ def hash_ranks(names: Iterable[str], seed: int) -> list[str]:
 
 def digest(text: str) -> bytes:
     """Return the SHA-256 of a text; unlike `hash`, it is the same in every process."""
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()

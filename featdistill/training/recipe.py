@@ -160,6 +160,29 @@ def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe
     return from_values(recipe_class, values)
 
 
+def check_paths(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    """Refuse paths that do not exist, before anything takes time.
+
+    Raises:
+        UserError: a manifest, the teacher, the backbone's weights or the settings of an equalized copy are
+            missing.
+    """
+    for path in map(Path, (*arguments.train, *arguments.val)):
+        if not path.is_file():
+            raise UserError(f"manifest {path} does not exist")
+    teacher = getattr(arguments, "teacher", None)
+    if teacher is None and recipe.weights not in ("hub", "random") and not Path(recipe.weights).is_file():
+        raise UserError(
+            f"weights file {recipe.weights} does not exist; use hub, random, or the path of a file"
+        )
+    if teacher is not None and not (Path(teacher) / "expert.json").is_file():
+        is_run = (Path(teacher) / "expert-last" / "expert.json").is_file()
+        hint = f"; did you mean {Path(teacher) / 'expert-last'}?" if is_run else ""
+        raise UserError(f"{teacher} is not an expert: it has no expert.json{hint}")
+    if recipe.equalize and not Path(recipe.equalize).is_file():
+        raise UserError(f"cannot read {recipe.equalize}: it does not exist")
+
+
 def from_values(recipe_class: type[Recipe], values: dict[str, Any]) -> Recipe:
     """Build a recipe from plain values, checking keys, types and ranges."""
     kinds = {field.name: kind for field, kind in typed_fields(recipe_class)}

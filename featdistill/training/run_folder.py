@@ -2,7 +2,7 @@
 
 | path | holds |
 |---|---|
-| `run.json` | resolved recipe, data, teacher, versions, git commit |
+| `run.json` | resolved recipe, data, other files, teacher, versions, git commit |
 | `metrics.jsonl` | one line per log step and one per epoch |
 | `resume/state.pt` | weights, optimizer, scaler, position in the epoch |
 | `resume/state.previous.pt` | the checkpoint before it, in case the last one is damaged |
@@ -27,7 +27,7 @@ from featdistill.training.recipe import RUNTIME_KEYS
 
 _log = logging.getLogger(__name__)
 # Entries of `run.json` that decide the result.
-_DECISIVE = ("stage", "recipe", "data", "teacher")
+_DECISIVE = ("stage", "recipe", "data", "files", "teacher")
 _STATE, _PREVIOUS = Path("resume/state.pt"), Path("resume/state.previous.pt")
 
 
@@ -55,6 +55,9 @@ class RunFolder:
             )
         recorded, requested = ({key: run.get(key) for key in _DECISIVE} for run in (recorded, description))
         ignore = ["teacher.path", *(f"recipe.{key}" for key in RUNTIME_KEYS)]
+        # A file that has moved is the same file.
+        old, new = recorded["files"] or {}, requested["files"] or {}
+        ignore += [f"recipe.{key}" for key in new if key in old and old[key]["sha256"] == new[key]["sha256"]]
         remedy = "choose another --out"
         return claim(self.path, recorded, requested, finished=finished, ignore=ignore, remedy=remedy)
 

@@ -9,11 +9,12 @@ from featdistill.training.run_folder import RunFolder, git_commit
 
 DESCRIPTION = {
     "stage": 2,
-    "recipe": {"name": "demo", "seed": 1, "workers": 2, "cache": None},
+    "recipe": {"name": "demo", "seed": 1, "workers": 2, "cache": None, "equalize": "a/equalise.json"},
     "data": {
         "train": [{"path": "a/train.csv", "sha256": "1"}],
         "val": [{"path": "a/val.csv", "sha256": "2"}],
     },
+    "files": {"equalize": {"path": "a/equalise.json", "sha256": "4"}},
     "teacher": {"path": "a/expert", "weights_sha256": "3"},
     "versions": {"torch": "2.8"},
     "git_commit": None,
@@ -41,7 +42,10 @@ def changed(path: str, value: object) -> dict:
 
 @pytest.mark.parametrize(
     "path",
-    ["recipe.workers", "recipe.cache", "data.train.0.path", "teacher.path", "versions.torch", "git_commit"],
+    [
+        *("recipe.workers", "recipe.cache", "recipe.equalize", "data.train.0.path", "files.equalize.path"),
+        *("teacher.path", "versions.torch", "git_commit"),
+    ],
 )
 def test_a_run_continues_where_only_what_does_not_decide_the_result_has_changed(run, path):
     assert run.claim(changed(path, "other"), "auto") is Claim.UNFINISHED
@@ -49,7 +53,11 @@ def test_a_run_continues_where_only_what_does_not_decide_the_result_has_changed(
 
 
 @pytest.mark.parametrize(
-    "path", ["stage", "recipe.seed", "data.train.0.sha256", "data.val.0.sha256", "teacher.weights_sha256"]
+    "path",
+    [
+        *("stage", "recipe.seed", "data.train.0.sha256", "data.val.0.sha256", "files.equalize.sha256"),
+        "teacher.weights_sha256",
+    ],
 )
 def test_a_run_with_other_settings_data_or_teacher_is_refused_by_name(run, path):
     with pytest.raises(
