@@ -18,8 +18,8 @@ from featdistill.data.image_cache import build_cache
 from featdistill.data.sampling import balance_weights, limit_per_class
 from featdistill.data.train_dataset import TrainDataset, check_cache
 from featdistill.distortions.presets import parse_policy
-from featdistill.images.archives import ARCHIVE_SEPARATOR
 from featdistill.images.equalization import read_settings
+from featdistill.images.listing import split_location
 from featdistill.models import expert as experts
 from featdistill.process_setup import keep_freed_memory
 from featdistill.records.manifest import read_manifest, read_manifests
@@ -140,10 +140,10 @@ def fingerprint(rows: pd.DataFrame) -> str:
     hashed = hashlib.sha256(table.encode(errors="surrogatepass"))
     sizes: dict[str, int] = {}
     for location in rows["image"].iloc[:: -(-len(rows) // _MAX_STATS) or 1]:
-        path, _, member = location.partition(ARCHIVE_SEPARATOR)
+        path, member = split_location(location)
         if path not in sizes:
             sizes[path] = os.stat(path).st_size if os.path.isfile(path) else -1
-        hashed.update(f"{member}:{sizes[path]}\n".encode(errors="surrogatepass"))
+        hashed.update(f"{member or ''}:{sizes[path]}\n".encode(errors="surrogatepass"))
     return hashed.hexdigest()
 
 
