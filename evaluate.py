@@ -9,19 +9,8 @@
 Labels are a manifest or an official label file, by default the manifest in the predictions' sidecar. A split
 has the name of its predictions file; one with `hard` in its name provides the metrics of the hard split.
 
-| file in `--out` | holds |
-|---|---|
-| `metrics.json` | all results |
-| `metrics.csv` | one metric per line: `split,metric,value,low,high,n` |
-| `metrics.md` | the same as tables |
-| `report.html` | all of it as one page with charts and the most confident errors |
-
-`compare` writes `comparison.json`, `.csv` and `.md`; `protocol` writes `protocol.json`, `.csv` and `.md`, one
-row per generator of the benchmark and their mean.
-
-`sweep` applies each operation at each level to labeled images and writes the remaining AUCs to `sweep.json`,
-`.csv` and `.md`, and `sweep.html`; a report in the same folder shows them too. The same command continues a
-sweep that was killed. Only `sweep` and `--explain` need PyTorch.
+docs/evaluation.md lists the files in `--out`. A sweep that was killed continues with the same command; a
+report in its folder shows it too. Only `sweep` and `--explain` need PyTorch.
 """
 
 import logging

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from featdistill.command_line import UserError
+from featdistill.inference.compute import choose_device
 from featdistill.models.backbones import BackboneSpec, build
 from featdistill.models.expert import Expert
 
@@ -20,9 +20,7 @@ GIB = 2**30
 
 def find_device(name: str | None) -> tuple[torch.device, str]:
     """Return the named device, or by default a GPU if there is one, and its title for reports."""
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: no GPU is available; use --device cpu")
+    device = choose_device(name)
     return device, torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 

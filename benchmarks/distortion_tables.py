@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.scenes import find_images, fitted, read_scenes, synthetic_scene
+from benchmarks.scenes import fitted, scenes
 from featdistill import command_line
 from featdistill.command_line import Parser, within
 from featdistill.distortions.libraries import LIBRARIES
@@ -45,11 +45,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    if options.images:
-        scenes = read_scenes(find_images(options.images, options.count, jpegs_only=False))
-    else:
-        scenes = [synthetic_scene(seed) for seed in range(options.count)]
-    images = [fitted(scene, (SIDE_PX, SIDE_PX)) for scene in scenes]
+    images = [fitted(scene, (SIDE_PX, SIDE_PX)) for scene in scenes(options.images, options.count)]
     print("| library | operation | " + " | ".join(f"level {level}" for level in LEVELS) + " |")
     print("|---|---|" + "---|" * len(LEVELS))
     for library in ("official", "extended"):

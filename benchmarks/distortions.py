@@ -12,6 +12,7 @@ little. Where Albumentations or kornia is installed, its counterparts of the ope
 import itertools
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.other_implementations import Package, importable_packages
-from benchmarks.scenes import find_images, fitted, print_table, read_scenes, synthetic_scene
+from benchmarks.scenes import fitted, print_table, scenes
 from benchmarks.timing import Yardstick, thread_s, typical_ms
 from featdistill import command_line
 from featdistill.atomic import write_json
@@ -69,16 +70,13 @@ def main(argv: list[str] | None = None) -> int:
     operations = choose_operations(libraries, options.operations)
     presets = options.presets or ([] if options.operations else ["official"])
     presets = [one_of("distortion preset", name, PRESETS) for name in presets]
-    if options.images:
-        scenes = read_scenes(find_images(options.images, IMAGES, jpegs_only=False))
-    else:
-        scenes = [synthetic_scene(seed) for seed in range(IMAGES)]
+    pictures = scenes(options.images, IMAGES)
     cv2.setNumThreads(0)
     keep_freed_memory()  # As the loader's workers do.
 
     packages = importable_packages()
-    yardstick = Yardstick(scenes[0], options.repeats)
-    images = {size: [fitted(scene, pixels) for scene in scenes] for size, pixels in SIZES.items()}
+    yardstick = Yardstick(pictures[0], options.repeats)
+    images = {size: [fitted(scene, pixels) for scene in pictures] for size, pixels in SIZES.items()}
     times, compared = measure_operations(operations, images, options.repeats, packages, yardstick)
     report = {
         "operations": times,
@@ -131,7 +129,7 @@ def measure_operations(
     yardstick.measure()
     for library, operation in tqdm(operations, desc="operations", unit="operation", disable=None):
         for size in OPERATION_SIZES:
-            of_levels = [_seeded(operation, level) for level in LEVELS]
+            of_levels = [partial(operation, level=n, rng=np.random.default_rng(n)) for n in LEVELS]
             levels_ms = [typical_ms(function, images[size], repeats) for function in of_levels]
             row = {"library": library, "operation": operation.name, "size": size}
             rows.append(row | dict(zip(LEVEL_COLUMNS, levels_ms, strict=True)))
@@ -178,11 +176,6 @@ def measure_plans(
 
 def _planned(preset: str, index: int, image: np.ndarray) -> Callable[[], np.ndarray]:
     return lambda: apply_plan(image, PRESETS[preset].draw(training_generator(0, 1, 0, index)))
-
-
-def _seeded(operation: Operation, level: int) -> Callable[[np.ndarray], np.ndarray]:
-    rng = np.random.default_rng(level)
-    return lambda image: operation(image, level, rng)
 
 
 def print_report(report: dict) -> None:

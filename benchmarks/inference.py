@@ -4,21 +4,16 @@ On a GPU, this prints the whole table of the paper's four experts, with random w
 
     python benchmarks/inference.py --precisions fp32 bf16 fp16 fp8 --compile --out inference.json
 
-It takes long, since experts are compiled for every batch size and precision. `--precisions bf16 --compile
---batch-sizes 128` is what an ensemble does in use; a lower `--seconds` makes each figure less exact.
-
     python benchmarks/inference.py --experts runs/paper/stage2/*/expert --images photos         your own
     python benchmarks/inference.py --backbones tiny_clip tiny_siglip --seconds 2                on a CPU
 
 Without `--images`, synthetic scenes are written as JPEGs of 0.66 megapixels (quality 90, 4:2:0). They are in
 the system's cache: no disk is measured.
 
-It measures the preparation of one image in one thread, from the file to the uint8 inputs of 224 and 384 px,
-next to Pillow and float tensors; then each expert and the ensemble, by precision and batch size; then the
-same ensemble as `released_ensemble.py` runs it, with batches of 1, its default, and 128. `Model only` is for
-uint8 batches that are on the device. `From files` starts when each worker process has delivered a batch and
-ends with as many batches in preparation as at the start. The share is of the rate of large matrix products,
-measured here in the same precision (for fp8 in bf16); the peak is of tensors, including the weights.
+It measures the preparation of one image in one thread; then each expert and the ensemble, by precision and
+batch size; then the same ensemble as `released_ensemble.py` runs it, with batches of 1, its default, and 128.
+`Model only` is for uint8 batches on the device. The share is of the rate of large matrix products, measured
+here in the same precision (for fp8 in bf16); the peak is of tensors, including the weights.
 """
 
 import copy
@@ -45,8 +40,8 @@ from benchmarks.scenes import jpegs, read_scenes
 from benchmarks.scoring_rates import INPUTS, from_files_per_s, measure_preparation, model_only_per_s
 from featdistill import command_line
 from featdistill.atomic import write_json
-from featdistill.command_line import Parser, UserError, within
-from featdistill.inference.compute import PRECISIONS, automatic_batch_size, cast, compile_experts
+from featdistill.command_line import Parser, within
+from featdistill.inference import compute
 from featdistill.inference.float8 import require_float8, with_float8
 from featdistill.models.expert import Expert, create_expert, load_expert
 
@@ -73,7 +68,10 @@ def build_parser() -> Parser:
     parser.add_argument("--count", type=number, default=64, help="number of different images")
     parser.add_argument("--batch-sizes", nargs="+", type=number, default=[1, 8, 32, 128], metavar="N")
     parser.add_argument(
-        "--precisions", nargs="+", choices=tuple(PRECISIONS), help="default: bf16 on a GPU, fp32 on a CPU"
+        "--precisions",
+        nargs="+",
+        choices=tuple(compute.PRECISIONS),
+        help="default: bf16 on a GPU, fp32 on a CPU",
     )
     parser.add_argument("--compile", action="store_true", help="also measure compiled experts")
     parser.add_argument("--workers", type=within(0), default=min(8, CORES), help="loader processes")
@@ -87,14 +85,9 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     device, title = find_device(arguments.device)
-    precisions = arguments.precisions = arguments.precisions or ["bf16" if device.type == "cuda" else "fp32"]
-    if "fp16" in precisions and device.type == "cpu":
-        raise UserError("precision fp16 needs a GPU; use --precisions fp32 bf16")
-    if "fp8" in precisions:
+    arguments.precisions = [compute.choose_precision(name, device) for name in arguments.precisions or [None]]
+    if "fp8" in arguments.precisions:
         require_float8(device)
-    if device.index:
-        # The thread that pins batches in memory uses the current device.
-        torch.cuda.set_device(device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -136,10 +129,10 @@ def measure_speed(
         del units[labels[0]]
     rows = []
     for precision in arguments.precisions:
-        rate = matrix_flops_per_s(device, PRECISIONS[precision])
-        ready = [cast(copy.deepcopy(expert), precision).to(device) for _, expert in experts]
+        rate = matrix_flops_per_s(device, compute.PRECISIONS[precision])
+        ready = [compute.cast(copy.deepcopy(expert), precision).to(device) for _, expert in experts]
         ready = [with_float8(expert) for expert in ready] if precision == "fp8" else ready
-        default = automatic_batch_size(ready, device)
+        default = compute.automatic_batch_size(ready, device)
         print(f"\n{precision}: {rate / 1e12:.3g} TFLOP/s of matrix products; default batch size {default}")
         for compiled, batch_size in itertools.product(
             [False, True][: 1 + arguments.compile], arguments.batch_sizes
@@ -148,7 +141,7 @@ def measure_speed(
             if compiled:
                 # Only so many variants of a function are compiled before PyTorch gives up silently.
                 torch._dynamo.reset()
-                models = compile_experts(ready, batch_size, device)
+                models = compute.compile_experts(ready, batch_size, device)
             for name, indices in units.items():
                 row = {"precision": precision, "compiled": compiled, "batch_size": batch_size}
                 row |= {"default_batch_size": default, "expert": name}

@@ -39,6 +39,13 @@ def find_images(folder: str, count: int, *, jpegs_only: bool = True) -> list[str
     return paths[:: -(-len(paths) // count)]
 
 
+def scenes(images: str | None, count: int) -> list[np.ndarray]:
+    """Return the pictures of `--images`, or synthetic scenes."""
+    if images:
+        return read_scenes(find_images(images, count, jpegs_only=False))
+    return [synthetic_scene(seed) for seed in range(count)]
+
+
 def jpegs(images: str | None, count: int, folder: str, megapixels: float = 0.66) -> list[str]:
     """Return the JPEGs of `--images`, or write synthetic scenes (4:3, quality 90, 4:2:0) to a folder."""
     if images:

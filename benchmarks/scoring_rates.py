@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
+from itertools import cycle, islice
 
 import numpy as np
 import pandas as pd
@@ -55,8 +56,10 @@ def measure_preparation(paths: Sequence[str], seconds: float) -> dict[str, float
     return dict(zip(("ours_ms", "pillow_ms", "ratio"), medians, strict=True))
 
 
-def model_step(models: Sequence[nn.Module], batch_size: int, device: torch.device) -> Callable[[], None]:
-    """Return a function that runs all models, one after the other, on uint8 batches on the device."""
+def model_only_per_s(
+    models: Sequence[nn.Module], batch_size: int, device: torch.device, seconds: float
+) -> float:
+    """Return images per second of all models, one after the other, on uint8 batches on the device."""
     pixels = {
         key: torch.randint(0, 256, (batch_size, 3, key[0], key[0]), dtype=torch.uint8, device=device)
         for key in {model.preprocessing.key for model in models}
@@ -67,21 +70,7 @@ def model_step(models: Sequence[nn.Module], batch_size: int, device: torch.devic
             for model in models:
                 model(pixels[model.preprocessing.key])
 
-    return step
-
-
-def model_only_per_s(
-    models: Sequence[nn.Module], batch_size: int, device: torch.device, seconds: float
-) -> float:
-    """Return images per second of `model_step`."""
-    return batch_size / step_s_within(model_step(models, batch_size, device), device, seconds)
-
-
-def score_data(models: Sequence[nn.Module], paths: Sequence[str], count: int) -> ScoreDataset:
-    """Return the inputs of all models for `count` images, which repeat the paths."""
-    images = [paths[index % len(paths)] for index in range(count)]
-    rows = pd.DataFrame({"image": images, "name": images})
-    return ScoreDataset(rows, [model.preprocessing.key for model in models])
+    return batch_size / step_s_within(step, device, seconds)
 
 
 def from_files_per_s(
@@ -104,7 +93,9 @@ def from_files_per_s(
     """
     warmup, ahead = max(1, workers), 2 * workers
     counted = max(1, math.ceil(1.5 * seconds * max_per_s / batch_size))
-    dataset = score_data(models, paths, (warmup + counted + ahead) * batch_size)
+    images = list(islice(cycle(paths), (warmup + counted + ahead) * batch_size))
+    rows = pd.DataFrame({"image": images, "name": images})
+    dataset = ScoreDataset(rows, [model.preprocessing.key for model in models])
     settings = {"device": device, "batch_size": batch_size, "workers": workers}
     done, spent_s = 0, 0.0
     with closing(score_dataset(models, dataset, **settings)) as batches:

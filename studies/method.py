@@ -46,12 +46,7 @@ POLICIES = {
 }
 BASE = "official and extended"
 # Stage 1 with half of the patches masked, by their texture.
-MASKS = {
-    "no mask": [],
-    "random": ["--mask", "random"],
-    "smooth": ["--mask", "smooth"],
-    "texture": ["--mask", "texture"],
-}
+MASKS = {"no mask": [], **{kind: ["--mask", kind] for kind in ("random", "smooth", "texture")}}
 # Stage 2: recipes on top, and flags. All variants start from the same expert and train for as long.
 STAGE_2: dict[str, tuple[list[str], list[str]]] = {
     "continued": ([], ["--objective", "crd", "--teacher-view", "same", "--crd-weight", "0"]),
@@ -166,10 +161,8 @@ def _markdown(part: str, table: pd.DataFrame) -> str:
 
 def _difference(values: pd.Series) -> str:
     """Return the mean and its 95 % interval by Student's t."""
-    mean, low, high = (
-        values.mean(),
-        *stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values)),
-    )
+    mean = values.mean()
+    low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
     return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
 
 

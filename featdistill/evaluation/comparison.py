@@ -91,16 +91,9 @@ def _compare(truth: pd.DataFrame, names: list[str], scores: np.ndarray) -> dict:
             difference = None if first[metric] is None else first[metric] - second[metric]
             variance = covariance[one, one] + covariance[other, other] - 2 * covariance[one, other]
             low, high = difference_bounds(difference, variance)
-            differences.append(
-                {
-                    "first": first["name"],
-                    "second": second["name"],
-                    "metric": metric,
-                    "difference": difference,
-                    "low": low,
-                    "high": high,
-                    "beyond_chance": None if low is None else low > 0 or high < 0,
-                }
-            )
+            pair = {"first": first["name"], "second": second["name"], "metric": metric}
+            pair |= {"difference": difference, "low": low, "high": high}
+            pair["beyond_chance"] = None if low is None else low > 0 or high < 0
+            differences.append(pair)
     counts = {metric: int(rows.sum()) for metric, rows in parts.items()}
     return {"runs": runs, "differences": differences, "n": counts}

@@ -137,16 +137,10 @@ def _summary(result: dict) -> list[str]:
             [str(row["place"] or "local"), row["name"], number(row["clean_auc"]), number(row["robust_auc"])]
             for row in board["challenge"]
         ]
-        backbones = [
-            [
-                row["name"],
-                *(
-                    "" if row[key] is None else number(row[key])
-                    for key in ("val_robust_auc", "test_robust_auc")
-                ),
-            ]
-            for row in board["table_2"]
-        ]
+        backbones = []
+        for row in board["table_2"]:
+            aucs = row["val_robust_auc"], row["test_robust_auc"]
+            backbones.append([row["name"], *("" if auc is None else number(auc) for auc in aucs)])
         parts += ["## Compared with the published results", f"This run is {board['note']}."]
         parts.append(table(["#", "team", "clean AUC", "robust AUC"], teams))
         parts += [

@@ -16,7 +16,7 @@ one side counts as a poor one, whatever its AUC.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, cycle
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from featdistill import __version__, atomic
 from featdistill.command_line import UserError
 from featdistill.evaluation.metrics import roc_auc
+from featdistill.evaluation.splits import label_sources
 from featdistill.inference.fusion import FORMAT_VERSION, METHODS, Fusion, logits_of, probabilities
 from featdistill.records import labels
 from featdistill.records.predictions import read_sidecar
@@ -207,12 +208,12 @@ def assign_folds(rows: Labelled, folds: int, seed: int) -> np.ndarray:
 
 
 def read_labeled(
-    predictions: Sequence[str], label_files: Sequence[str] | None
+    predictions: list[str], label_files: list[str] | None
 ) -> tuple[Labelled, list[dict[str, Any]]]:
     """Read predictions of ours and the labels of their images, by name.
 
     Args:
-        label_files: one for each of `predictions`, one for all, or None for the manifests in the sidecars.
+        label_files: see `label_sources`.
 
     Returns:
         The labeled rows, and for each file of predictions the names and hashes of the files.
@@ -221,12 +222,8 @@ def read_labeled(
         UserError: the number of label files does not fit, the files have different experts, a column does not
             hold probabilities, or a name has no label.
     """
-    if label_files and len(label_files) not in (1, len(predictions)):
-        count = f"{len(label_files)} label files for {len(predictions)} predictions"
-        raise UserError(f"{count}; use one for each, or one for all")
     parts, files = [], []
-    for path, file in zip(predictions, cycle(label_files or [None]), strict=False):
-        source = labels.source_of(path, file)
+    for path, source in zip(predictions, label_sources(predictions, label_files), strict=True):
         part = labels.labeled(path, source)
         parts.append(part)
         experts, first = (", ".join(sorted(frame.attrs["experts"])) for frame in (part, parts[0]))
@@ -235,15 +232,9 @@ def read_labeled(
         for name in part.attrs["experts"]:
             if not part[f"expert {name}"].between(0, 1).all():
                 raise UserError(f"{path}: column {name} has numbers outside [0, 1], not probabilities")
-        files.append(
-            {
-                "predictions": Path(path).name,
-                "predictions_sha256": atomic.sha256_of(path),
-                "labels": source.name,
-                "labels_sha256": atomic.sha256_of(source),
-                "experts": (read_sidecar(path) or {}).get("experts"),
-            }
-        )
+        used = {"predictions": Path(path).name, "predictions_sha256": atomic.sha256_of(path)}
+        used |= {"labels": source.name, "labels_sha256": atomic.sha256_of(source)}
+        files.append(used | {"experts": (read_sidecar(path) or {}).get("experts")})
     names = parts[0].attrs["experts"]
     if len(names) < 2:
         raise UserError(f"{predictions[0]} has columns of {len(names)} experts; a fit needs two")

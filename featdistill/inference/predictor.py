@@ -23,14 +23,7 @@ from torch.utils.data import Dataset
 from featdistill.command_line import UserError
 from featdistill.data.loading import ScoreDataset
 from featdistill.data.views import PLAIN, View, parse_tta
-from featdistill.inference.compute import (
-    DEFAULT_BATCH_SIZE,
-    automatic_batch_size,
-    cast,
-    choose_device,
-    choose_precision,
-    compile_experts,
-)
+from featdistill.inference import compute
 from featdistill.inference.float8 import require_float8, with_float8
 from featdistill.inference.fusion import Fusion, parse_fusion, parse_weights
 from featdistill.inference.scoring import score_all
@@ -80,7 +73,8 @@ class Predictor:
             require_float8(self.device)
         self.fusion.check(self.names)
         self.experts = {
-            name: cast(expert, self.precision).to(self.device) for name, expert in self.experts.items()
+            name: compute.cast(expert, self.precision).to(self.device)
+            for name, expert in self.experts.items()
         }
 
     @property
@@ -120,7 +114,7 @@ class Predictor:
             _log.warning("fp8 moves a score by %.4f (at most %s); scoring in bf16", shift, _MAX_FLOAT8_SHIFT)
             precision = "bf16"
         if batch_size is None:
-            batch_size = automatic_batch_size(self._experts_in(precision), self.device)
+            batch_size = compute.automatic_batch_size(self._experts_in(precision), self.device)
         return {"precision": precision, "batch_size": batch_size}
 
     def dataset(self, rows: pd.DataFrame) -> Dataset:
@@ -132,7 +126,7 @@ class Predictor:
         """Return the experts as they score, compiled if that is requested."""
         experts, key = self._experts_in(precision), (precision, batch_size)
         if self.compiled and key not in self._ready:
-            self._ready[key] = compile_experts(experts, batch_size, self.device)
+            self._ready[key] = compute.compile_experts(experts, batch_size, self.device)
         return self._ready[key] if self.compiled else experts
 
     def settings(self) -> dict[str, Any]:
@@ -188,8 +182,8 @@ def load_ensemble(
         raise UserError("no experts are given; name their folders with --experts, or use --released DIR")
     if workers is not None and workers < 0:
         raise UserError("--workers must be at least 0")
-    chosen = choose_device(device)
-    precision = choose_precision(precision, chosen)
+    chosen = compute.choose_device(device)
+    precision = compute.choose_precision(precision, chosen)
     images_per_batch = _batch_size(str(batch_size), chosen)
     tta, views = parse_tta(tta)
     fused = parse_fusion(fusion)
@@ -244,7 +238,7 @@ def _training(cards: dict[str, dict]) -> dict[str, dict[str, str]]:
 
 def _batch_size(requested: str, device: torch.device) -> int | None:
     if requested == "auto":
-        return None if device.type == "cuda" else DEFAULT_BATCH_SIZE
+        return None if device.type == "cuda" else compute.DEFAULT_BATCH_SIZE
     if not requested.isascii() or not requested.isdigit() or int(requested) < 1:
         raise UserError(f"--batch-size must be a number above 0 or auto, not {requested}")
     return int(requested)

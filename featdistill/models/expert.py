@@ -6,7 +6,6 @@ their softmax equals the sigmoid of their difference.)
 
 import dataclasses
 import importlib.metadata
-import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from featdistill.command_line import UserError
 from featdistill.data.preprocessing import Preprocessing
 from featdistill.models.backbones import build, resolve_spec
 from featdistill.models.encoders import Backbone, BackboneSpec
+from featdistill.records.provenance import read_record
 
 WEIGHTS_FILE, CARD_FILE = "expert.safetensors", "expert.json"
 _FORMAT = 1
@@ -160,13 +160,10 @@ def load_expert(folder: str | Path) -> Expert:
 def read_card(folder: str | Path) -> dict[str, Any]:
     """Return the content of an expert's `expert.json`."""
     path = Path(folder) / CARD_FILE
-    if not path.is_file():
+    card = read_record(path, "copy the expert again, or train it again")
+    if card is None:
         raise UserError(f"{folder} is not an expert: it has no {CARD_FILE}")
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(card, dict) or card.get("format") != _FORMAT:
+    if card.get("format") != _FORMAT:
         raise UserError(f"{path} has a format that this version cannot read")
     return card
 

@@ -15,17 +15,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from featdistill.command_line import UserError
-from featdistill.models.encoders import (
-    CLIP_MEAN,
-    CLIP_STD,
-    Backbone,
-    BackboneSpec,
-    check_layers,
-    check_multiple,
-    keep_tokens,
-    map_to_tokens,
-    no_checkpointing,
-)
+from featdistill.models import encoders
+from featdistill.models.encoders import Backbone, BackboneSpec
 from featdistill.models.timm_encoders import TimmBackbone, group_parameters, patch_px, timm_layers
 from featdistill.models.weights import first_line, from_hub
 
@@ -53,13 +44,13 @@ class OpenClipTransformer(OpenClipBackbone):
         self, images: Tensor, layers: int, keep: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         visual = self.visual
-        check_layers(visual, layers, len(visual.transformer.resblocks))
+        encoders.check_layers(visual, layers, len(visual.transformer.resblocks))
         if keep is None:
             output = visual.forward_intermediates(images, indices=layers, output_fmt="NLC")
             pooled, tokens = output["image_features"], output["image_intermediates"]
         else:
             # open_clip can only drop tokens at random, so its forward pass is repeated here.
-            hidden = keep_tokens(visual._embeds(images), keep, 1)
+            hidden = encoders.keep_tokens(visual._embeds(images), keep, 1)
             hidden, outputs = visual.transformer.forward_intermediates(hidden, indices=layers)
             pooled, _ = visual._pool(hidden)
             pooled = pooled if visual.proj is None else pooled @ visual.proj
@@ -84,11 +75,13 @@ class OpenClipResNet(OpenClipBackbone):
     def intermediates(
         self, images: Tensor, layers: int, keep: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        check_layers(self.visual, layers, 5)  # the stem and four stages
+        encoders.check_layers(self.visual, layers, 5)  # the stem and four stages
         if keep is not None:
             raise ValueError("a convolutional network cannot leave tokens out")
         output = self.visual.forward_intermediates(images, indices=layers)
-        return output["image_features"], [map_to_tokens(tokens) for tokens in output["image_intermediates"]]
+        return output["image_features"], [
+            encoders.map_to_tokens(tokens) for tokens in output["image_intermediates"]
+        ]
 
     def layers(self) -> list[list[str]]:
         matcher = {"stem": r"^(?:conv|bn)\d", "blocks": r"^layer(\d)\.(\d+)"}
@@ -97,7 +90,7 @@ class OpenClipResNet(OpenClipBackbone):
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         # open_clip's own switch silently does nothing here.
         if enabled:
-            raise no_checkpointing(self.visual)
+            raise encoders.no_checkpointing(self.visual)
 
 
 class OpenClipTimm(OpenClipBackbone, TimmBackbone):
@@ -135,17 +128,19 @@ def build_open_clip(spec: BackboneSpec, weights: str) -> OpenClipBackbone:
     message = f"input size {size} px does not fit open_clip:{spec.name}"
     if size != default_size:
         if "timm_model_name" not in vision:
-            check_multiple(message, size, _RESNET_STRIDE_PX if is_resnet else vision.get("patch_size", 16))
+            encoders.check_multiple(
+                message, size, _RESNET_STRIDE_PX if is_resnet else vision.get("patch_size", 16)
+            )
         # A ResNet is built at its default size: open_clip does not resize the positions of its pooling.
         options |= {} if is_resnet else {"force_image_size": size}
     # The name of the architecture need not say which activation the weights were trained with.
     options |= {"force_quick_gelu": True} if tagged.get("quick_gelu") else {}
     visual = _create(spec, size, weights, options).visual
     if size != default_size and "timm_model_name" in vision:
-        check_multiple(message, size, patch_px(visual.trunk))
+        encoders.check_multiple(message, size, patch_px(visual.trunk))
     if is_resnet:
         _resize_attention_pool(visual, size)
-    mean, std = tuple(tagged.get("mean") or CLIP_MEAN), tuple(tagged.get("std") or CLIP_STD)
+    mean, std = tuple(tagged.get("mean") or encoders.CLIP_MEAN), tuple(tagged.get("std") or encoders.CLIP_STD)
     return _TOWERS[type(visual)](visual, config["embed_dim"], size, mean, std)
 
 

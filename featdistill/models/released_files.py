@@ -4,7 +4,6 @@ The manifest, `manifest.json` next to the files, is `{"schema_version": 1, "file
 "sha256": ..., "num_heads": ...}}}`, where `num_heads` is optional.
 """
 
-import json
 import re
 import zipfile
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from featdistill import atomic
 from featdistill.command_line import UserError
+from featdistill.records.provenance import read_record
 
 MANIFEST_FILE = "manifest.json"
 _SCHEMA_VERSION = 1
@@ -48,13 +48,10 @@ def read_manifest(folder: str | Path) -> dict[str, ReleasedFile]:
         UserError: there is no manifest, or it has another format.
     """
     path = Path(folder) / MANIFEST_FILE
-    if not path.is_file():
+    content = read_record(path, "download it again")
+    if content is None:
         raise UserError(f"{folder} has no released experts: it has no {MANIFEST_FILE}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
+    version = content.get("schema_version")
     if version != _SCHEMA_VERSION:
         raise UserError(f"{path} has schema_version {version}; this version reads {_SCHEMA_VERSION}")
     entries = content.get("files")

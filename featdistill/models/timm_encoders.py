@@ -12,17 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from featdistill.command_line import UserError
-from featdistill.models.encoders import (
-    CLIP_MEAN,
-    CLIP_STD,
-    Backbone,
-    BackboneSpec,
-    check_layers,
-    check_multiple,
-    keep_tokens,
-    map_to_tokens,
-    no_checkpointing,
-)
+from featdistill.models import encoders
+from featdistill.models.encoders import Backbone, BackboneSpec
 from featdistill.models.tiny import tiny_transformer
 from featdistill.models.weights import FILE_WEIGHTS, encoder_only, first_line, from_hub
 
@@ -65,10 +56,10 @@ class TimmBackbone(Backbone):
         self, images: Tensor, layers: int, keep: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         model = self.timm_model
-        check_layers(model, layers, len(model.feature_info))
+        encoders.check_layers(model, layers, len(model.feature_info))
         if keep is None:
             features, maps = model.forward_intermediates(images, indices=layers)
-            tokens = [map_to_tokens(tokens) for tokens in maps]
+            tokens = [encoders.map_to_tokens(tokens) for tokens in maps]
         else:
             features, tokens = _forward_kept(model, images, layers, keep)
         return self.pool(features), [*tokens[:-1], _tokens_of(model, features)]
@@ -80,7 +71,7 @@ class TimmBackbone(Backbone):
         try:
             self.timm_model.set_grad_checkpointing(enabled)
         except (AssertionError, AttributeError) as error:  # how timm models refuse
-            raise no_checkpointing(self.timm_model) from error
+            raise encoders.no_checkpointing(self.timm_model) from error
 
 
 def _forward_kept(model: nn.Module, images: Tensor, layers: int, keep: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -92,7 +83,7 @@ def _forward_kept(model: nn.Module, images: Tensor, layers: int, keep: Tensor) -
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"{type(model).__name__} cannot leave tokens out")
     prefix = model.num_prefix_tokens
-    hidden = model.norm_pre(keep_tokens(model._pos_embed(model.patch_embed(images)), keep, prefix))
+    hidden = model.norm_pre(encoders.keep_tokens(model._pos_embed(model.patch_embed(images)), keep, prefix))
     tokens = []
     for number, block in enumerate(model.blocks):
         recomputes = model.grad_checkpointing
@@ -107,7 +98,7 @@ def _tokens_of(model: nn.Module, features: Tensor) -> Tensor:
     if features.ndim == 3:
         return features[:, getattr(model, "num_prefix_tokens", 0) :]
     is_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-    return features.flatten(1, 2) if is_channels_last else map_to_tokens(features)
+    return features.flatten(1, 2) if is_channels_last else encoders.map_to_tokens(features)
 
 
 def timm_layers(model: nn.Module, prefix: str) -> list[list[str]]:
@@ -187,7 +178,7 @@ def _check_size(spec: BackboneSpec, size: int, options: dict[str, Any]) -> None:
             model = timm.create_model(spec.full_name, **options).eval()
             # With other options, the default size does not come from the architecture.
             if spec.options.keys() <= {"act_layer"}:
-                check_multiple(message, size, patch_px(model))
+                encoders.check_multiple(message, size, patch_px(model))
             model.forward_features(torch.empty(1, 3, size, size))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{message}: {first_line(error)}") from error
@@ -201,7 +192,7 @@ def build_tiny(spec: BackboneSpec, weights: str) -> Backbone:
     model = tiny_transformer(spec.name, size)
     if weights != "random":
         load_file(model, weights)
-    mean, std = (CLIP_MEAN, CLIP_STD) if spec.name == "clip" else (_HALF, _HALF)
+    mean, std = (encoders.CLIP_MEAN, encoders.CLIP_STD) if spec.name == "clip" else (_HALF, _HALF)
     return TimmBackbone(model, spec.feature, size, mean, std)
 
 

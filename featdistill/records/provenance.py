@@ -79,8 +79,13 @@ def as_json(value: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(value))
 
 
-def read_record(path: str | Path) -> dict[str, Any] | None:
+def read_record(
+    path: str | Path, remedy: str = "remove it and run the command again"
+) -> dict[str, Any] | None:
     """Return the JSON object in a file, or None without a file.
+
+    Args:
+        remedy: ends the messages.
 
     Raises:
         UserError: the file does not hold a JSON object.
@@ -91,11 +96,9 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"{path} is not readable JSON: {error}; remove it and run the command again"
-        ) from error
+        raise UserError(f"{path} is not readable JSON: {error}; {remedy}") from error
     if not isinstance(record, dict):
-        raise UserError(f"{path} must hold a JSON object; remove it and run the command again")
+        raise UserError(f"{path} must hold a JSON object; {remedy}")
     return record
 
 

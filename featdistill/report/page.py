@@ -15,6 +15,7 @@ from featdistill import __version__, atomic
 from featdistill.command_line import UserError
 from featdistill.evaluation.splits import Split
 from featdistill.records.predictions import read_sidecar
+from featdistill.records.provenance import read_record
 from featdistill.report.charts import axis_start, heat_map
 from featdistill.report.gallery import Explainer
 from featdistill.report.markup import integer, interval, number, render
@@ -30,12 +31,9 @@ def read_sweep(path: str | Path) -> dict | None:
     Raises:
         UserError: the file is not the result of a sweep.
     """
-    path = Path(path)
-    if not path.is_file():
-        return None
+    sweep = read_record(path, "run the sweep again, or remove it")
     try:
-        sweep = json.loads(path.read_text(encoding="utf-8"))
-        for cell in sweep["cells"]:
+        for cell in sweep["cells"] if sweep is not None else ():
             cell["auc"], _ = None if cell["auc"] is None else float(cell["auc"]), int(cell["level"])
             cell["operation"], cell["library"] = str(cell["operation"]), str(cell["library"])
     except (ValueError, KeyError, TypeError) as error:

@@ -7,16 +7,8 @@ import numpy as np
 
 from featdistill.evaluation.metrics import ACCURACIES, THRESHOLD, one_class, parts_of, roc_curve, tpr_at_fpr
 from featdistill.evaluation.splits import Split
-from featdistill.report.charts import (
-    Rows,
-    axis_start,
-    bar_chart,
-    curve_chart,
-    heat_map,
-    histogram_chart,
-    reliability_chart,
-    roc_chart,
-)
+from featdistill.report import charts
+from featdistill.report.charts import Rows
 from featdistill.report.experts import compare_experts
 from featdistill.report.gallery import Explainer, gallery
 from featdistill.report.markup import integer, interval, number, share, with_interval
@@ -77,7 +69,7 @@ def split_section(
         pictures: number of errors of each class to show as pictures; 0 for none.
         explainer: see `gallery`.
     """
-    charts = [
+    drawn = [
         _roc(element_id, split, metrics),
         _histogram(element_id, split),
         _reliability(element_id, metrics),
@@ -102,7 +94,7 @@ def split_section(
             if metrics[key] is not None
         ],
         "metric_rows": _metric_rows(metrics),
-        "charts": [chart for chart in charts if chart],
+        "charts": [chart for chart in drawn if chart],
         "experts": compare_experts(element_id, split, metrics),
         "errors": errors,
     }
@@ -149,10 +141,10 @@ def _roc(element_id: str, split: Split, metrics: dict) -> Chart | None:
     ]
     return Chart(
         "ROC curves",
-        roc_chart(f"{element_id}-roc", "ROC curves", lines),
+        charts.roc_chart(f"{element_id}-roc", "ROC curves", lines),
         ("True positive rate at false positive rates", ["false positive rate", *titles], rows),
         legend=[*legend, ("chance", "chance")],
-        log_svg=roc_chart(f"{element_id}-roc-log", "ROC curves, logarithmic", lines, min_fpr),
+        log_svg=charts.roc_chart(f"{element_id}-roc-log", "ROC curves, logarithmic", lines, min_fpr),
     )
 
 
@@ -173,7 +165,9 @@ def _histogram(element_id: str, split: Split) -> Chart:
     shares = {color: count / count.sum() for color, count in counts.items()}
     return Chart(
         "Scores",
-        histogram_chart(f"{element_id}-scores", "Scores of real and AI-generated images", edges, shares),
+        charts.histogram_chart(
+            f"{element_id}-scores", "Scores of real and AI-generated images", edges, shares
+        ),
         ("Images by score", ["score", *(titles[color] for color in counts)], rows),
         legend=[(color, f"{titles[color]}, {count.sum():,} images") for color, count in counts.items()],
     )
@@ -189,7 +183,7 @@ def _reliability(element_id: str, metrics: dict) -> Chart | None:
         rows.append([scores, number(one["mean_score"]), share(one["ai_share"]), integer(one["n"])])
     return Chart(
         "Reliability",
-        reliability_chart(f"{element_id}-reliability", "Reliability diagram", bins),
+        charts.reliability_chart(f"{element_id}-reliability", "Reliability diagram", bins),
         ("Bins of the reliability diagram", ["score", "mean score", "AI share", "images"], rows),
         f"Calibration error {number(metrics['ece'])}, Brier score {number(metrics['brier'])}.",
         [("robust", "score ranges; a larger dot holds more images"), ("chance", "perfect calibration")],
@@ -200,7 +194,7 @@ def _chain_lengths(element_id: str, metrics: dict) -> Chart | None:
     rows, title = _defined(metrics["chain_lengths"]), "AUC by number of distortions"
     if len(rows) < 2:
         return None
-    svg = curve_chart(f"{element_id}-chains", title, rows, "number of distortions")
+    svg = charts.curve_chart(f"{element_id}-chains", title, rows, "number of distortions")
     return Chart("Chain length", svg, _auc_table(title, "distortions", rows))
 
 
@@ -208,7 +202,7 @@ def _generators(element_id: str, metrics: dict) -> Chart | None:
     rows, title = sorted(_defined(metrics["generators"]), key=_hardest_first), "AUC by generator"
     if not rows:
         return None
-    svg = bar_chart(f"{element_id}-generators", title, rows)
+    svg = charts.bar_chart(f"{element_id}-generators", title, rows)
     note = "Each generator against all real images, hardest first. Bars start at 0.5, which is chance."
     return Chart("Generators", svg, _auc_table(title, "generator", rows), note)
 
@@ -227,8 +221,8 @@ def _distortions(element_id: str, metrics: dict) -> Chart | None:
     note = "Images with the distortion in their chain, hardest first. Empty cells have no AUC."
     if columns:
         note += " Columns: all levels, then each level; distortions without known levels have only the first."
-    names, scale = [name for name, _ in rows], (axis_start(row["auc"] for _, row in cells), 1.0)
-    svg = heat_map(f"{element_id}-distortions", title, names, ["all", *columns], values, scale)
+    names, scale = [name for name, _ in rows], (charts.axis_start(row["auc"] for _, row in cells), 1.0)
+    svg = charts.heat_map(f"{element_id}-distortions", title, names, ["all", *columns], values, scale)
     return Chart("Distortions", svg, _auc_table(title, "distortion", cells), note)
 
 

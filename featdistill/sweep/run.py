@@ -184,16 +184,9 @@ def measure(
         change = np.eye(len(auc))[0] - weights
         mean = float(auc[rows].mean())
         drop = float(auc[0] - mean)
-        low, high = auc_bounds(mean, weights @ covariance @ weights)
-        drop_low, drop_high = difference_bounds(drop, change @ covariance @ change)
-        return {
-            "auc": mean,
-            "low": low,
-            "high": high,
-            "drop": drop,
-            "drop_low": drop_low,
-            "drop_high": drop_high,
-        }
+        bounds = auc_bounds(mean, weights @ covariance @ weights)
+        drop_bounds = difference_bounds(drop, change @ covariance @ change)
+        return dict(zip(sweep_tables.FIGURES, (mean, *bounds, drop, *drop_bounds), strict=True))
 
     def robust(rows: list[int]) -> dict[str, Any]:
         mean = summary(rows)

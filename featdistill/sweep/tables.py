@@ -5,19 +5,9 @@ from typing import Any
 
 from featdistill.text_tables import number, table, with_interval
 
-CSV_HEADER = (
-    "library",
-    "operation",
-    "level",
-    "scale",
-    "auc",
-    "low",
-    "high",
-    "drop",
-    "drop_low",
-    "drop_high",
-    "n",
-)
+# Of a cell: its AUC and how far that is below the AUC of the undistorted images, with their intervals.
+FIGURES = ("auc", "low", "high", "drop", "drop_low", "drop_high")
+CSV_HEADER = ("library", "operation", "level", "scale", *FIGURES, "n")
 _WORST = 10
 _SHOWN_UNREADABLE = 10
 

@@ -359,9 +359,9 @@ def replace_text(text):
     ("damage", "message"),
     [
         (lambda folder: (folder / "manifest.json").unlink(), "it has no manifest.json"),
-        (replace_text("{"), "is not valid JSON"),
+        (replace_text("{"), "is not readable JSON"),
         (replace_text('{"schema_version": 2, "files": {}}'), "schema_version 2; this version reads 1"),
-        (replace_text("[]"), "schema_version None"),
+        (replace_text("[]"), "must hold a JSON object"),
         (replace_text('{"schema_version": 1, "files": {}}'), "lists no files"),
         (rename("../a.pth"), "a name must be plain and end in .pth"),
         (rename("sub/a.pth"), "a name must be plain and end in .pth"),

@@ -373,7 +373,9 @@ def test_a_sweep_alone_has_its_own_page(tmp_path):
 def test_a_file_that_is_not_a_sweep_is_refused(tmp_path, text):
     assert report.read_sweep(tmp_path / "sweep.json") is None
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=r"sweep\.json is not the result of a sweep"):
+    with pytest.raises(
+        UserError, match=r"sweep\.json (is not|must hold).*; run the sweep again, or remove it"
+    ):
         report.read_sweep(tmp_path / "sweep.json")
 
 
