@@ -242,7 +242,7 @@ def build_splits(
     archives.note_archives(
         [tree.relative(path) for path in others], "their names are those of no split, or they are no zips"
     )
-    archives.note_ignored(opened)
+    archives.note_ignored(opened, tree.ignored)
     if not frames:
         raise UserError(f"no split of the challenge below {root}; expected its archives as downloaded")
     if extra is not None:

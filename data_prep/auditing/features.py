@@ -18,6 +18,7 @@ from PIL import Image, JpegImagePlugin
 from data_prep.duplicates.near import is_flat, perceptual_hash, thumbnail
 from featdistill.images import reading as image_io
 from featdistill.images.formats import IMAGE_SUFFIXES
+from featdistill.images.metadata import without_metadata
 
 NUMERIC = ("width", "height", "aspect", "megapixels", "bytes", "bytes_per_pixel", "jpeg_quality")
 CATEGORICAL = ("container", "mode", "bit_depth", "chroma", "jpeg_tables", "progressive", "exif", "icc")
@@ -61,7 +62,7 @@ def measure(location: str) -> FileFacts:
         data = image_io.read_bytes(location)
         # First, since it refuses damaged and oversized images.
         small = thumbnail(image_io.decode(data))
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(data) as image:
             facts = _facts(image, data)
             facts.suspicions = tuple(_suspicions(image, location, small))
     except image_io.BrokenImage as error:
@@ -70,6 +71,13 @@ def measure(location: str) -> FileFacts:
         return FileFacts(fault=f"metadata: {type(error).__name__}: {' '.join(str(error).split())}")
     facts.hash = perceptual_hash(small)
     return facts
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except Exception:  # its metadata are damaged, or more than Pillow's limits
+        return Image.open(io.BytesIO(without_metadata(data)[0]))
 
 
 def feature_table(facts: list[FileFacts]) -> pd.DataFrame:

@@ -55,6 +55,7 @@ class Tree:
     root: str
     files: list[str]
     folders: list[str]
+    ignored: list[str]  # hidden and system files and folders
 
     def relative(self, path: str) -> str:
         return os.path.relpath(path, self.root)
@@ -63,10 +64,11 @@ class Tree:
 def search(root: str | Path, depth: int) -> Tree:
     """Find archives, CSV files and folders in `root` and in `depth` levels of folders below it."""
     root = absolute(root)
-    files, folders = {}, {}
+    files, folders, ignored = {}, {}, []
     for folder, inside, names in os.walk(root, followlinks=True):
         relative = os.path.relpath(folder, root)
         level = 0 if relative == os.curdir else relative.count(os.sep) + 1
+        ignored += [os.path.join(folder, name) for name in (*inside, *names) if is_system_file(name)]
         inside[:] = sorted(name for name in inside if not is_system_file(name) and level < depth)
         if level:
             folders.setdefault(os.path.realpath(folder), folder)
@@ -75,7 +77,7 @@ def search(root: str | Path, depth: int) -> Tree:
             if not is_system_file(name) and (is_table or is_archive(name) or cannot_be_read_in_place(name)):
                 path = os.path.join(folder, name)
                 files.setdefault(os.path.realpath(path), path)
-    return Tree(root, list(files.values()), list(folders.values()))
+    return Tree(root, list(files.values()), list(folders.values()), ignored)
 
 
 def is_archive(path: str) -> bool:
@@ -144,9 +146,9 @@ def open_folder(path: str | Path) -> Container:
     return Container(path, False, files, images, left_out, ignored=tuple(listing.ignored))
 
 
-def note_ignored(containers: Sequence[Container]) -> None:
-    """Say once, with counts, what in containers is no data."""
-    if ignored := [file for container in containers for file in container.ignored]:
+def note_ignored(containers: Sequence[Container], outside: Sequence[str] = ()) -> None:
+    """Say once, with counts, what in containers and outside of them is no data."""
+    if ignored := [*outside, *(file for container in containers for file in container.ignored)]:
         _log.info(ignored_note(ignored))
     for container in containers:
         if container.unusable:

@@ -119,12 +119,13 @@ def write_listing(
 
 def file_names(names: Sequence[str], suffix: str) -> list[str]:
     """Return the names of the copies: those of the images, with `suffix` instead of their extension."""
-    renamed = [f"{without_extension(name)}{suffix}" for name in names]
+    # A backslash is also how odd characters are written, and no separator for all programs.
+    renamed = [f"{without_extension(name)}{suffix}".replace("\\", "_") for name in names]
     seen: set[str] = set()
     for name in renamed:
         if name in seen:
             raise UserError(f"two images would both be called {name}; rename one of them in the manifest")
-        if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+        if name.startswith("/") or ".." in name.split("/"):
             raise UserError(f"the name {name!r} cannot be used in an archive; change it in the manifest")
         seen.add(name)
     return renamed

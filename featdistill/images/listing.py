@@ -3,6 +3,7 @@
 A location names an image wherever it is: a path, or `archive.zip::member`.
 """
 
+import errno
 import os
 import re
 import stat
@@ -143,7 +144,7 @@ def _below(folder: str, prefix: str, ancestors: tuple[str, ...], ignored: list[s
         path = prefix + entry.name
         if _is_system(entry.name):
             ignored.append(path)
-        elif entry.is_dir():
+        elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
             real = (
                 os.path.realpath(entry.path) if entry.is_symlink() else f"{ancestors[-1]}{os.sep}{entry.name}"
             )
@@ -160,7 +161,5 @@ def _head(path: str) -> bytes | None:
             return b""
         with open(path, "rb") as file:
             return file.read(HEAD_BYTES)
-    except FileNotFoundError:
-        return b""
-    except OSError:
-        return None
+    except OSError as error:
+        return b"" if error.errno in (errno.ENOENT, errno.ELOOP) else None

@@ -16,7 +16,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The chunks in which Pillow finds an orientation; of text chunks, those with one of these keywords.
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _ORIENTED_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
-_ORIENTED_INFO = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+_ORIENTED_INFO = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 # JPEG segments that change the pixels: of APPn, JFIF (0) and Adobe (14) say how colors are stored.
 _JPEG_METADATA = {0xFE, *range(0xE1, 0xF0)} - {0xEE}
 _JPEG_SCAN = 0xDA
@@ -48,7 +48,7 @@ def orientation(image: Image.Image) -> int:
 
     So does a TIFF, which Pillow rotates while it reads the pixels.
     """
-    if image.format == "TIFF" or not any(key in image.info for key in _ORIENTED_INFO):
+    if image.format == "TIFF" or _ORIENTED_INFO.isdisjoint(image.info):
         return 1
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)

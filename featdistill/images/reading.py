@@ -55,6 +55,7 @@ from featdistill.images.parquet import ParquetImages
 PARQUET_SUFFIX = ".parquet"
 # Pillow's own limit for a decompression bomb: a quarter of a GiB of RGB samples.
 MAX_PIXELS = 89_478_485
+_JPEG_START = b"\xff\xd8\xff"
 _WHITE_IS_ZERO = 0  # a TIFF's PhotometricInterpretation
 _PHOTOMETRIC, _BITS_PER_SAMPLE = 0x0106, 0x0102
 # Operations that turn an image upright, by EXIF orientation (EXIF 2.32, tag 0x0112); 1 is upright already.
@@ -112,14 +113,15 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
         BrokenImage: the bytes are not an image, are truncated, or hold more than `MAX_PIXELS` pixels.
     """
-    if reason := refusal("", data[:HEAD_BYTES]):
+    is_jpeg = data.startswith(_JPEG_START)
+    if not is_jpeg and (reason := refusal("", data[:HEAD_BYTES])):
         raise BrokenImage(reason)
     try:
         return _decode(data)
     except BrokenImage:
         raise
     except Exception as error:  # Pillow raises nearly anything for damaged bytes (struct.error, TypeError)
-        if data.startswith(b"\xff\xd8") and (plain := plain_jpeg(data)) != data:
+        if is_jpeg and (plain := plain_jpeg(data)) != data:
             with contextlib.suppress(Exception):
                 return _decode(plain)
         raise BrokenImage(_reason(error)) from error
@@ -172,7 +174,8 @@ def upright_size(data: bytes) -> tuple[int, int]:
 def _open(data: bytes) -> tuple[Image.Image, int, bytes]:
     """Return an image whose pixels are not read yet, its orientation, and the bytes it is read from."""
     data, oriented = without_metadata(data)
-    formats = [*FORMATS, HEIF] if format_of(data[:HEAD_BYTES]) == HEIF else FORMATS
+    is_heif = not data.startswith(_JPEG_START) and format_of(data[:HEAD_BYTES]) == HEIF
+    formats = [HEIF] if is_heif else FORMATS
     image = Image.open(io.BytesIO(data), formats=formats)
     return image, orientation(image) if oriented is data else png_orientation(oriented), data
 

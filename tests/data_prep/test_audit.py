@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import smooth_picture
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from data_prep import audit
 from data_prep.auditing import features as audit_features
@@ -299,3 +299,11 @@ def test_a_flag_that_makes_no_sense_is_an_error(clean, tmp_path, flags, message)
     with pytest.raises(UserError, match=message):
         audit.main([clean, "--out", str(tmp_path / "out"), *flags])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_png_with_more_text_than_pillow_accepts_is_measured(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 2_000_000, zip=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png", pnginfo=info)
+    facts = audit_features.measure(str(tmp_path / "a.png"))
+    assert facts.fault == "" and facts.container == "PNG"
