@@ -28,11 +28,6 @@ POLICIES = (
     "released_featdistill",
     "released_featdistill,draw_by=operation",
 )
-# Every level of the extended library changes an image visibly, so its mean PSNR is at most this.
-MOST_DB = 40
-# Level 5 leaves as much of an image as official noise at level 5 does: this PSNR or, where light and color
-# change and structure remains, this SSIM. Neither tells anything where patches move.
-LEAST_DB, LEAST_SSIM = 20.4, 0.5
 
 
 def build_parser() -> Parser:

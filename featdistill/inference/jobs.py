@@ -22,14 +22,8 @@ from featdistill.inference.journal import PartialScores, claim_scores, score_res
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.processes import Processes
 from featdistill.models.expert import latest_experts, read_card
+from featdistill.records import predictions
 from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
-from featdistill.records.predictions import (
-    errors_path,
-    manifest_entry,
-    read_errors,
-    read_sidecar,
-    write_predictions,
-)
 from featdistill.records.provenance import Claim
 
 _log = logging.getLogger(__name__)
@@ -66,9 +60,9 @@ def predict(predictor: Predictor, manifest: Path, out: Path, processes: Processe
     rows = processes.together(lambda: read_manifest(manifest))
     if rows.empty:
         raise UserError(f"manifest {manifest} has no rows")
-    requested = predictor.sidecar() | {"manifest": manifest_entry(manifest, out)}
+    requested = predictor.sidecar() | {"manifest": predictions.manifest_entry(manifest, out)}
     state, sidecar = processes.on_main(
-        lambda: claim_scores(predictor, out, requested, read_sidecar(out), rows)
+        lambda: claim_scores(predictor, out, requested, predictions.read_sidecar(out), rows)
     )
     if state is Claim.FINISHED:
         return processes.on_main(lambda: _report(out, "finished; nothing to do"))
@@ -178,7 +172,7 @@ def _write(predictor: Predictor, rows: pd.DataFrame, partial: PartialScores) -> 
     logits = partial.logits[:, good]
     fused = predictor.fusion.apply(logits, predictor.names)
     single = dict(zip(predictor.names, probabilities(logits), strict=True))
-    write_predictions(partial.out, names[good].tolist(), fused, single, partial.sidecar, errors)
+    predictions.write_predictions(partial.out, names[good].tolist(), fused, single, partial.sidecar, errors)
     partial.remove()
     mean = f", mean P(AI) {fused.mean():.3f}" if len(fused) else ""
     return _report(partial.out, f"{len(fused)} images scored{mean}")
@@ -187,9 +181,11 @@ def _write(predictor: Predictor, rows: pd.DataFrame, partial: PartialScores) -> 
 def _report(out: Path, what: str) -> int:
     """Log what was done and which images could not be read; return the exit status."""
     _log.info("%s: %s", out, what)
-    errors = read_errors(out)
+    errors = predictions.read_errors(out)
     for name, reason in errors[:_MAX_SHOWN]:
         _log.info("could not be read: %s: %s", name, reason)
     if errors:
-        _log.info("%d images could not be read; all of them are in %s", len(errors), errors_path(out))
+        _log.info(
+            "%d images could not be read; all of them are in %s", len(errors), predictions.errors_path(out)
+        )
     return 1 if errors else 0

@@ -23,16 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from featdistill.command_line import UserError
+from featdistill.models import released_files
 from featdistill.models.backbones import BACKBONES, build
 from featdistill.models.encoders import BackboneSpec
 from featdistill.models.expert import CARD_FILE, WEIGHTS_FILE, Expert, read_card, save_expert
-from featdistill.models.released_files import (
-    MANIFEST_FILE,
-    ReleasedFile,
-    ReleasedTensors,
-    read_manifest,
-    verify,
-)
+from featdistill.models.released_files import ReleasedFile, ReleasedTensors
 
 _log = logging.getLogger(__name__)
 
@@ -79,14 +74,14 @@ def read_released(folder: str | Path) -> dict[str, Expert]:
         UserError: a file is missing, differs from the manifest, or does not have exactly the weights of an
             expert.
     """
-    files = read_manifest(folder)
-    verify(files.values())
+    files = released_files.read_manifest(folder)
+    released_files.verify(files.values())
     return {name: read_file(file) for name, file in files.items()}
 
 
 def released_hashes(folder: str | Path) -> dict[str, str]:
     """Return the manifest's SHA-256 of each file, which `read_released` verifies, by the expert's name."""
-    return {name: file.sha256 for name, file in read_manifest(folder).items()}
+    return {name: file.sha256 for name, file in released_files.read_manifest(folder).items()}
 
 
 def read_file(file: ReleasedFile) -> Expert:
@@ -136,7 +131,7 @@ def read_spec(source: ReleasedTensors, num_heads: int | None = None) -> Backbone
     if heads != int(heads) or width % heads:
         raise UserError(
             f"{source.path}: {width} channels do not divide into {heads:g} heads; add num_heads to "
-            f"{MANIFEST_FILE}"
+            f"{released_files.MANIFEST_FILE}"
         )
     # timm rounds width x ratio down.
     ratio = hidden / width if hidden % width == 0 else (hidden + 0.5) / width
@@ -194,9 +189,9 @@ def convert(folder: str | Path, out: str | Path) -> None:
     Raises:
         UserError: see `read_released`; or a folder of the same name has other content.
     """
-    files = read_manifest(folder)
+    files = released_files.read_manifest(folder)
     missing = {name: file for name, file in files.items() if not _is_made_from(Path(out) / name, file)}
-    verify(missing.values())
+    released_files.verify(missing.values())
     for name, file in files.items():
         if name in missing:
             released = {"file": file.path.name, "sha256": file.sha256, "licence": _LICENCE}
