@@ -239,9 +239,7 @@ def build_splits(
         paths = [tree.relative(container.path) for container in containers]
         origins[name] = paths[0] if len(paths) == 1 else f"{paths[0]} .. {paths[-1]} ({len(paths)})"
     others = [path for path in tree.files if not any(_is_part_archive(path, split) for split in _SPLITS)]
-    archives.note_archives(
-        [tree.relative(path) for path in others], "their names are those of no split, or they are no zips"
-    )
+    archives.note_archives([tree.relative(path) for path in others], "not named like a split, or not a zip")
     archives.note_ignored(opened, tree.ignored)
     if not frames:
         raise UserError(f"no split of the challenge below {root}; expected its archives as downloaded")

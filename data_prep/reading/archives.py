@@ -147,7 +147,7 @@ def open_folder(path: str | Path) -> Container:
 
 
 def note_ignored(containers: Sequence[Container], outside: Sequence[str] = ()) -> None:
-    """Say once, with counts, what in containers and outside of them is no data."""
+    """Log once, with counts, which files in and outside of containers are not data."""
     if ignored := [*outside, *(file for container in containers for file in container.ignored)]:
         _log.info(ignored_note(ignored))
     for container in containers:
