@@ -24,6 +24,7 @@ import pandas as pd
 from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.images.formats import without_extension
+from featdistill.images.listing import printable
 from featdistill.records.provenance import as_json, read_record
 
 NAME_COLUMNS = ("name", "image_name")
@@ -184,8 +185,8 @@ def manifest_of(path: str | Path) -> Path | None:
 
 
 def name_key(name: str) -> str:
-    """Return what two spellings of a name share: no image extension, and composed accents (NFC)."""
-    return unicodedata.normalize("NFC", without_extension(name))
+    """Return what spellings of a name share: no extension, escaped control characters, composed accents."""
+    return unicodedata.normalize("NFC", printable(without_extension(name)))
 
 
 def match_names(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
