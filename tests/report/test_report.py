@@ -276,7 +276,7 @@ def test_names_that_contain_markup_stay_text(tmp_path):
             assert node[key] is None or node[key].startswith(("#", "data:"))
         assert node.tag != "img" or node["src"].startswith("data:image/jpeg;base64,")
     text = page.text()
-    # What HTML cannot hold is replaced; names of a manifest have it escaped already; the rest is shown as it is.
+    # What HTML cannot hold is replaced, or escaped already in names of a manifest; the rest stays as it is.
     replaced, escaped = HOSTILE.replace("\x07", "\ufffd"), HOSTILE.replace("\x07", r"\x07")
     for shown in (f"{escaped} generator", f"{replaced} a", experts[1], "<b>jpeg</b>", "val <i>"):
         assert shown in text
