@@ -121,7 +121,7 @@ def sweep_parser() -> Parser:
         default="native",
         help="distort images at their stored size, or resized to the experts' input",
     )
-    what.add_argument("--seed", type=int, default=0, help="random seed for the sample and the distortions")
+    what.add_argument("--seed", type=within(0), default=0, help="random seed of sample and distortions")
     what.add_argument("--no-report", action="store_true", help="write no sweep.html")
     experts = parser.add_argument_group("ensemble and speed, as for predict.py")
     experts.add_argument("--experts", nargs="+", metavar="DIR", help="folders of experts")

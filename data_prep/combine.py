@@ -170,6 +170,10 @@ def main(argv: list[str] | None = None) -> int:
     weights = dict(arguments.weight)
     if len(weights) < len(arguments.weight):
         raise UserError("--weight names a source twice")
+    outputs = {path.resolve() for path in (arguments.out, arguments.out.with_suffix(".holdout.csv"))}
+    for manifest in arguments.manifests:
+        if Path(manifest).resolve() in outputs:
+            raise UserError(f"--out {arguments.out} would replace the input {manifest}; choose another --out")
     bits = arguments.near_duplicates
     rows = combine(arguments.manifests, arguments.where)
 

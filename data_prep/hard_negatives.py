@@ -69,14 +69,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     _check(arguments)
     # Imported late: PyTorch takes seconds to import.
-    import torch
 
     from data_prep.attacks.adversarial import Attack
     from data_prep.attacks.negatives import Maker, describe, make_batches
     from data_prep.attacks.reconstructions import generator_name, load_autoencoder
+    from featdistill.inference.compute import choose_device
     from featdistill.models.expert import load_expert, read_card
 
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(arguments.device)
     attack = None
     if arguments.method in ATTACKS:
         settings = ("method", "epsilon", "steps", "step_size", "momentum")

@@ -82,7 +82,7 @@ def fuse(arguments: list[str]) -> None:
         "--method", default="logit_mean", choices=("probability_mean", "logit_mean"), help="what is averaged"
     )
     parser.add_argument("--folds", type=within(3), default=5, help="folds of the cross-validation")
-    parser.add_argument("--seed", type=within(0), default=0, help="random seed of the folds")
+    parser.add_argument("--seed", type=within(0, 2**32 - 1), default=0, help="random seed of the folds")
     args = parser.parse_args(arguments)
     from featdistill.inference import fusion_fit
 

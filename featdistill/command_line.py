@@ -66,6 +66,12 @@ class Parser(argparse.ArgumentParser):
             flag = argument.split("=")[0]
             if flag.startswith("--") and flag not in (*flags, "--"):
                 raise UserError(f"unknown argument {flag}{nearest(flag, flags)}; see --help")
+        for action in self._actions:
+            # Of a list given twice, argparse would keep the second part alone, without a word.
+            if action.nargs in ("+", "*") and type(action).__name__ == "_StoreAction":
+                for flag in action.option_strings:
+                    if sum(argument.split("=")[0] == flag for argument in args) > 1:
+                        raise UserError(f"{flag} is given twice; give it once, with all its values")
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             raise UserError(f"unexpected argument {unknown[0]}; see --help")

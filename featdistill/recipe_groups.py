@@ -71,7 +71,9 @@ class General(Group):
     """The run as a whole."""
 
     name: str = option("custom", "name of the run: the recipes it is made from")
-    seed: int = option(0, "random seed of the weights, the order of images, crops and distortions", 0)
+    seed: int = option(
+        0, "random seed of the weights, the order of images, crops and distortions", 0, 2**32 - 1
+    )
 
 
 @dataclass(frozen=True)

@@ -194,3 +194,11 @@ def test_a_number_out_of_range_is_an_error_that_names_the_flag_and_the_range(fla
     assert (args.limit, args.share, args.quality) == (3, 0.5, 100)
     with pytest.raises(UserError, match=message):
         parser.parse_args([flag, text])
+
+
+@pytest.mark.parametrize("again", [["--train", "b"], ["--train=b"]])
+def test_a_list_given_twice_is_refused_rather_than_half_forgotten(again):
+    with pytest.raises(UserError, match="--train is given twice; give it once, with all its values"):
+        make_parser().parse_args(["--train", "a", *again])
+    # The last of two single values counts, as scripts that add a flag to a command expect.
+    assert make_parser().parse_args(["--steps", "1", "--steps", "2"]).steps == 2

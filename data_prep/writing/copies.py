@@ -61,7 +61,11 @@ class ImageCopy:
         if recorded is not None:
             # Other keys are results, such as the sizes that were found.
             recorded = {key: value for key, value in recorded.items() if key in self.made_with}
-        return finished_status(self.out, provenance.claim(self.out, recorded, self.made_with))
+        # What a killed run left has its work folder beside it; other files are somebody else's.
+        ours = any(self.out.glob(".work-*"))
+        occupied = not ours and any((self.out / name).exists() for name in ("images.zip", "manifest.csv"))
+        claimed = provenance.claim(self.out, recorded, self.made_with, occupied=occupied)
+        return finished_status(self.out, claimed)
 
     def make(
         self, tasks: Sequence[tuple], make: Callable[..., bytes], workers: int, title: str

@@ -33,6 +33,8 @@ COLUMNS = ("date", "file", "sha256", "profile", "slots", "experts", "local_aucs"
 # Without these, a CSV is something else, which must not be overwritten.
 _REQUIRED = ("date", "file", "sha256", "profile")
 _SHORT_HASH = 12
+# Adding a row takes milliseconds, so a lock held this long will not be released.
+_MAX_WAIT_S = 60
 _SLOT = re.compile(r"(\w+)=(.+?\.csv):\d+(?:; |$)")
 
 
@@ -72,7 +74,7 @@ def add(path: str | Path, entry: dict[str, str]) -> int:
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = {column: _clean(text) for column, text in entry.items()}
-    with FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.01):
+    with FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.01, timeout=_MAX_WAIT_S):
         ledger = read_ledger(path)
         is_today = ledger["date"].map(_day) == _day(entry["date"])
         is_same = is_today & (ledger["sha256"] == entry["sha256"]) & (ledger["profile"] == entry["profile"])

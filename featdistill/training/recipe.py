@@ -227,7 +227,7 @@ def _read_yaml(path: Path, stage: int) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     sections = content if isinstance(content, dict) else {}
     parts = [content, sections.pop("stage1", None) or {}, sections.pop("stage2", None) or {}]

@@ -48,7 +48,8 @@ class RunFolder:
         """
         recorded = read_record(self.path / "run.json")
         if recorded is None:
-            return Claim.NEW
+            occupied = any((self.path / name).exists() for name in ("resume", "expert", "expert-last"))
+            return claim(self.path, None, description, occupied=occupied, remedy="choose another --out")
         if resume == "off":
             raise UserError(
                 f"{self.path} already holds a run; choose another --out, or --resume auto to continue it"

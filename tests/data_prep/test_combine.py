@@ -350,3 +350,11 @@ def test_the_same_command_writes_the_same_bytes_with_any_number_of_workers(tmp_p
         combine.main([one, *flags, "--workers", workers, "--out", str(out)])
         made.append([path.read_text().replace("../", "") for path in parts(out)])
     assert made[0] == made[1] and pd.read_csv(io.StringIO(made[0][1]))["weight"].isin([1, 2]).all()
+
+
+def test_an_input_is_never_replaced_by_the_result(manifests):
+    path = Path(manifests[0])
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"would replace the input .*; choose another --out"):
+        combine.main([str(path), "--out", str(path)])
+    assert path.read_bytes() == before

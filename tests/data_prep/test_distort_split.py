@@ -104,3 +104,13 @@ def test_a_preset_with_changes_is_followed_and_the_size_limit_holds_for_clean_im
             assert name != "downscale" or 0.3 <= scale <= 0.8
     with pytest.raises(UserError, match="distort_at"):
         copy(manifest, tmp_path / "other", "--preset", "official,distort_at=input")
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "images.zip"])
+def test_files_of_somebody_else_are_not_replaced(make_set, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(UserError, match="already exists and was not written by this command"):
+        distort_split.main([str(make_set("val", 4)), "--out", str(out)])
+    assert (out / name).read_text() == "mine"

@@ -38,8 +38,9 @@ def test_a_study_compares_variants_over_seeds_and_keeps_what_is_finished(study, 
     [
         (["--seeds", "1", "1"], "two different seeds"),
         (["--policies", "offical"], "invalid choice: 'offical'"),
-        (["--set", "epochs"], "not of the form KEY=VALUE"),
-        (["--set", "epoch=1"], "did you mean --epochs"),
+        # The command ends with the values of --set.
+        (["epochs"], "not of the form KEY=VALUE"),
+        (["epoch=1"], "did you mean --epochs"),
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_is_trained(study, tmp_path, flags, message):

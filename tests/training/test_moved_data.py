@@ -108,7 +108,8 @@ def test_a_missing_path_is_told_before_pytorch_is_loaded(sets, tmp_path, script,
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "finally: print('torch' in sys.modules)"
     )
-    command = [str(ROOT / script), *SMALL, *sets, "--out", str(tmp_path / "run"), *options]
+    data = sets[:2] if "--val" in options else sets
+    command = [str(ROOT / script), *SMALL, *data, "--out", str(tmp_path / "run"), *options]
     ended = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2 and message in ended.stderr and ended.stderr.count("\n") == 1
     assert ended.stdout.splitlines()[-1] == "False"

@@ -82,3 +82,12 @@ def test_an_installed_package_has_no_commit_even_inside_another_checkout(tmp_pat
     installed = tmp_path / "venv" / "featdistill" / "training" / "run_folder.py"
     monkeypatch.setattr(run_folder, "__file__", str(installed))
     assert git_commit() is None
+
+
+@pytest.mark.parametrize("name", ["expert", "expert-last", "resume"])
+def test_a_folder_without_a_record_of_its_run_is_not_written_to(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="already exists and was not written by this command; choose another"):
+        RunFolder(tmp_path).claim({}, "auto")
+    assert RunFolder(tmp_path / "new").claim({}, "auto") is Claim.NEW
