@@ -97,8 +97,10 @@ class Data(Group):
     equalize: str | None = option(
         None, "equalise.json of a copy, whose sizes and JPEG qualities all images get"
     )
-    balance: Literal["none", "class", "source", "class_source"] = option(
-        "none", "what appears equally often; class_source: the classes, and the sources within each class"
+    balance: Literal["none", "class", "source", "class_source", "class_scale"] = option(
+        "none",
+        "what appears equally often; class_source: the classes, and the sources within each class; "
+        "class_scale: the classes among images of similar scale (a column of the manifest)",
     )
     limit_per_class: int | None = option(None, "maximum of training images per class, at random", 1)
 

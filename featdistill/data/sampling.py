@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 
 from featdistill.command_line import UserError, one_of
+from featdistill.records.strata import column_strata
 from featdistill.seeds import hash_ranks, order_generator
 
 # The columns whose values appear equally often, for each value of the recipe key `balance`.
 BALANCES = {"none": (), "class": ("label",), "source": ("source",), "class_source": ("label", "source")}
+BALANCES |= {"class_scale": ("label",)}
 
 
 def balance_weights(rows: pd.DataFrame, balance: str = "none") -> np.ndarray | None:
@@ -22,13 +24,16 @@ def balance_weights(rows: pd.DataFrame, balance: str = "none") -> np.ndarray | N
     Args:
         rows: of a manifest.
         balance: `none` (the column as it is); `class` or `source` (each appears equally often);
-            `class_source` (the classes appear equally often, and the sources within each class).
+            `class_source` (the classes appear equally often, and the sources within each class);
+            `class_scale` (the classes appear equally often among images of similar `scale`, see
+            `records.strata`; how often each scale appears does not change).
 
     Returns:
         (rows,) float64 above 0, or None if all rows count alike.
 
     Raises:
-        UserError: a weight is not a number above 0, or a row without source when sources are balanced.
+        UserError: a weight is not a number above 0, a row without source when sources are balanced, or, with
+            `class_scale`, a row without `scale` or one class alone among images of similar scale.
     """
     weights = _manifest_weights(rows)
     columns = BALANCES[one_of("value of balance", balance, BALANCES)]
@@ -43,6 +48,8 @@ def balance_weights(rows: pd.DataFrame, balance: str = "none") -> np.ndarray | N
     if not columns:
         return weights
     weights = pd.Series(1.0 if weights is None else weights, index=rows.index)
+    if balance == "class_scale":
+        return _class_scale_weights(rows, weights).to_numpy(np.float64)
     share, parts = 1.0, []
     for column in columns:
         values = rows[column]
@@ -63,6 +70,26 @@ def limit_per_class(rows: pd.DataFrame, limit: int | None, seed: int) -> pd.Data
     ranks = pd.Series(hash_ranks(rows["name"], seed), index=rows.index)
     positions = ranks.groupby(rows["label"]).rank(method="first")
     return rows[positions <= limit].reset_index(drop=True)
+
+
+def _class_scale_weights(rows: pd.DataFrame, weights: pd.Series) -> pd.Series:
+    """Return the weights at which each class has half the sum of each stratum of `scale`."""
+    of = f"the {len(rows)} training rows"
+    stratum = column_strata(rows, "scale", of)
+    if stratum.isna().any():
+        raise UserError(
+            f"balance class_scale: {int(stratum.isna().sum())} of {of} have no scale, "
+            f"{rows['name'][stratum.isna().idxmax()]} among them; fill in the manifest's column scale"
+        )
+    classes = rows["label"].groupby(stratum, observed=True).nunique()
+    if (classes < 2).any():
+        raise UserError(
+            f"balance class_scale: all training rows with scale {classes.idxmin()} are of one class; "
+            "add images of the other one, or leave these out"
+        )
+    totals = weights.groupby(stratum, observed=True).transform("sum")
+    of_class = weights.groupby([stratum, rows["label"]], observed=True).transform("sum")
+    return weights * totals / (2 * of_class)
 
 
 def _manifest_weights(rows: pd.DataFrame) -> np.ndarray | None:

@@ -136,6 +136,40 @@ def test_the_column_weighs_rows_within_what_is_balanced_and_sets_the_length():
         np.testing.assert_allclose(weights[part] / own[part], (weights[part] / own[part])[0])
 
 
+def test_class_scale_balances_the_classes_among_images_of_similar_scale():
+    rng = np.random.default_rng(0)
+    rows = make_rows({(0, "a"): 300, (1, "a"): 200})
+    # Real images are mostly reduced less, so that the scale alone tells the classes apart.
+    scale = np.where(rows["label"] == 0, rng.beta(3, 2, len(rows)), rng.beta(2, 3, len(rows)))
+    rows = rows.assign(scale=scale.astype(str))
+    weights = balance_weights(rows, "class_scale")
+    assert weights.sum() == pytest.approx(500) and (weights > 0).all()
+    bins = pd.Series(np.searchsorted(np.sort(scale)[99:400:100], scale), index=rows.index)
+    sums = pd.Series(weights, index=rows.index).groupby([bins, rows["label"]]).sum()
+    assert sums.tolist() == pytest.approx([50] * 10)
+    own = balance_weights(rows.assign(weight="3"), "class_scale")
+    np.testing.assert_allclose(own, 3 * weights)
+    # One stratum: the classes of all images.
+    np.testing.assert_allclose(
+        balance_weights(rows.assign(scale="1"), "class_scale"), balance_weights(rows, "class")
+    )
+    # Text is a stratum as it is.
+    text = rows.assign(scale=np.where(scale < 0.5, "small", "large"))
+    small = (scale < 0.5) & (rows["label"] == 1).to_numpy()
+    assert balance_weights(text, "class_scale")[small].sum() == pytest.approx((scale < 0.5).sum() / 2)
+
+
+def test_class_scale_needs_scales_and_both_classes():
+    rows = make_rows({(0, "a"): 3, (1, "a"): 2})
+    with pytest.raises(UserError, match=r"there is no column 'scale' in the 5 training rows"):
+        balance_weights(rows, "class_scale")
+    scale = rows["label"].map({0: "0.5", 1: "1"})
+    with pytest.raises(UserError, match=r"all training rows with scale 0\.5 are of one class"):
+        balance_weights(rows.assign(scale=scale), "class_scale")
+    with pytest.raises(UserError, match=r"2 of the 5 training rows have no scale"):
+        balance_weights(rows.assign(scale=scale.replace("1", "")), "class_scale")
+
+
 def test_sources_that_are_not_known_cannot_be_balanced():
     rows = make_rows({(0, "a"): 3, (1, ""): 2})
     assert len(balance_weights(rows, "class")) == 5
