@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,23 @@ from featdistill.distortions.chain_sampling import SubsetSampler
 from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS, MIN_SIDE_PX, Operation
 from featdistill.distortions.plan import Plan, Step
+
+
+class Tier(NamedTuple):
+    """One severity of a policy that mixes several.
+
+    Attributes:
+        weight: images get a tier in proportion to the weights.
+        min_operations: fewest operations of its images; 0 with a maximum of 0: they are not distorted.
+        max_operations: most operations; all numbers from `min_operations` on are equally likely.
+        level_mean, level_std: see `DistortionPolicy`.
+    """
+
+    weight: float
+    min_operations: int
+    max_operations: int
+    level_mean: float = 1.0
+    level_std: float = 2.5
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,8 @@ class DistortionPolicy:
         lengths: weights of 1, 2, ... operations, instead of equally likely numbers.
         level_mean: level L has the weight exp(-(L - level_mean)^2 / (2 level_std^2)).
         level_std: see `level_mean`; `inf` makes all levels equally likely.
+        tiers: severities, one of which is drawn for each distorted image; they replace `min_operations`,
+            `max_operations`, `lengths`, `level_mean` and `level_std`.
         uniform_levels: names of libraries whose levels are equally likely regardless of `level_mean`.
         draw_by: `group`, or `operation` to draw different operations regardless of their groups.
         weights: group or operation -> weight within its library or group (1 by default); an operation of
@@ -54,6 +74,7 @@ class DistortionPolicy:
     lengths: tuple[float, ...] = ()
     level_mean: float = 1.0
     level_std: float = 2.5
+    tiers: tuple[Tier, ...] = ()
     uniform_levels: tuple[str, ...] = ()
     draw_by: str = "group"
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -73,6 +94,7 @@ class DistortionPolicy:
             if isinstance(value, str):
                 raise _error(f"{name} must be a list, not '{value}'")
             object.__setattr__(self, name, tuple(value))
+        object.__setattr__(self, "tiers", tuple(Tier(*tier) for tier in self.tiers))
         self._check_numbers()
         self._check_names()
 
@@ -80,6 +102,9 @@ class DistortionPolicy:
         """Draw a plan from an image's generator; it is empty for an image that is not distorted."""
         if rng.random() >= self.probability:
             return ()
+        if self.tiers:
+            policies, bounds = self._of_tiers
+            return policies[_weighted(rng, bounds)].draw(rng)
         chain = self._draw_by_counts(rng) if self.counts else self._draw_by_groups(rng)
         steps = []
         for library, name in chain:
@@ -105,6 +130,17 @@ class DistortionPolicy:
         if self.lengths:
             return 1 + _weighted(rng, _cumulative(self.lengths))
         return int(rng.integers(self.min_operations, self.max_operations + 1))
+
+    @cached_property
+    def _of_tiers(self) -> tuple[list["DistortionPolicy"], np.ndarray]:
+        """The policy of each tier's images, and bounds for `_weighted`."""
+        common = replace(self, tiers=(), lengths=(), probability=1.0)
+        policies = []
+        for tier in self.tiers:
+            changes = {key: value for key, value in tier._asdict().items() if key != "weight"}
+            is_clean = tier.max_operations == tier.min_operations == 0
+            policies.append(replace(common, **{"probability": 0.0} if is_clean else changes))
+        return policies, _cumulative([tier.weight for tier in self.tiers])
 
     @cached_property
     def _groups(self) -> dict[str, tuple[np.ndarray, list[tuple[list[str], np.ndarray]]]]:
@@ -181,6 +217,9 @@ class DistortionPolicy:
             f"lengths must be weights of 0 or more, not all 0, not {self.lengths}": (
                 not self.lengths or _are_weights(self.lengths)
             ),
+            f"tiers must have weights of 0 or more, not all 0, not {[tier.weight for tier in self.tiers]}": (
+                not self.tiers or _are_weights([tier.weight for tier in self.tiers])
+            ),
             f"level_mean must be a finite number, not {self.level_mean}": math.isfinite(self.level_mean),
             f"level_std must be above 0, not {self.level_std}": self.level_std > 0,
             f"distort_at must be native or input, not {self.distort_at}": (
@@ -211,6 +250,9 @@ class DistortionPolicy:
                 raise _error(f"the weight of {name} must be 0 or more, not {weight}")
         if not any(self.libraries.values()):
             raise _error("at least one library needs a weight above 0")
+        if self.tiers:
+            self._of_tiers  # noqa: B018 (built now, so impossible tiers are refused now)
+            return
         if self.counts:
             self._counted[1].odds  # noqa: B018 (fitted now, so impossible counts are refused now)
             return

@@ -15,7 +15,7 @@ from typing import Any
 
 from featdistill.command_line import UserError, nearest, one_of
 from featdistill.distortions.libraries import LIBRARIES
-from featdistill.distortions.policy import DistortionPolicy
+from featdistill.distortions.policy import DistortionPolicy, Tier
 
 # Distorted images of the public test by the number of their operations, 1 to 5.
 _LENGTHS = (61.0, 324.0, 397.0, 346.0, 122.0)
@@ -64,6 +64,7 @@ _VAL_HARD = {
     | dict.fromkeys(_RECOMPRESSIONS, _EACH / 2)
     | {"downscale": _DOWNSCALE},
 }
+_REPLACED_BY_TIERS = {"min_operations", "max_operations", "lengths", "level_mean", "level_std"}
 
 
 def _like_split(counts: Mapping[str, Mapping[str, float]]) -> DistortionPolicy:
@@ -79,6 +80,10 @@ def _like_split(counts: Mapping[str, Mapping[str, float]]) -> DistortionPolicy:
 # "moderate": probability 0.8, levels around 3 as by team TeleAI-TeleGuard (NTIRE 2026, arXiv 2604.11487).
 # "strong": every image, levels from N(2.5, 2), as the stronger teams report there.
 # "heavy": levels from N(3.5, 1), as team Ant International reports there, in chains as long as the splits'.
+# "ant_international": the four tiers of team Ant International there: clean; 1 to 3 operations with levels
+# from N(0, 2.5); 3 to 6 from N(2.5, 2); exactly 6 from N(3.5, 1). Theirs: the numbers of operations, and the
+# levels, taken to count from 0 as in the organizers' code, whose N(0, 2.5) is our N(1, 2.5). Ours: tiers of
+# equal weight, the official library alone, and a new draw in every epoch (theirs were made before training).
 # The last four imitate the distorted half of the challenge's splits.
 PRESETS: dict[str, DistortionPolicy] = {
     "none": DistortionPolicy(probability=0.0),
@@ -92,6 +97,9 @@ PRESETS: dict[str, DistortionPolicy] = {
     "moderate": DistortionPolicy(probability=0.8, level_mean=3.0),
     "strong": DistortionPolicy(max_operations=5, level_mean=2.5, level_std=2.0),
     "heavy": DistortionPolicy(max_operations=5, level_mean=3.5, level_std=1.0),
+    "ant_international": DistortionPolicy(
+        tiers=(Tier(1, 0, 0), Tier(1, 1, 3, 1.0, 2.5), Tier(1, 3, 6, 3.5, 2.0), Tier(1, 6, 6, 4.5, 1.0))
+    ),
     "val": _like_split(_VAL),
     "val_hard": _like_split(_VAL_HARD),
     "test_public": _like_split(_PUBLIC_TEST),
@@ -103,7 +111,9 @@ def parse_policy(text: str) -> DistortionPolicy:
     """Read `PRESET` or `PRESET,key=value,key=value`.
 
     Lists are joined by `+` (`exclude=jitter+jpeg`), weights follow a colon
-    (`libraries=official:1+evaluation:2`, `weights=compression:0.5`).
+    (`libraries=official:1+evaluation:2`, `weights=compression:0.5`). A tier is `WEIGHT:OPERATIONS:MEAN:STD`
+    with the mean and standard deviation of its levels, or `WEIGHT:0` for images that are not distorted:
+    `tiers=1:0+2:1-3:1:2.5+1:6:4.5:1`.
 
     Raises:
         UserError: the preset or key is unknown (the nearest is named), or the value is invalid.
@@ -121,7 +131,13 @@ def parse_policy(text: str) -> DistortionPolicy:
             values[key] = _convert(value, kinds[key])
         except ValueError as error:
             raise UserError(f"distortions '{text}': '{value}' is not a valid {key}") from error
-    return dataclasses.replace(policy, **values)
+    policy = dataclasses.replace(policy, **values)
+    if policy.tiers and (unused := _REPLACED_BY_TIERS.intersection(values)):
+        raise UserError(
+            f"distortions '{text}': each of the tiers has its own operations and levels; leave out "
+            f"{', '.join(sorted(unused))}, or write tiers="
+        )
+    return policy
 
 
 def _convert(text: str, kind: Any) -> Any:
@@ -129,6 +145,8 @@ def _convert(text: str, kind: Any) -> Any:
     if origin is Mapping:
         pairs = (part.rpartition(":") for part in parts)
         return {name: _number(weight) for name, _, weight in pairs}
+    if kind == tuple[Tier, ...]:
+        return tuple(map(_tier, parts))
     if origin is tuple:
         return tuple(map(_number, parts)) if typing.get_args(kind)[0] is float else tuple(parts)
     if isinstance(kind, types.UnionType):
@@ -136,6 +154,15 @@ def _convert(text: str, kind: Any) -> Any:
     if kind is bool:
         return ("false", "true").index(text.lower()) == 1
     return _number(text) if kind is float else kind(text)
+
+
+def _tier(text: str) -> Tier:
+    weight, operations, *levels = text.split(":")
+    smallest, _, largest = operations.partition("-")
+    tier = Tier(_number(weight), int(smallest), int(largest or smallest), *map(_number, levels))
+    if len(levels) != (2 if tier.max_operations else 0):
+        raise ValueError("not WEIGHT:OPERATIONS:MEAN:STD or WEIGHT:0")
+    return tier
 
 
 def _number(text: str) -> float:
