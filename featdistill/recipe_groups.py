@@ -154,6 +154,9 @@ class Objective(Group):
 
     label_smoothing: float = option(0.0, "moves both labels towards 0.5 by half of this", 0, 1)
     focal_gamma: float = option(0.0, "exponent of the focal loss; 0: cross-entropy", 0)
+    focal_alpha: float = option(
+        0.0, "weight of AI-generated images, real ones have 1 minus it; 0: see ai_weight", 0, 1
+    )
     ai_weight: float = option(1.0, "weight of AI-generated images, relative to real ones", 0, exclusive=True)
     bce_weight: float = option(1.0, "weight of binary cross-entropy", 0)
     consistency_weight: float = option(0.0, "weight of the divergence between clean and distorted images", 0)

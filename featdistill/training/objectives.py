@@ -25,9 +25,10 @@ def binary_cross_entropy(logit: Tensor, label: Tensor, options: Objective) -> Te
     """Paper, eq. 1: -[y log p + (1 - y) log(1 - p)], p = sigmoid(logit), mean over the batch.
 
     With all options, the loss of an image is w (1 - p_t)^gamma CE(y', p): p_t is the probability of the
-    image's true class (focal loss, Lin et al. 2017, eq. 4), y' = y (1 - s) + s / 2 (label smoothing, Szegedy
-    et al. 2016, section 7), and w is `ai_weight` for AI-generated images, 1 for real ones. The sum is divided
-    by the number of images: the sum of the weights differs between shares of a batch.
+    image's true class (focal loss, Lin et al. 2017, eq. 5), y' = y (1 - s) + s / 2 (label smoothing, Szegedy
+    et al. 2016, section 7), and w is `ai_weight` for AI-generated images and 1 for real ones, or, with
+    `focal_alpha`, alpha and 1 - alpha. The sum is divided by the number of images: the sum of the weights
+    differs between shares of a batch.
 
     Args:
         logit: (B,) float32.
@@ -40,7 +41,9 @@ def binary_cross_entropy(logit: Tensor, label: Tensor, options: Objective) -> Te
     if options.focal_gamma:
         # 1 - p_t is sigmoid(-z) for AI and sigmoid(z) for real; its power would have no gradient at 0.
         loss = loss * torch.exp(options.focal_gamma * logsigmoid((1 - 2 * label) * logit))
-    if options.ai_weight != 1:
+    if options.focal_alpha:
+        loss = loss * (1 - options.focal_alpha + (2 * options.focal_alpha - 1) * label)
+    elif options.ai_weight != 1:
         loss = loss * (1 + (options.ai_weight - 1) * label)
     return loss.mean()
 

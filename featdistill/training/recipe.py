@@ -57,6 +57,11 @@ class Recipe(
                 "finetune lora does not change the weights that ema and a momentum teacher follow; use ema 0 "
                 "and teacher_kind frozen"
             )
+        if self.focal_alpha and self.ai_weight != 1:
+            raise UserError(
+                "focal_alpha and ai_weight both weight the classes; use focal_alpha 0 or ai_weight 1 "
+                "(alpha is ai_weight alpha / (1 - alpha) with bce_weight 1 - alpha)"
+            )
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}"

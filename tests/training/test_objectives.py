@@ -84,6 +84,18 @@ def test_binary_cross_entropy_equals_its_formula(smoothing, gamma, weight):
     assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("gamma, alpha", [(2, 0.5), (2, 0.25), (0, 0.8)])
+def test_focal_alpha_weights_ai_images_by_alpha_and_real_ones_by_its_complement(gamma, alpha):
+    p_t = np.where(LABEL == 1, sigmoid(LOGIT), 1 - sigmoid(LOGIT))
+    expected = np.mean(np.where(LABEL == 1, alpha, 1 - alpha) * (1 - p_t) ** gamma * -np.log(p_t))
+    logit, label = torch.tensor(LOGIT), torch.tensor(LABEL)
+    found = binary_cross_entropy(logit, label, Objective(focal_gamma=gamma, focal_alpha=alpha))
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+    relative = Objective(focal_gamma=gamma, ai_weight=alpha / (1 - alpha))
+    same = (1 - alpha) * binary_cross_entropy(logit, label, relative)
+    assert found.item() == pytest.approx(same.item(), rel=1e-9)
+
+
 def test_weighted_cross_entropy_of_a_batch_is_the_mean_of_its_halves():
     """Whatever the halves' shares of AI-generated images: so it is the same over several processes."""
     logit, label = torch.tensor(LOGIT[:4]), torch.tensor([0.0, 0, 1, 1])
