@@ -210,6 +210,16 @@ class Optimization(Group):
 
 
 @dataclass(frozen=True)
+class Selection(Group):
+    """Choice of the epoch."""
+
+    best_robust_share: float = option(
+        1.0, "share of the robust AUC in what chooses the best epoch; the rest is the clean AUC", 0, 1
+    )
+    patience: int = option(0, "epochs without a better one after which the run ends; 0: train all", 0)
+
+
+@dataclass(frozen=True)
 class Runtime(Group):
     """Execution.
 

@@ -27,6 +27,7 @@ from featdistill.recipe_groups import (
     Objective,
     Optimization,
     Runtime,
+    Selection,
     typed_fields,
 )
 
@@ -46,7 +47,16 @@ _RENAMED = {
 # Fields come in the order of the groups from the last to the first.
 @dataclass(frozen=True)
 class Recipe(
-    Runtime, Optimization, Finetuning, Objective, Masking, Augmentation, Data, Architecture, General
+    Runtime,
+    Selection,
+    Optimization,
+    Finetuning,
+    Objective,
+    Masking,
+    Augmentation,
+    Data,
+    Architecture,
+    General,
 ):
     """All settings of stage 1: binary cross-entropy on distorted images (paper, sections 4.3 and 4.7)."""
 

@@ -6,7 +6,7 @@
 | `metrics.jsonl` | one line per log step and one per epoch |
 | `resume/state.pt` | weights, optimizer, scaler, position in the epoch |
 | `resume/state.previous.pt` | the checkpoint before it, in case the last one is damaged |
-| `expert/`, `expert-last/` | the best expert by hold-out robust AUC, and that of the last epoch |
+| `expert/`, `expert-last/` | the best expert by hold-out AUC (see `selection`), and that of the last epoch |
 | `unreadable.csv` | training and hold-out images that could not be read, if any |
 """
 

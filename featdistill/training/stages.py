@@ -23,9 +23,10 @@ from featdistill.images.listing import split_location
 from featdistill.models import expert as experts
 from featdistill.process_setup import keep_freed_memory
 from featdistill.records.manifest import read_manifest, read_manifests
-from featdistill.training import trainer as engine
+from featdistill.training.processes import make_accelerator
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder, git_commit
+from featdistill.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 # The columns of a manifest that decide how an image is trained on or scored.
@@ -52,7 +53,7 @@ def run(
     rows, holdout = _labeled(arguments.train, "--train"), _labeled(arguments.val, "--val")
     rows = limit_per_class(rows, recipe.limit_per_class, recipe.seed)
     folder = RunFolder(arguments.out)
-    accelerator = engine.make_accelerator(recipe, folder)
+    accelerator = make_accelerator(recipe, folder)
     if accelerator.device.type == "cpu":
         # Activations of one step are the memory of the next.
         keep_freed_memory()
@@ -96,7 +97,7 @@ def run(
     )
     card = {key: value for key, value in description.items() if key != "versions"}
     weights = balance_weights(rows, recipe.balance)
-    trainer = engine.Trainer(task, dataset, holdout, recipe, folder, accelerator, card, weights)
+    trainer = Trainer(task, dataset, holdout, recipe, folder, accelerator, card, weights)
     # Every process has looked at the folder, and nothing was refused, before the run begins in it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

@@ -16,20 +16,14 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-    gather_object,
-)
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor, nn
 
 from featdistill.command_line import UserError, progress
@@ -40,43 +34,17 @@ from featdistill.inference.compute import failed_compilation_is_an_error, full_m
 from featdistill.models.expert import Expert, load_expert, save_expert
 from featdistill.training import finetuning, optimizer, sharding
 from featdistill.training.holdout import score_holdout
-from featdistill.training.log import TrainingLog, start_trackers, tracker_names
+from featdistill.training.log import TrainingLog, start_trackers
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder
+from featdistill.training.selection import BestEpoch
 
 _log = logging.getLogger(__name__)
 # fp16 starts with its loss scaled by 2^16 and halves the scale at each overflow, which is normal; after this
 # many in a row the scale is not the problem.
 _MAX_OVERFLOWS = 20
-_MAX_WAIT = timedelta(hours=12)
 # How often several processes ask each other whether to save or to leave.
 _STEPS_BETWEEN_QUESTIONS = 10
-
-
-def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
-    """Set up the process group and precision; nothing is written yet.
-
-    Raises:
-        UserError: this hardware does not support the precision, or a tracker is not available.
-    """
-    trackers = tracker_names(recipe.trackers)
-    # A cache can take hours to make, while the other processes wait for the main one.
-    patience = {"timeout": _MAX_WAIT} if recipe.cache else {}
-    # Without a GPU, accelerate treats the processes of torchrun as unrelated, unless told.
-    on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
-    if recipe.precision == "fp16" and PartialState(cpu=on_cpu, **patience).device.type == "cpu":
-        raise UserError("precision fp16 needs a GPU; use --precision bf16 or fp32")
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
-        log_with=trackers or None,
-        project_config=ProjectConfiguration(logging_dir=str(run.path / "tensorboard")),
-        kwargs_handlers=[InitProcessGroupKwargs(**patience)],
-    )
-    if not accelerator.is_main_process:
-        # One process reports for all.
-        logging.getLogger("featdistill").setLevel(logging.WARNING)
-    return accelerator
 
 
 class Trainer:
@@ -105,8 +73,8 @@ class Trainer:
         self.is_sharded = sharding.is_sharded(accelerator)
         if self.is_sharded:
             sharding.check(recipe)
-        self.step, self.scored_epochs, self.best = 0, 0, -1.0
-        self.skipped_in_a_row = 0
+        self.step, self.scored_epochs, self.skipped_in_a_row = 0, 0, 0
+        self.best = BestEpoch(recipe)
         self.broken: list[tuple[str, str]] = []
         # Why this process cannot go on, until the others know.
         self.failure: str | None = None
@@ -124,6 +92,11 @@ class Trainer:
             weights=weights,
         )
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are scored, or enough of them without a better one."""
+        return self.scored_epochs == self.recipe.epochs or self.best.waited_enough(self.scored_epochs)
+
     def fit(self) -> int:
         """Train until the run is finished or SIGTERM arrives; do nothing if it is finished already.
 
@@ -131,7 +104,11 @@ class Trainer:
             1 if the run is finished, but images could not be read; else 0.
         """
         state = self.run.load_state()
-        if state and state["scored_epochs"] == self.recipe.epochs:
+        if state:
+            self.step, self.scored_epochs = state["step"], state["scored_epochs"]
+            self.best.epoch, self.best.quality = state["best_epoch"], state["best"]
+            self.skipped_in_a_row = state["skipped_in_a_row"]
+        if self.is_finished:
             _log.info(f"{self.run.path} is finished; nothing to do")
             return self._report()
         previous = signal.signal(signal.SIGTERM, self._request_stop)
@@ -140,7 +117,7 @@ class Trainer:
             self._prepare(state)
             self.batches.start = self.step
             stream = iter(make_loader(self.dataset, self.batches, self.recipe.workers))
-            while self.scored_epochs < self.recipe.epochs:
+            while not self.is_finished:
                 # A run killed between the last step of an epoch and its scores still owes the scores.
                 if not self._train_epoch(stream):
                     _log.info(
@@ -152,7 +129,7 @@ class Trainer:
             self.accelerator.wait_for_everyone()
         finally:
             signal.signal(signal.SIGTERM, previous)
-        return self._report() if self.scored_epochs == self.recipe.epochs else 0
+        return self._report() if self.is_finished else 0
 
     def _report(self) -> int:
         """Log how many images could not be read, and return the exit status."""
@@ -193,8 +170,6 @@ class Trainer:
             if not self.is_sharded:
                 self.task.load_checkpoint(state["task"])
                 plain_optimizer.load_state_dict(state["optimizer"])
-            self.step, self.scored_epochs, self.best = state["step"], state["scored_epochs"], state["best"]
-            self.skipped_in_a_row = state["skipped_in_a_row"]
             _log.info(f"continuing {self.run.path} at step {self.step} of {self.batches.end}")
         self.wrapped, self.optimizer = accelerator.prepare(self.task, plain_optimizer)
         if state and self.is_sharded:
@@ -339,12 +314,11 @@ class Trainer:
         holdout, unreadable = score_holdout(expert, self.holdout, self.recipe, self.accelerator)
         if self.accelerator.is_main_process:
             self.broken += unreadable
-        value = holdout["clean_auc"] if holdout["robust_auc"] is None else holdout["robust_auc"]
-        is_best = self.scored_epochs == 0 or (value is not None and value > self.best)
-        if is_best and value is not None:
-            self.best = value
         self.scored_epochs += 1
+        is_best = self.best.add(self.scored_epochs, holdout)
         self.log.epoch(self.step, self.scored_epochs, self.recipe.epochs, holdout, is_best)
+        if self.best.waited_enough(self.scored_epochs):
+            _log.info(f"no epoch after {self.best.epoch} was better, so the run ends here (patience)")
         if self.accelerator.is_main_process:
             card = self.card | {"epoch": self.scored_epochs, "metrics": {"holdout": holdout}}
             for folder in (self.run.expert_last, self.run.expert) if is_best else (self.run.expert_last,):
@@ -363,7 +337,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint, for a finished run without weights: they are in the expert's folder."""
-        is_finished = self.scored_epochs == self.recipe.epochs
+        is_finished = self.is_finished
         unreadable, self.broken = gather_object(self.broken), []
         task = optimizer_state = None
         if self.is_sharded and not is_finished:
@@ -380,7 +354,8 @@ class Trainer:
                     "scaler": scaler.state_dict() if scaler is not None else None,
                     "step": self.step,
                     "scored_epochs": self.scored_epochs,
-                    "best": self.best,
+                    "best": self.best.quality,
+                    "best_epoch": self.best.epoch,
                     "skipped_in_a_row": self.skipped_in_a_row,
                     "log": self.log.state(),
                 },

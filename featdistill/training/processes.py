@@ -1,0 +1,42 @@
+"""The processes of a run, their devices and their precision, through accelerate."""
+
+import logging
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+
+from featdistill.command_line import UserError
+from featdistill.training.log import tracker_names
+from featdistill.training.recipe import Recipe
+from featdistill.training.run_folder import RunFolder
+
+_MAX_WAIT = timedelta(hours=12)
+
+
+def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
+    """Set up the process group and precision; nothing is written yet.
+
+    Raises:
+        UserError: this hardware does not support the precision, or a tracker is not available.
+    """
+    trackers = tracker_names(recipe.trackers)
+    # A cache can take hours to make, while the other processes wait for the main one.
+    patience = {"timeout": _MAX_WAIT} if recipe.cache else {}
+    # Without a GPU, accelerate treats the processes of torchrun as unrelated, unless told.
+    on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+    if recipe.precision == "fp16" and PartialState(cpu=on_cpu, **patience).device.type == "cpu":
+        raise UserError("precision fp16 needs a GPU; use --precision bf16 or fp32")
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(logging_dir=str(run.path / "tensorboard")),
+        kwargs_handlers=[InitProcessGroupKwargs(**patience)],
+    )
+    if not accelerator.is_main_process:
+        # One process reports for all.
+        logging.getLogger("featdistill").setLevel(logging.WARNING)
+    return accelerator
