@@ -31,6 +31,9 @@ def build_parser() -> Parser:
         metavar="METHOD",
         help="probability_mean, logit_mean, or a file written by python -m featdistill fuse",
     )
+    parser.add_argument(
+        "--tta", default="none", metavar="VIEWS", help="views of an image to average over, as for predict.py"
+    )
     parser.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
     parser.add_argument("--host", default=LOOPBACK[0], help="address to listen on")
     parser.add_argument("--port", type=within(1, 65535), default=7860, help="port to listen on")
@@ -53,7 +56,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.host not in LOOPBACK:
         _log.warning("everyone who can reach %s can use this page; it has no password", args.host)
     predictor = load_ensemble(
-        args.experts, args.released, fusion=args.fusion, device=args.device, batch_size="1", workers=0
+        args.experts,
+        args.released,
+        fusion=args.fusion,
+        tta=args.tta,
+        device=args.device,
+        batch_size="1",
+        workers=0,
     )
     page.serve(predictor, args.host, args.port, int(args.max_mb * 2**20))
 

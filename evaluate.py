@@ -129,6 +129,9 @@ def sweep_parser() -> Parser:
     experts.add_argument(
         "--fusion", default="probability_mean", metavar="HOW", help="probability_mean, logit_mean or a file"
     )
+    experts.add_argument(
+        "--tta", default="none", metavar="VIEWS", help="views of an image to average over, as for predict.py"
+    )
     experts.add_argument("--batch-size", default="auto", metavar="N", help="images per batch")
     experts.add_argument("--workers", type=int, help="loader processes (default: 8, or the number of cores)")
     experts.add_argument(

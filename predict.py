@@ -60,7 +60,8 @@ def build_parser() -> Parser:
         "--tta",
         default="none",
         metavar="VIEWS",
-        help="views of an image to average over: none, hflip, five_crop, scales, or several joined by +",
+        help="views of an image to average over: none, hflip, five_crop, scales, blur, jpeg, rapid, or "
+        "several joined by +",
     )
     ensemble.add_argument(
         "--resize",

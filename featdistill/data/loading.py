@@ -14,7 +14,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import InputKey
-from featdistill.data.views import PLAIN, View, cut_view
+from featdistill.data.views import PLAIN, View, cut_views
 from featdistill.distortions.plan import apply_plan
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.images.equalization import Equalization, equalize
@@ -76,7 +76,7 @@ class ScoreDataset(Dataset):
     ) -> None:
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
         self.equalization, self.policy, self.seed = equalization, policy, seed
-        self.cuts = {view.key(key): (key, view) for key in keys for view in views}
+        self.keys, self.views = tuple(keys), tuple(views)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -89,11 +89,7 @@ class ScoreDataset(Dataset):
                 image = apply_plan(image, self.policy.draw(rng))
         except BrokenImage as error:
             return Broken(index, str(error))
-        cuts = self.cuts.items()
-        return {
-            "index": index,
-            "images": {name: cut_view(image, *key, view=view) for name, (key, view) in cuts},
-        }
+        return {"index": index, "images": cut_views(image, self.keys, self.views)}
 
 
 def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:

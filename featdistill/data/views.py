@@ -6,11 +6,18 @@
 | `hflip` | all other views, and their mirror images |
 | `five_crop` | the four corners and the center of the image, resized to 8 / 7 of the input's size |
 | `scales` | the image at 0.85, 1 and 1.15 times the input's size |
+| `blur` | the image and, once it has the input's size, a blurred copy (Gaussian, 1 px) |
+| `jpeg` | the same with a copy in JPEG of quality 75 |
+| `rapid` | eight views: the image, mirrored, at 0.85 and 1.15, two corners, blurred, in JPEG |
 
-Names can be combined with `+`: `hflip+five_crop` are ten views. The loader's workers cut all views from one
-decoded image; mirroring is done on the device. The paper uses none of them (section 4.4).
+Names can be combined with `+`: `hflip+five_crop` are ten views, `blur+jpeg` are three. The loader's workers
+cut all views from one decoded image; mirroring is done on the device. Nothing is drawn at random. The paper
+uses none of them (section 4.4). `rapid` has the eight views of the team Reagvis Labs (NTIRE 2026, arXiv
+2604.11487) as far as they are published: flip, scales, corners, blur and JPEG are theirs, how many of each
+and how strong is ours.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import cv2
@@ -19,14 +26,17 @@ from torch import Tensor
 
 from featdistill.command_line import one_of
 from featdistill.data.preprocessing import InputKey, fit, to_planes
+from featdistill.distortions.kernels.codecs import jpeg
+from featdistill.distortions.kernels.filters import gaussian_blur
 from featdistill.images.reading import limit_side
 
-TTA = ("none", "hflip", "five_crop", "scales")
 # Krizhevsky et al. 2012, section 4.1: corners and center of 224 px of an image of 256 px.
 _FIVE_CROP_SCALE = 256 / 224
 # Ours: far enough apart to move every patch, close enough to preserve the traces of a generator.
 _SCALES = (0.85, 1.15)
 _CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
+# Ours: a level-3 blur of the official library, and a quality that is common on the web.
+_DEGRADATIONS = {"blur": lambda square: gaussian_blur(square, 1.0), "jpeg": lambda square: jpeg(square, 75)}
 
 
 class View(NamedTuple):
@@ -36,24 +46,38 @@ class View(NamedTuple):
         scale: size of the resized image relative to the input's.
         top, left: position of the crop, as fractions of the space that it leaves.
         mirrored: whether it is flipped from left to right.
+        degraded: what is done to it when it has the input's size: `blur`, `jpeg`, or nothing.
     """
 
     scale: float = 1.0
     top: float = 0.5
     left: float = 0.5
     mirrored: bool = False
+    degraded: str = ""
 
     def key(self, key: InputKey) -> tuple:
         """Return the key under which a batch holds this view for experts with the input `key`."""
-        return key if self.is_plain else (*key, self.scale, self.top, self.left)
+        return key if self.is_plain else (*key, self.scale, self.top, self.left, self.degraded)
 
     @property
     def is_plain(self) -> bool:
         """Whether its pixels, before mirroring, are those without test-time augmentation."""
-        return (self.scale, self.top, self.left) == (1.0, 0.5, 0.5)
+        return self._replace(mirrored=False) == View()
 
 
 PLAIN = (View(),)
+_FIVE_CROP = tuple(View(_FIVE_CROP_SCALE, top, left) for top, left in _CORNERS)
+_OTHER_SCALES = tuple(map(View, _SCALES))
+_DEGRADED = tuple(View(degraded=name) for name in _DEGRADATIONS)
+# By name: in this order, each view once.
+_VIEWS = {
+    "scales": (*PLAIN, *_OTHER_SCALES),
+    "five_crop": _FIVE_CROP,
+    "blur": (*PLAIN, _DEGRADED[0]),
+    "jpeg": (*PLAIN, _DEGRADED[1]),
+    "rapid": (*PLAIN, View(mirrored=True), *_OTHER_SCALES, _FIVE_CROP[0], _FIVE_CROP[3], *_DEGRADED),
+}
+TTA = ("none", "hflip", "five_crop", "scales", "blur", "jpeg", "rapid")
 
 
 def parse_tta(text: str) -> tuple[str, tuple[View, ...]]:
@@ -63,16 +87,18 @@ def parse_tta(text: str) -> tuple[str, tuple[View, ...]]:
         UserError: a name is unknown.
     """
     names = {one_of("test-time augmentation", name, TTA) for name in text.split("+")} - {"none"}
-    views: list[View] = []
-    if "scales" in names or "five_crop" not in names:
-        views.append(View())
-    if "scales" in names:
-        views += [View(scale) for scale in _SCALES]
-    if "five_crop" in names:
-        views += [View(_FIVE_CROP_SCALE, top, left) for top, left in _CORNERS]
+    views = [view for name, own in _VIEWS.items() if name in names for view in own] or list(PLAIN)
     if "hflip" in names:
         views = [view._replace(mirrored=mirrored) for view in views for mirrored in (False, True)]
-    return "+".join(name for name in TTA if name in names) or "none", tuple(views)
+    return "+".join(name for name in TTA if name in names) or "none", tuple(dict.fromkeys(views))
+
+
+def cut_views(
+    image: np.ndarray, keys: Iterable[InputKey], views: Iterable[View] = PLAIN
+) -> dict[tuple, Tensor]:
+    """Return all views of an image (H, W, 3) for experts with the inputs `keys`, by `View.key`."""
+    cuts = {view.key(key): (key, view) for key in keys for view in views}
+    return {name: cut_view(image, *key, view=view) for name, (key, view) in cuts.items()}
 
 
 def cut_view(
@@ -91,8 +117,13 @@ def cut_view(
     Returns:
         (3, size, size) uint8.
     """
-    if view.is_plain:
-        return to_planes(fit(image, size, resize, max_side_px))
+    square = _cut_square(image, size, resize, max_side_px, view)
+    return to_planes(_DEGRADATIONS[view.degraded](square) if view.degraded else square)
+
+
+def _cut_square(image: np.ndarray, size: int, resize: str, max_side_px: int | None, view: View) -> np.ndarray:
+    if view._replace(degraded="").is_plain:
+        return fit(image, size, resize, max_side_px)
     image = limit_side(image, max_side_px)
     height, width = image.shape[:2]
     scale = 1.0 if resize == "crop" and view.scale == _FIVE_CROP_SCALE else view.scale
@@ -100,7 +131,7 @@ def cut_view(
     seen = {"squash": (height, width), "shorter": (shorter, shorter), "crop": (size, size)}[resize]
     rows, columns = (max(1, round(side / scale)) for side in seen)
     window = _window(image, rows, columns, view)
-    return to_planes(fit(window, size, "squash"))
+    return fit(window, size, "squash")
 
 
 def _window(image: np.ndarray, rows: int, columns: int, view: View) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from featdistill.command_line import UserError, one_of
-from featdistill.data.preprocessing import prepare
+from featdistill.data.views import cut_views
 from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS, Operation
 from featdistill.distortions.plan import Step, apply_plan
@@ -73,7 +73,7 @@ def distort(image: np.ndarray, name: str, level: int, seed: int = 0) -> np.ndarr
 def score(predictor: Predictor, image: np.ndarray) -> Scores:
     """Score an image (H, W, 3) uint8 RGB."""
     keys = dict.fromkeys(expert.preprocessing.key for expert in predictor.experts.values())
-    dataset = [{"index": 0, "images": {key: prepare(image, *key) for key in keys}}]
+    dataset = [{"index": 0, "images": cut_views(image, keys, predictor.views)}]
     models = predictor.models(predictor.precision, 1)
     settings = predictor.settings() | {"workers": 0, "batch_size": 1}
     (batch,) = score_dataset(models, dataset, **settings)

@@ -22,7 +22,8 @@ from torch.utils.data import Dataset
 from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.data.loading import Broken, load_image
-from featdistill.data.preprocessing import InputKey, fit, prepare, to_planes
+from featdistill.data.preprocessing import InputKey, fit
+from featdistill.data.views import PLAIN, View, cut_view, cut_views
 from featdistill.distortions.plan import Plan, apply_plan
 from featdistill.evaluation.intervals import METHOD, auc_bounds, auc_covariance, difference_bounds
 from featdistill.evaluation.metrics import roc_auc
@@ -42,8 +43,8 @@ _log = logging.getLogger(__name__)
 class SweepDataset(Dataset):
     """Images in cells: item `image * width` is the undistorted image, the next ones are it in each cell.
 
-    An item is a dict with `index` and `images`, a dict from `Preprocessing.key` to (3, S, S) uint8; or
-    `Broken`.
+    An item is a dict with `index` and `images`, a dict from `View.key` of `Preprocessing.key` to (3, S, S)
+    uint8; or `Broken`.
 
     Args:
         rows: of a manifest.
@@ -51,6 +52,7 @@ class SweepDataset(Dataset):
         cells: what is done to each image.
         seed: of the operations, with the name of the image and the cell.
         distort_at: `native` (at the stored size) or `input` (resized to each of the inputs).
+        views: for test-time augmentation, cut after the operation.
 
     Attributes:
         width: items per image.
@@ -63,10 +65,11 @@ class SweepDataset(Dataset):
         cells: Sequence[Cell],
         seed: int = 0,
         distort_at: str = "native",
+        views: Sequence[View] = PLAIN,
     ) -> None:
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
         self.keys, self.cells, self.seed = list(dict.fromkeys(keys)), list(cells), seed
-        self.at_input, self.width = distort_at == "input", 1 + len(cells)
+        self.at_input, self.width, self.views = distort_at == "input", 1 + len(cells), tuple(views)
         # The items of an image follow each other, so keeping the last decoded image is enough.
         self._last: tuple[int, list[np.ndarray] | BrokenImage] | None = None
 
@@ -80,13 +83,14 @@ class SweepDataset(Dataset):
         try:
             sources = self._sources(image)
             if self.at_input:
-                inputs = [_at_input(square, plan) for square in sources]
+                images = {}
+                for key, square in zip(self.keys, sources, strict=True):
+                    images |= _at_input(square, plan, key, self.views)
             else:
-                distorted = apply_plan(sources[0], plan)
-                inputs = [prepare(distorted, *key) for key in self.keys]
+                images = cut_views(apply_plan(sources[0], plan), self.keys, self.views)
         except BrokenImage as error:
             return Broken(index, str(error))
-        return {"index": index, "images": dict(zip(self.keys, inputs, strict=True))}
+        return {"index": index, "images": images}
 
     def _sources(self, image: int) -> list[np.ndarray]:
         """Return what the operations see: the decoded image, or it fitted to each of the inputs."""
@@ -122,6 +126,7 @@ def run(args: Namespace) -> int:
         args.experts or (),
         args.released,
         fusion=args.fusion,
+        tta=args.tta,
         device=args.device,
         precision=args.precision,
         batch_size=args.batch_size,
@@ -238,7 +243,9 @@ def _sweep(
     made_by = json.loads(json.dumps(made_by, sort_keys=True))
     keys = [expert.preprocessing.key for expert in predictor.experts.values()]
     settings = made_by["sweep"]
-    dataset = SweepDataset(sample.rows, keys, cells, settings["seed"], settings["distort_at"])
+    dataset = SweepDataset(
+        sample.rows, keys, cells, settings["seed"], settings["distort_at"], predictor.views
+    )
     partial = PartialScores(out, made_by, len(keys), len(dataset))
     score_resumably(predictor, dataset, partial, "sweep")
     # An image that is broken in one cell is left out of all: the cells are compared on the same images.
@@ -276,7 +283,8 @@ def _sweep(
     return result
 
 
-def _at_input(square: np.ndarray, plan: Plan) -> Tensor:
-    distorted = apply_plan(square, plan)
+def _at_input(square: np.ndarray, plan: Plan, key: InputKey, views: Sequence[View]) -> dict[tuple, Tensor]:
     # Some operations change the size.
-    return to_planes(distorted if distorted.shape == square.shape else fit(distorted, len(square), "squash"))
+    cuts = {view.key(key): view for view in views}
+    distorted = apply_plan(square, plan)
+    return {name: cut_view(distorted, len(square), "squash", view=view) for name, view in cuts.items()}

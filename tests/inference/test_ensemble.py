@@ -1,16 +1,20 @@
 """The engine, test-time augmentation, and the numbers that experts compute with."""
 
+import io
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import smooth_picture
+from PIL import Image
 from torch import nn
 
 from featdistill.command_line import UserError
 from featdistill.data.loading import ScoreDataset
 from featdistill.data.preprocessing import fit, prepare
-from featdistill.data.views import View, cut_view, parse_tta
+from featdistill.data.views import View, cut_view, cut_views, parse_tta
+from featdistill.distortions.official import OFFICIAL
 from featdistill.images.reading import read_image
 from featdistill.inference.compute import (
     automatic_batch_size,
@@ -152,6 +156,46 @@ def test_scales_show_more_or_less_of_the_image_and_reflect_what_lies_beyond():
             picture = smooth_picture(1, *shape)
             for view in parse_tta("scales+five_crop")[1]:
                 assert cut_view(picture, 32, resize, view=view).shape == (3, 32, 32)
+
+
+def test_degraded_views_are_the_input_blurred_or_in_jpeg():
+    image = smooth_picture(3, 90, 70)
+    for name, expected in (("blur", OFFICIAL["gausblur"]), ("jpeg", None)):
+        canonical, (plain, view) = parse_tta(name)
+        assert canonical == name and plain == View()
+        for key in ((48, "shorter"), (48, "squash"), (48, "crop"), (48, "shorter", 60)):
+            square = fit(image, *key)
+            seen = cut_view(image, *key, view=view).numpy().transpose(1, 2, 0)
+            assert seen.shape == square.shape and not np.array_equal(seen, square)
+            if expected:
+                # The official blur of level 3 has sigma 1 too, cut off at 2 instead of 3 sigma.
+                blurred = expected(square, 3, np.random.default_rng(0))
+                assert np.abs(seen.astype(int) - blurred).max() <= 3
+            else:
+                buffer = io.BytesIO()
+                Image.fromarray(square).save(buffer, "JPEG", quality=75)
+                assert np.abs(seen.astype(int) - np.asarray(Image.open(buffer)).astype(int)).max() <= 2
+            assert np.array_equal(cut_view(image, *key, view=view).numpy().transpose(1, 2, 0), seen)
+
+
+def test_the_eight_views_of_rapid():
+    name, views = parse_tta("rapid")
+    assert name == "rapid" and len(set(views)) == 8
+    assert sum(view.mirrored for view in views) == 1 and View() in views
+    assert {view.scale for view in views} == {1, 0.85, 1.15, 256 / 224}
+    assert [view.degraded for view in views if view.degraded] == ["blur", "jpeg"]
+    assert [(view.top, view.left) for view in views if view.scale == 256 / 224] == [(0, 0), (1, 1)]
+    # Views that several names share are not counted twice.
+    assert parse_tta("rapid+scales+blur") == ("scales+blur+rapid", parse_tta("scales+blur+rapid")[1])
+    assert set(parse_tta("rapid+scales+blur")[1]) == set(views)
+    mirrored = parse_tta("hflip+rapid")[1]
+    assert (
+        len(mirrored) == 14
+        and {view._replace(mirrored=False) for view in mirrored} <= {*views}
+        and sum(view.mirrored for view in mirrored) == 7
+    )
+    # Seven inputs serve all eight.
+    assert len(cut_views(smooth_picture(0, 60, 60), [(32, "squash")], views)) == 7
 
 
 @pytest.mark.parametrize("backbone", ["tiny_clip", "tiny_siglip", "timm:test_vit", "timm:test_efficientnet"])

@@ -107,7 +107,9 @@ def test_a_distortion_is_the_librarys_own_and_leaves_the_image_alone(picture):
         interactive.distort(image, "official/jpeg", 6)
 
 
-def test_scores_equal_those_of_predict(predictor, picture):
+@pytest.mark.parametrize("tta", ["none", "hflip+blur"])
+def test_scores_equal_those_of_predict(experts, picture, tta):
+    predictor = load_ensemble(experts, device="cpu", batch_size=1, workers=0, tta=tta)
     scores = interactive.score(predictor, decode(picture.read_bytes()))
     (expected,) = single_images.score_images(predictor, images_by_path([str(picture)]))["images"]
     assert scores.fused == pytest.approx(expected["score"], abs=1e-6)

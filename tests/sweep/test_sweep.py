@@ -15,6 +15,7 @@ from PIL import Image
 import evaluate
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import fit, prepare
+from featdistill.data.views import cut_view, parse_tta
 from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS
 from featdistill.distortions.plan import apply_plan
@@ -133,6 +134,21 @@ def test_what_an_image_gets_is_a_function_of_seed_name_operation_and_level(make_
                 assert torch.equal(item["images"][key], expected)
                 assert torch.equal(other["images"][key], expected)
     assert len({cell.step(seed, name).seed for cell in cells for seed in (7, 8) for name in "ab"}) == 16
+
+
+@pytest.mark.parametrize("distort_at", ["native", "input"])
+def test_views_of_test_time_augmentation_are_cut_after_the_operation(make_set, distort_at):
+    rows, views = read_manifest(make_set("val", 2)), parse_tta("rapid")[1]
+    cells = choose_cells(["official"], ["darken"], [3])[0]
+    item = SweepDataset(rows, KEYS, cells, 7, distort_at, views)[1]
+    pixels, plan = read_image(rows["image"][0]), (cells[0].step(7, rows["name"][0]),)
+    assert len(item["images"]) == 7 * len(KEYS)
+    for key in KEYS:
+        for view in views:
+            expected = cut_view(apply_plan(pixels, plan), *key, view=view)
+            if distort_at == "input":
+                expected = cut_view(apply_plan(fit(pixels, *key), plan), key[0], "squash", view=view)
+            assert torch.equal(item["images"][view.key(key)], expected)
 
 
 def test_an_image_is_decoded_once_for_all_cells_of_a_batch(make_set, monkeypatch):
