@@ -167,11 +167,16 @@ class Objective(Group):
 class Finetuning(Group):
     """Fine-tuning."""
 
-    finetune: Literal["full", "frozen", "last_n", "lora"] = option(
-        "full", "part of the backbone to train: all, nothing, the last layers, or low-rank adapters"
+    finetune: Literal["full", "frozen", "norms", "last_n", "norms_last_n", "lora"] = option(
+        "full",
+        "part of the backbone to train: all, nothing, all norms, the last layers, both, or low-rank adapters",
     )
-    last_n: int = option(4, "number of layers to train with finetune last_n", 1)
+    last_n: int = option(4, "number of layers to train with finetune last_n and norms_last_n", 1)
     lora_rank: int = option(16, "rank of the adapters of finetune lora", 1)
+    lora_layers: Literal["all", "attention", "mlp"] = option(
+        "all", "which linear layers get adapters: all, or those of attention or of the MLPs alone"
+    )
+    lora_last_n: int = option(0, "number of last layers that get adapters; 0: all layers", 0)
     lora_alpha: float = option(32.0, "scale of the adapters, divided by their rank", 0, exclusive=True)
 
 

@@ -1,4 +1,4 @@
-"""Which part of a backbone is trained: all of it, nothing, its last layers, or low-rank adapters (LoRA).
+"""Which part of a backbone is trained: all, nothing, its norms, its last layers, or low-rank adapters (LoRA).
 
 Frozen parts are in evaluation mode as well: no dropout, and BatchNorm keeps its pretrained statistics.
 """
@@ -17,17 +17,34 @@ def restrict(expert: Expert, options: Finetuning) -> None:
     """Freeze what `options.finetune` does not train, or add the low-rank adapters.
 
     Raises:
-        UserError: peft is not installed, or this backbone does not support adapters.
+        UserError: peft is not installed, or this backbone has no adapters or no norms.
     """
-    if options.finetune == "frozen":
-        expert.backbone.requires_grad_(False)
-    elif options.finetune == "last_n":
-        # The last entry is what follows the last layer: norm, pooling, projection.
-        trained = {name for names in expert.backbone.layers()[-(options.last_n + 1) :] for name in names}
+    if options.finetune == "lora":
+        _add_adapters(expert, options)
+    elif options.finetune != "full":
+        trained = _norms(expert) if options.finetune.startswith("norms") else set()
+        if options.finetune.endswith("last_n"):
+            trained |= _last_layers(expert, options.last_n)
         for name, parameter in expert.backbone.named_parameters():
             parameter.requires_grad_(name in trained)
-    elif options.finetune == "lora":
-        _add_adapters(expert, options)
+
+
+def _norms(expert: Expert) -> set[str]:
+    """Return the names of the scales and shifts of all norms, which all libraries name as such."""
+    names = {
+        f"{path}.{name}"
+        for path, module in expert.backbone.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    if not names:
+        raise UserError(f"finetune norms: {expert.spec.name} has no norms to train; use finetune last_n")
+    return names
+
+
+def _last_layers(expert: Expert, count: int) -> set[str]:
+    """Return the names of the parameters of the last layers and of what follows them (norm, projection)."""
+    return {name for names in expert.backbone.layers()[-(count + 1) :] for name in names}
 
 
 def train_mode(module: nn.Module) -> None:
@@ -62,9 +79,26 @@ def _add_adapters(expert: Expert, options: Finetuning) -> None:
     import peft
 
     targets = called_linear_layers(expert)
+    kind, hint = "", "use finetune last_n"
+    if options.lora_layers != "all":
+        targets = [name for name in targets if _part_of_block(name) == options.lora_layers]
+        kind, hint = f" of kind {options.lora_layers}", "use lora_layers all"
+    if options.lora_last_n:
+        last = _last_layers(expert, options.lora_last_n)
+        targets = [name for name in targets if f"{name}.weight" in last]
     if not targets:
-        raise UserError(f"finetune lora: {expert.spec.name} has no linear layers; use finetune last_n")
+        raise UserError(f"finetune lora: {expert.spec.name} has no linear layers{kind} to adapt; {hint}")
     config = peft.LoraConfig(
         r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules=targets, lora_dropout=0.0
     )
     peft.inject_adapter_in_model(config, expert.backbone)
+
+
+def _part_of_block(layer: str) -> str | None:
+    """Return the innermost part that holds a linear layer, by its name in timm or open_clip."""
+    for part in reversed(layer.split(".")):
+        if "mlp" in part:
+            return "mlp"
+        if "attn" in part:
+            return "attention"
+    return None

@@ -51,6 +51,84 @@ def test_last_n_trains_the_last_layers_and_what_comes_behind_them():
     assert not expert.backbone.model.blocks[0].training and expert.backbone.model.blocks[1].training
 
 
+@pytest.mark.parametrize("backbone", ["tiny_clip", "timm:test_vit", "timm:test_efficientnet"])
+def test_norms_trains_the_scales_and_shifts_of_all_norms_and_the_head(backbone):
+    expert = expert_of(backbone)
+    finetuning.restrict(expert, Finetuning(finetune="norms"))
+    kinds = (nn.LayerNorm, nn.BatchNorm2d)
+    wanted = {
+        f"{path}.{name}"
+        for path, module in expert.named_modules()
+        if isinstance(module, kinds)
+        for name in ("weight", "bias")
+    }
+    assert trained(expert) == wanted | {f"head.{name}" for name, _ in expert.head.named_parameters()}
+    finetuning.train_mode(expert)
+    linear = [module for module in expert.backbone.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    assert all(module.training for module in expert.modules() if isinstance(module, kinds))
+    assert linear and not any(module.training for module in linear)
+
+
+def test_norms_and_the_last_layers_are_trained_together():
+    sets = {}
+    for kind in ("norms", "last_n", "norms_last_n"):
+        expert = expert_of("timm:test_vit")
+        finetuning.restrict(expert, Finetuning(finetune=kind, last_n=2))
+        sets[kind] = trained(expert)
+    assert sets["norms_last_n"] == sets["norms"] | sets["last_n"]
+    assert sets["norms"] - sets["last_n"] and sets["last_n"] - sets["norms"]
+
+
+def test_a_backbone_without_norms_is_one_clear_error():
+    expert = expert_of("timm:test_resnet")
+    for path, module in list(expert.backbone.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            expert.backbone.set_submodule(path, nn.Identity())
+    with pytest.raises(UserError, match="finetune norms: test_resnet has no norms to train; use finetune"):
+        finetuning.restrict(expert, Finetuning(finetune="norms"))
+
+
+@pytest.mark.parametrize(
+    "options, parts, blocks",
+    [
+        ({}, {"qkv", "proj", "fc1", "fc2"}, range(6)),
+        ({"lora_layers": "attention"}, {"qkv", "proj"}, range(6)),
+        ({"lora_layers": "mlp"}, {"fc1", "fc2"}, range(6)),
+        ({"lora_last_n": 2}, {"qkv", "proj", "fc1", "fc2"}, (4, 5)),
+        ({"lora_layers": "mlp", "lora_last_n": 1}, {"fc1", "fc2"}, (5,)),
+    ],
+)
+def test_adapters_of_rank_and_scale_are_in_the_chosen_layers(options, parts, blocks):
+    pytest.importorskip("peft")
+    expert = expert_of("timm:test_vit")
+    finetuning.restrict(expert, Finetuning(finetune="lora", lora_rank=3, lora_alpha=12, **options))
+    adapted = {name: module for name, module in expert.backbone.named_modules() if hasattr(module, "lora_A")}
+    wanted = {
+        f"model.blocks.{block}.{'attn' if part in ('qkv', 'proj') else 'mlp'}.{part}"
+        for block in blocks
+        for part in parts
+    }
+    assert adapted.keys() == wanted
+    assert all(module.r["default"] == 3 and module.scaling["default"] == 4 for module in adapted.values())
+    with pytest.raises(UserError, match="test_efficientnet has no linear layers of kind attention"):
+        options = Finetuning(finetune="lora", lora_layers="attention")
+        finetuning.restrict(expert_of("timm:test_efficientnet"), options)
+
+
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("model.blocks.3.attn.q_proj", "attention"),
+        ("visual.transformer.resblocks.0.mlp.c_fc", "mlp"),
+        ("model.attn_pool.kv", "attention"),
+        ("model.attn_pool.mlp.fc1", "mlp"),
+        ("model.layers.1.downsample.reduction", None),
+    ],
+)
+def test_the_innermost_part_decides_what_a_layer_belongs_to(name, part):
+    assert finetuning._part_of_block(name) == part
+
+
 @pytest.mark.parametrize("backbone", ["tiny_siglip", "tiny_clip", "timm:test_vit"])
 def test_a_merged_expert_gives_the_logits_of_its_additions_and_loads_without_peft(backbone, tmp_path):
     pytest.importorskip("peft")
