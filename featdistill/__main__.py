@@ -65,8 +65,8 @@ def explain(arguments: list[str]) -> None:
 
 
 def fuse(arguments: list[str]) -> None:
-    """fit the weights and temperatures of an ensemble on labeled predictions"""
-    parser = Parser(description="Fit the weights and temperatures of an ensemble on labeled predictions.")
+    """fit or measure the weights of an ensemble on labeled predictions"""
+    parser = Parser(description="Find the weights of an ensemble's experts on labeled predictions.")
     parser.add_argument(
         "--predictions", nargs="+", required=True, metavar="FILE.csv", help="files written by predict.py"
     )
@@ -81,12 +81,25 @@ def fuse(arguments: list[str]) -> None:
     parser.add_argument(
         "--method", default="logit_mean", choices=("probability_mean", "logit_mean"), help="what is averaged"
     )
-    parser.add_argument("--folds", type=within(3), default=5, help="folds of the cross-validation")
+    parser.add_argument(
+        "--weights-by",
+        default="fit",
+        choices=("fit", "robust_auc"),
+        help="fit: weights and temperatures with the lowest log loss; robust_auc: weights in proportion to "
+        "each expert's AUC on the distorted images, without temperatures (default: fit)",
+    )
+    parser.add_argument("--folds", type=within(3), default=5, help="folds that the fit holds out in turn")
     parser.add_argument("--seed", type=within(0, 2**32 - 1), default=0, help="random seed of the folds")
     args = parser.parse_args(arguments)
-    from featdistill.inference import fusion_fit
+    from featdistill.inference import fusion_fit, fusion_weights
 
     rows, files = fusion_fit.read_labeled(args.predictions, args.labels)
+    if args.weights_by == "robust_auc":
+        content = fusion_weights.report(rows, fusion_weights.by_robust_auc(rows, args.method), files)
+        atomic.write_json(args.out, content)
+        print(fusion_weights.score_table(content))
+        print(f"{args.out}: weights by the AUC of {content['measured_on']['distorted']:,} distorted images")
+        return
     fitted = fusion_fit.fit(rows, args.method, args.folds, args.seed)
     content = fusion_fit.report(rows, fitted, files, args.seed)
     atomic.write_json(args.out, content)

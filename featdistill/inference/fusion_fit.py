@@ -41,16 +41,25 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled rows: `logits` (experts, N) float64, `label` (N,) 0 or 1, `group` (N,) of text."""
+    """Labelled rows.
+
+    Attributes:
+        logits: (experts, N) float64.
+        label: (N,) 0 or 1.
+        group: (N,) of text.
+        is_distorted: (N,) 1, 0, or -1 where it is unknown.
+    """
 
     names: list[str]
     logits: np.ndarray
     label: np.ndarray
     group: np.ndarray
+    is_distorted: np.ndarray
 
     def rows(self, mask: np.ndarray) -> "Labelled":
         """Return the rows of a mask (N,)."""
-        return Labelled(self.names, self.logits[:, mask], self.label[mask], self.group[mask])
+        columns = (self.label[mask], self.group[mask], self.is_distorted[mask])
+        return Labelled(self.names, self.logits[:, mask], *columns)
 
 
 @dataclass(frozen=True)
@@ -242,7 +251,8 @@ def read_labeled(
     # A row without a group is its own group, as in a hold-out.
     group = rows["group"].where(rows["group"] != "", "name:" + rows["name"])
     logits = logits_of(rows[[f"expert {name}" for name in names]].to_numpy(dtype=np.float64).T)
-    return Labelled(names, logits, rows["label"].to_numpy(np.int64), group.to_numpy(dtype=object)), files
+    label, is_distorted = (rows[name].to_numpy(np.int64) for name in ("label", "is_distorted"))
+    return Labelled(names, logits, label, group.to_numpy(dtype=object), is_distorted), files
 
 
 def report(rows: Labelled, fitted: Fitted, files: list[dict[str, Any]], seed: int) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def labeled(logits, label, group=None):
     logits = np.asarray(logits, dtype=np.float64)
     group = [f"row {row}" for row in range(len(label))] if group is None else group
     names = [f"e{number}" for number in range(len(logits))]
-    return Labelled(names, logits, np.asarray(label), np.asarray(group, dtype=object))
+    label = np.asarray(label)
+    return Labelled(names, logits, label, np.asarray(group, dtype=object), np.full(len(label), -1))
 
 
 def evidence(count, rng):
