@@ -82,6 +82,9 @@ class Architecture(Group):
 
     backbone: str = option("clip_l14", "short name, timm:NAME or open_clip:NAME")
     weights: str = option("hub", "source of the backbone's weights: hub, random, or a local file")
+    feature: str | None = option(
+        None, "what the head gets, such as mean_tokens or class+mean:6,12; none: the backbone's default"
+    )
     input_size: int | None = option(None, "side of the input in px; none: the backbone's default", 1)
     resize: Literal["shorter", "squash", "crop"] = option(
         "shorter", "resize the shorter side and crop, squash to a square, or crop without resizing"

@@ -47,8 +47,12 @@ _LICENCES = {"openai": "MIT", "laion2b_s13b_b90k": "MIT"}
 _LICENCE_NAMES = {"mit": "MIT", "apache-2.0": "Apache-2.0", "dinov3-license": "DINOv3 licence"}
 
 
-def resolve_spec(name: str, input_size: int | None = None) -> BackboneSpec:
+def resolve_spec(name: str, input_size: int | None = None, feature: str | None = None) -> BackboneSpec:
     """Return the specification of a backbone by name.
+
+    Args:
+        input_size: side of the input in px; None for the backbone's default.
+        feature: what the head gets, see `features`; None for the backbone's default.
 
     Raises:
         UserError: neither the zoo nor the library knows the name; the message suggests the nearest one.
@@ -78,7 +82,9 @@ def resolve_spec(name: str, input_size: int | None = None) -> BackboneSpec:
         spec = BackboneSpec("open_clip", architecture, tag, "projection")
     else:
         raise UserError(f"unknown library '{library}' in backbone '{name}'; known: timm, open_clip")
-    return dataclasses.replace(spec, input_size=input_size or spec.input_size)
+    return dataclasses.replace(
+        spec, input_size=input_size or spec.input_size, feature=feature or spec.feature
+    )
 
 
 def _check_tag(name: str, tag: str, tags: list[str]) -> str:

@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ class BackboneSpec:
         library: timm, open_clip, or `tiny` for the small transformers of this project.
         name: the library's name of the architecture.
         tag: the library's name of the pretrained weights, or a key of `FILE_WEIGHTS`.
-        feature: `pool` for the pooled embedding, `projection` for the one projected to the joint space
-            (CLIP).
+        feature: what the head gets, see `features`; `pool` is the pooled embedding, `projection` the one
+            projected to the joint space (CLIP).
+        positions: patch tokens, row by row, that the part `top_tokens` of the feature averages.
         input_size: side of the input in px; None for the architecture's default.
         options: further arguments of timm's `create_model` that change the architecture, such as its width
             or depth.
@@ -34,9 +36,19 @@ class BackboneSpec:
     library: Literal["timm", "open_clip", "tiny"]
     name: str
     tag: str = ""
-    feature: Literal["pool", "projection"] = "pool"
+    feature: str = "pool"
     input_size: int | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    positions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        # A card holds a list.
+        object.__setattr__(self, "positions", tuple(self.positions))
+
+    @property
+    def projects(self) -> bool:
+        """Whether the backbone needs its projection."""
+        return "projection" in self.feature.partition(":")[0].split("+")
 
     @property
     def full_name(self) -> str:
@@ -44,19 +56,53 @@ class BackboneSpec:
         return f"{self.name}.{self.tag}" if self.tag and self.tag not in FILE_WEIGHTS else self.name
 
 
+class Layer(NamedTuple):
+    """The tokens of one layer.
+
+    Attributes:
+        tokens: (B, N, C) of the patches. Those of the last layer are after the final norm, as `Backbone`
+            returns them; earlier ones are not normalized.
+        prefix: (B, P, C), class and register tokens, normalized like `tokens`; P is 0 without any.
+        hidden: (B, P + N, C), all tokens as the next block receives them; None unless the backbone is a
+            plain transformer.
+    """
+
+    tokens: Tensor
+    prefix: Tensor
+    hidden: Tensor | None
+
+
+class Reading(NamedTuple):
+    """What one forward pass has computed: pooled features (B, D) by kind, and layers by number."""
+
+    pooled: dict[str, Tensor]
+    layers: dict[int, Layer]
+
+
 class Backbone(nn.Module):
     """An image encoder.
 
     Attributes:
-        feature_dim: width D of the pooled feature.
+        feature_dim: width D of the pooled feature that `forward` returns.
         input_size: side S of its square input in px.
         mean, std: normalization it was trained with, for pixels in [0, 1].
         grid: patches along a side of the input; None unless each token of the last layer is one patch.
-        drops_tokens: whether `intermediates` can leave patch tokens out.
+        drops_tokens: whether `read` can leave patch tokens out.
+        depth: number of layers: blocks of a transformer, or stages of a hierarchical network.
+        kinds: the pooled features it has, out of `pool` and `projection`.
+        kind: the pooled feature that `forward` returns.
+        class_tokens, register_tokens: how many it has; class tokens come first, register tokens next.
+        is_plain: whether it is a transformer whose blocks all have the same tokens, so that `resume` works.
     """
 
     grid: int | None = None
     drops_tokens: bool = False
+    depth: int = 0
+    kinds: tuple[str, ...] = ("pool",)
+    kind: str = "pool"
+    class_tokens: int = 0
+    register_tokens: int = 0
+    is_plain: bool = False
 
     def __init__(self, feature_dim: int, input_size: int, mean: tuple, std: tuple) -> None:
         super().__init__()
@@ -82,13 +128,100 @@ class Backbone(nn.Module):
         transformer, or a stage of a hierarchical network, whose earlier layers have more and narrower tokens.
 
         Args:
-            keep: positions (B, K) int64 of the patch tokens that the blocks receive, in addition to class and
-                register tokens; None for all. Kept tokens have the position embeddings of their patches.
+            keep: see `read`.
 
         Raises:
             UserError: the backbone has fewer layers.
             ValueError: `keep` is given to a backbone whose `drops_tokens` is False.
         """
+        numbers = self.last_layers(layers)
+        reading = self.read(images, numbers, (self.kind,), keep)
+        return reading.pooled[self.kind], [reading.layers[number].tokens for number in numbers]
+
+    def last_layers(self, count: int) -> list[int]:
+        """Return the numbers of the last `count` layers, or raise a `UserError` if there are not so many."""
+        if not 1 <= count <= self.depth:
+            raise UserError(f"{self.name} has {self.depth} layers; cannot compare the last {count}")
+        return list(range(self.depth - count + 1, self.depth + 1))
+
+    @property
+    def name(self) -> str:
+        """The library's name of the model's class."""
+        raise NotImplementedError
+
+    def read(
+        self, images: Tensor, layers: Collection[int], kinds: Collection[str] = (), keep: Tensor | None = None
+    ) -> Reading:
+        """Return tokens of any layers and pooled features, all from one forward pass.
+
+        Layers after the last one that is needed are not computed.
+
+        Args:
+            images: (B, 3, S, S) float, normalized.
+            layers: numbers, from 1 to `depth`.
+            kinds: pooled features, out of `self.kinds`.
+            keep: positions (B, K) int64 of the patch tokens that the blocks receive, in addition to class and
+                register tokens; None for all. Kept tokens have the position embeddings of their patches.
+
+        Raises:
+            ValueError: `keep` is given to a backbone whose `drops_tokens` is False.
+        """
+        if keep is not None and not self.drops_tokens:
+            raise ValueError(f"{self.name} cannot leave tokens out")
+        if self.is_plain:
+            return self._run(self._embed(images, keep), 0, layers, kinds)
+        return self._read_maps(images, layers, kinds)
+
+    def resume(
+        self,
+        hidden: Tensor,
+        after: int,
+        layers: Collection[int],
+        kinds: Collection[str] = (),
+        keep: Tensor | None = None,
+    ) -> Reading:
+        """Return what `read` returns, computed from the tokens between two blocks of a plain transformer.
+
+        Args:
+            hidden: (B, P + N, C), `Layer.hidden` of layer `after`.
+            after: number of the layer that `hidden` comes from; `layers` come after it.
+            keep: see `read`; other tokens are dropped here.
+        """
+        if keep is not None:
+            hidden = keep_tokens(hidden, keep, self.class_tokens + self.register_tokens)
+        return self._run(hidden, after, layers, kinds)
+
+    def _run(self, hidden: Tensor, after: int, layers: Collection[int], kinds: Collection[str]) -> Reading:
+        """Run the blocks of a plain transformer from the tokens (B, P + N, C) after layer `after`."""
+        found: dict[int, Tensor] = {}
+        end = self.depth if kinds else max(layers, default=after)
+        for number, block in enumerate(self._blocks(hidden)[after:end], after + 1):
+            hidden = block(hidden)
+            if number in layers:
+                found[number] = hidden
+        prefix = self.class_tokens + self.register_tokens
+        read = {number: Layer(value[:, prefix:], value[:, :prefix], value) for number, value in found.items()}
+        if end < self.depth:
+            return Reading({}, read)
+        pooled, normalized = self._finish(hidden, kinds)
+        if self.depth in layers:
+            read[self.depth] = Layer(normalized[:, prefix:], normalized[:, :prefix], hidden)
+        return Reading(pooled, read)
+
+    def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """Return the tokens (B, P + N, C) that the first block of a plain transformer receives."""
+        raise NotImplementedError
+
+    def _blocks(self, hidden: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """Return the blocks of a plain transformer as functions of its tokens, which are like `hidden`."""
+        raise NotImplementedError
+
+    def _finish(self, hidden: Tensor, kinds: Collection[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the pooled features and all tokens after the final norm, from those after the last block."""
+        raise NotImplementedError
+
+    def _read_maps(self, images: Tensor, layers: Collection[int], kinds: Collection[str]) -> Reading:
+        """Do `read` for a backbone that is not a plain transformer."""
         raise NotImplementedError
 
     def layers(self) -> list[list[str]]:
@@ -126,10 +259,9 @@ def map_to_tokens(features: Tensor) -> Tensor:
     return features.flatten(2).transpose(1, 2)
 
 
-def check_layers(model: nn.Module, layers: int, available: int) -> None:
-    """Raise a `UserError` unless 1 to `available` layers are requested."""
-    if not 1 <= layers <= available:
-        raise UserError(f"{type(model).__name__} has {available} layers; cannot compare the last {layers}")
+def map_layer(tokens: Tensor) -> Layer:
+    """Return the layer of a network without class token and register tokens."""
+    return Layer(tokens, tokens[:, :0], None)
 
 
 def check_multiple(message: str, size_px: int, patch_px: int) -> None:

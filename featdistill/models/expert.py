@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from featdistill import __version__, atomic
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import Preprocessing
+from featdistill.models import features
 from featdistill.models.backbones import build, resolve_spec
 from featdistill.models.encoders import Backbone, BackboneSpec
 from featdistill.records.provenance import read_record
@@ -27,7 +28,7 @@ _FORMAT = 1
 
 
 class Encoded(NamedTuple):
-    """The output of an expert: logits (B,) float32, and what `Backbone.intermediates` returned."""
+    """The output of an expert: logits (B,) float32, features (B, D), and tokens of the last layers."""
 
     logit: Tensor
     feature: Tensor
@@ -36,6 +37,10 @@ class Encoded(NamedTuple):
 
 class Expert(nn.Module):
     """Images in, one logit per image out; P(AI-generated) is its sigmoid.
+
+    Attributes:
+        feature: what the head gets from the backbone, as `spec` says.
+        feature_dim: number D of its values.
 
     Args:
         backbone: the image encoder.
@@ -57,15 +62,17 @@ class Expert(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.spec = dataclasses.replace(spec, input_size=backbone.input_size)
+        self.feature = features.parse(spec.feature, backbone, spec.positions)
+        self.feature_dim = self.feature.dim
         self.head_config = {"hidden": head_hidden, "dropout": head_dropout}
         self.preprocessing = Preprocessing(
             backbone.input_size, resize, backbone.mean, backbone.std, max_side_px
         )
         if head_hidden:
-            layers = [nn.Linear(backbone.feature_dim, head_hidden), nn.ReLU()]
+            layers = [nn.Linear(self.feature_dim, head_hidden), nn.ReLU()]
             self.head = nn.Sequential(*layers, nn.Dropout(head_dropout), nn.Linear(head_hidden, 1))
         else:
-            self.head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(backbone.feature_dim, 1))
+            self.head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.feature_dim, 1))
         for name, values in (("mean", backbone.mean), ("std", backbone.std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         # Depthwise convolutions are several times faster in this layout; for transformers it is the same.
@@ -73,7 +80,7 @@ class Expert(nn.Module):
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return logits (B,) float32; see `encode`."""
-        return self.encode(images, keep=keep).logit
+        return self.encode(images, 0, keep).logit
 
     def encode(self, images: Tensor, layers: int = 1, keep: Tensor | None = None) -> Encoded:
         """Return logits, features and tokens.
@@ -81,31 +88,46 @@ class Expert(nn.Module):
         Args:
             images: (B, 3, S, S), uint8 or float in [0, 1].
             layers: number of last layers whose tokens are returned.
-            keep: positions of the patch tokens to compute; see `Backbone.intermediates`.
+            keep: positions of the patch tokens to compute; see `Backbone.read`.
         """
+        backbone, images = self.backbone, self.normalized(images)
+        if self.spec.feature != backbone.kind:
+            feature, tokens = self._combined(images, layers, keep)
+        elif layers <= 1 and keep is None:
+            feature, *tokens = backbone(images)
+        else:
+            feature, tokens = backbone.intermediates(images, max(layers, 1), keep)
+        logit = self.head(feature.to(self.head[-1].weight.dtype))[:, 0]
+        return Encoded(logit.float(), feature, tuple(tokens))
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Return what the backbone receives, of images (B, 3, S, S), uint8 or float in [0, 1]."""
         images = images / 255 if images.dtype == torch.uint8 else images
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         # Normalized in float32, so that only the result is rounded to the type of the weights.
-        images = images.to(next(self.backbone.parameters()).dtype)
-        if layers == 1 and keep is None:
-            feature, *tokens = self.backbone(images)
-        else:
-            feature, tokens = self.backbone.intermediates(images, layers, keep)
-        logit = self.head(feature.to(self.head[-1].weight.dtype))[:, 0]
-        return Encoded(logit.float(), feature, tuple(tokens))
+        return images.to(next(self.backbone.parameters()).dtype)
+
+    def _combined(self, images: Tensor, layers: int, keep: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Return the feature and the tokens of the last layers, from one forward pass."""
+        numbers, kinds = features.needs(self.feature.atoms)
+        last = self.backbone.last_layers(layers) if layers else []
+        reading = self.backbone.read(images, {*numbers, *last}, kinds, keep)
+        values = features.atoms_of(self.backbone, reading, self.feature.atoms)
+        return self.feature.combine(values), [reading.layers[number].tokens for number in last]
 
 
 def create_expert(
     backbone: str,
     weights: str,
     *,
+    feature: str | None = None,
     input_size: int | None = None,
     resize: str = "shorter",
     head_hidden: int = 256,
     head_dropout: float = 0.3,
 ) -> Expert:
     """Build a new expert: pretrained or random backbone, fresh head (from torch's current random state)."""
-    spec = resolve_spec(backbone, input_size)
+    spec = resolve_spec(backbone, input_size, feature)
     return Expert(build(spec, weights), spec, head_hidden, head_dropout, resize)
 
 

@@ -1,8 +1,9 @@
 """Image towers of open_clip, with the activation, normalization and position embeddings of their weights."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import open_clip.transformer
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from featdistill.command_line import UserError
 from featdistill.models import encoders
-from featdistill.models.encoders import Backbone, BackboneSpec
+from featdistill.models.encoders import Backbone, BackboneSpec, Reading
 from featdistill.models.timm_encoders import TimmBackbone, group_parameters, patch_px, timm_layers
 from featdistill.models.weights import first_line, from_hub
 
@@ -24,41 +26,52 @@ _RESNET_STRIDE_PX = 32
 
 
 class OpenClipBackbone(Backbone):
-    """The image tower of an open_clip model; its feature is the projected embedding, not normalized."""
+    """The image tower of an open_clip model; `projection` is the joint embedding, not normalized."""
+
+    kinds, kind = ("pool", "projection"), "projection"
 
     def __init__(self, visual: nn.Module, feature_dim: int, input_size: int, mean: tuple, std: tuple) -> None:
         Backbone.__init__(self, feature_dim, input_size, mean, std)
         self.visual = visual
 
+    @property
+    def name(self) -> str:
+        return type(self.visual).__name__
+
 
 class OpenClipTransformer(OpenClipBackbone):
     """open_clip's own vision transformer: CLIP and, with attention pooling, CoCa."""
 
-    drops_tokens = True
+    drops_tokens = is_plain = True
+    class_tokens = 1
 
     @property
     def grid(self) -> int:
         return self.visual.grid_size[0]
 
-    def intermediates(
-        self, images: Tensor, layers: int, keep: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        visual = self.visual
-        encoders.check_layers(visual, layers, len(visual.transformer.resblocks))
-        if keep is None:
-            output = visual.forward_intermediates(images, indices=layers, output_fmt="NLC")
-            pooled, tokens = output["image_features"], output["image_intermediates"]
-        else:
-            # open_clip can only drop tokens at random, so its forward pass is repeated here.
-            hidden = encoders.keep_tokens(visual._embeds(images), keep, 1)
-            hidden, outputs = visual.transformer.forward_intermediates(hidden, indices=layers)
-            pooled, _ = visual._pool(hidden)
-            pooled = pooled if visual.proj is None else pooled @ visual.proj
-            tokens = [layer[:, 1:] for layer in outputs]
+    @property
+    def depth(self) -> int:
+        return len(self.visual.transformer.resblocks)
+
+    def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        # open_clip can only drop tokens at random, and starts at the image, so its forward pass is repeated.
+        hidden = self.visual._embeds(images)
+        return hidden if keep is None else encoders.keep_tokens(hidden, keep, self.class_tokens)
+
+    def _blocks(self, hidden: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        transformer = self.visual.transformer
+        if transformer.grad_checkpointing:
+            return [partial(checkpoint, block, use_reentrant=False) for block in transformer.resblocks]
+        return list(transformer.resblocks)
+
+    def _finish(self, hidden: Tensor, kinds: Collection[str]) -> tuple[dict[str, Tensor], Tensor]:
+        visual, pooled = self.visual, {}
+        if kinds:
+            pooled["pool"], _ = visual._pool(hidden)
+            pooled["projection"] = pooled["pool"] if visual.proj is None else pooled["pool"] @ visual.proj
         # With attention pooling, the norm follows it and has the width of the pooled feature.
-        if visual.attn_pool is None:
-            tokens[-1] = visual.ln_post(tokens[-1])
-        return pooled, tokens
+        normalized = hidden if visual.attn_pool is not None else visual.ln_post(hidden)
+        return {kind: pooled[kind] for kind in kinds}, normalized
 
     def layers(self) -> list[list[str]]:
         stem = r"^(?:conv1|class_embedding|positional_embedding|ln_pre)"
@@ -70,18 +83,22 @@ class OpenClipTransformer(OpenClipBackbone):
 
 
 class OpenClipResNet(OpenClipBackbone):
-    """CLIP's ResNet: the tokens are the map before attention pooling, the feature is the pooled map."""
+    """CLIP's ResNet: the tokens are the map before attention pooling, which also projects."""
 
-    def intermediates(
-        self, images: Tensor, layers: int, keep: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        encoders.check_layers(self.visual, layers, 5)  # the stem and four stages
-        if keep is not None:
-            raise ValueError("a convolutional network cannot leave tokens out")
-        output = self.visual.forward_intermediates(images, indices=layers)
-        return output["image_features"], [
-            encoders.map_to_tokens(tokens) for tokens in output["image_intermediates"]
-        ]
+    kinds = ("projection",)
+    depth = 5  # the stem and four stages
+
+    def _read_maps(self, images: Tensor, layers: Collection[int], kinds: Collection[str]) -> Reading:
+        # With the last stage among them, all stages are computed, as the pooling needs.
+        numbers = sorted({*layers, self.depth} if kinds else set(layers))
+        output = self.visual.forward_intermediates(
+            images, indices=[number - 1 for number in numbers], intermediates_only=not kinds
+        )
+        read = {
+            number: encoders.map_layer(encoders.map_to_tokens(values))
+            for number, values in zip(numbers, output["image_intermediates"], strict=True)
+        }
+        return Reading({kind: output["image_features"] for kind in kinds}, read)
 
     def layers(self) -> list[list[str]]:
         matcher = {"stem": r"^(?:conv|bn)\d", "blocks": r"^layer(\d)\.(\d+)"}
@@ -96,12 +113,15 @@ class OpenClipResNet(OpenClipBackbone):
 class OpenClipTimm(OpenClipBackbone, TimmBackbone):
     """An open_clip model whose image tower is a timm model followed by a projection."""
 
+    kinds, kind = OpenClipBackbone.kinds, OpenClipBackbone.kind
+
     @property
     def timm_model(self) -> nn.Module:
         return self.visual.trunk
 
-    def pool(self, features: Tensor) -> Tensor:
-        return self.visual.head(self.timm_model.forward_head(features))
+    def pool(self, features: Tensor, kind: str | None = None) -> Tensor:
+        pooled = self.timm_model.forward_head(features)
+        return pooled if kind == "pool" else self.visual.head(pooled)
 
     def layers(self) -> list[list[str]]:
         layers = timm_layers(self.timm_model, "visual.trunk.")

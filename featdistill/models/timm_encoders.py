@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable, Collection
 from typing import Any
 
 import timm
@@ -9,11 +10,10 @@ import timm.models
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from featdistill.command_line import UserError
-from featdistill.models import encoders
-from featdistill.models.encoders import Backbone, BackboneSpec
+from featdistill.models import encoders, timm_transformers
+from featdistill.models.encoders import Backbone, BackboneSpec, Reading
 from featdistill.models.tiny import tiny_transformer
 from featdistill.models.weights import FILE_WEIGHTS, encoder_only, first_line, from_hub
 
@@ -21,7 +21,11 @@ _HALF = (0.5, 0.5, 0.5)
 
 
 class TimmBackbone(Backbone):
-    """Any timm model; its feature is the pooled one (`pool`), or the output of its head (`projection`)."""
+    """Any timm model; `projection` is the output of its head, if it is built with one.
+
+    Args:
+        feature: `projection` if that is what `forward` returns, anything else for the pooled feature.
+    """
 
     def __init__(self, model: nn.Module, feature: str, input_size: int, mean: tuple, std: tuple) -> None:
         projects = feature == "projection"
@@ -34,6 +38,10 @@ class TimmBackbone(Backbone):
         return self.model
 
     @property
+    def name(self) -> str:
+        return type(self.timm_model).__name__
+
+    @property
     def grid(self) -> int | None:
         grid = getattr(getattr(self.timm_model, "patch_embed", None), "grid_size", None)
         # Layers of different resolution merge patches.
@@ -44,25 +52,67 @@ class TimmBackbone(Backbone):
     def drops_tokens(self) -> bool:
         return isinstance(self.timm_model, VisionTransformer)
 
-    def pool(self, features: Tensor) -> Tensor:
-        """Return the pooled feature (B, D) of timm's unpooled features."""
-        return self.model.forward_head(features, pre_logits=not self.projects)
+    @property
+    def is_plain(self) -> bool:
+        return isinstance(self.timm_model, timm_transformers.PLAIN)
+
+    @property
+    def depth(self) -> int:
+        return len(self.timm_model.blocks if self.is_plain else self.timm_model.feature_info)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("pool", "projection") if self.model.num_classes else ("pool",)
+
+    @property
+    def kind(self) -> str:
+        return "projection" if self.projects else "pool"
+
+    @property
+    def class_tokens(self) -> int:
+        return self.timm_model.num_prefix_tokens - self.register_tokens if self.is_plain else 0
+
+    @property
+    def register_tokens(self) -> int:
+        return timm_transformers.register_tokens(self.timm_model) if self.is_plain else 0
+
+    def pool(self, features: Tensor, kind: str | None = None) -> Tensor:
+        """Return the pooled feature (B, D), by default that of `forward`, of timm's unpooled features."""
+        return self.model.forward_head(features, pre_logits=(kind or self.kind) == "pool")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.timm_model.forward_features(images)
         return self.pool(features), _tokens_of(self.timm_model, features)
 
-    def intermediates(
-        self, images: Tensor, layers: int, keep: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        return timm_transformers.embed(self.timm_model, images, keep)
+
+    def _blocks(self, hidden: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        return timm_transformers.blocks(self.timm_model, hidden)
+
+    def _finish(self, hidden: Tensor, kinds: Collection[str]) -> tuple[dict[str, Tensor], Tensor]:
+        features = self.timm_model.norm(hidden)
+        return {kind: self.pool(features, kind) for kind in kinds}, features
+
+    def _read_maps(self, images: Tensor, layers: Collection[int], kinds: Collection[str]) -> Reading:
         model = self.timm_model
-        encoders.check_layers(model, layers, len(model.feature_info))
-        if keep is None:
-            features, maps = model.forward_intermediates(images, indices=layers)
-            tokens = [encoders.map_to_tokens(tokens) for tokens in maps]
+        earlier = sorted(set(layers) - {self.depth})
+        indices = [number - 1 for number in earlier]
+        if not kinds and self.depth not in layers:
+            maps = model.forward_intermediates(
+                images, indices=indices, stop_early=True, intermediates_only=True
+            )
+        elif earlier:
+            features, maps = model.forward_intermediates(images, indices=indices)
         else:
-            features, tokens = _forward_kept(model, images, layers, keep)
-        return self.pool(features), [*tokens[:-1], _tokens_of(model, features)]
+            features, maps = model.forward_features(images), []
+        read = {
+            number: encoders.map_layer(encoders.map_to_tokens(values))
+            for number, values in zip(earlier, maps, strict=True)
+        }
+        if self.depth in layers:
+            read[self.depth] = encoders.map_layer(_tokens_of(model, features))
+        return Reading({kind: self.pool(features, kind) for kind in kinds}, read)
 
     def layers(self) -> list[list[str]]:
         return timm_layers(self.timm_model, "model.")
@@ -72,25 +122,6 @@ class TimmBackbone(Backbone):
             self.timm_model.set_grad_checkpointing(enabled)
         except (AssertionError, AttributeError) as error:  # how timm models refuse
             raise encoders.no_checkpointing(self.timm_model) from error
-
-
-def _forward_kept(model: nn.Module, images: Tensor, layers: int, keep: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Run `VisionTransformer.forward_features` on some of the patch tokens.
-
-    timm can only drop tokens at random, so its forward pass is repeated here. BEiT and Eva are not supported:
-    their blocks add positions themselves.
-    """
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"{type(model).__name__} cannot leave tokens out")
-    prefix = model.num_prefix_tokens
-    hidden = model.norm_pre(encoders.keep_tokens(model._pos_embed(model.patch_embed(images)), keep, prefix))
-    tokens = []
-    for number, block in enumerate(model.blocks):
-        recomputes = model.grad_checkpointing
-        hidden = checkpoint(block, hidden, use_reentrant=False) if recomputes else block(hidden)
-        if number >= len(model.blocks) - layers:
-            tokens.append(hidden[:, prefix:])
-    return model.norm(hidden), tokens
 
 
 def _tokens_of(model: nn.Module, features: Tensor) -> Tensor:
@@ -148,7 +179,7 @@ def build_timm(spec: BackboneSpec, weights: str) -> Backbone:
     """Build a timm model; see `backbones.build`."""
     name, file_weights = spec.full_name, FILE_WEIGHTS.get(spec.tag)
     config = timm.get_pretrained_cfg(name)
-    options: dict[str, Any] = {} if spec.feature == "projection" else {"num_classes": 0}
+    options: dict[str, Any] = {} if spec.projects else {"num_classes": 0}
     options |= spec.options
     default_size = config.input_size[-1]
     size = spec.input_size or default_size

@@ -136,7 +136,7 @@ class DistillTask(ClassifyTask):
             self.weights["dense"] = options.dense_weight
         if "crd" in objectives:
             self.weights["crd"] = options.crd_weight
-            self.crd = ContrastiveDistillation(expert.backbone.feature_dim, options)
+            self.crd = ContrastiveDistillation(expert.feature_dim, options)
 
     @property
     def keeps_layout_only(self) -> bool:
