@@ -164,6 +164,9 @@ class Objective(Group):
     bce_weight: float = option(1.0, "weight of binary cross-entropy", 0)
     consistency_weight: float = option(0.0, "weight of the divergence between clean and distorted images", 0)
     ema: float = option(0.0, "decay of the average of weights to score and save; 0: none", 0, 1)
+    swa_start: int = option(
+        0, "first epoch, from 1, from which the weights at the end of epochs are averaged; 0: none", 0
+    )
 
 
 @dataclass(frozen=True)

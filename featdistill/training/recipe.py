@@ -67,6 +67,10 @@ class Recipe(
                 "finetune lora does not change the weights that ema and a momentum teacher follow; use ema 0 "
                 "and teacher_kind frozen"
             )
+        if self.swa_start and self.ema:
+            raise UserError("ema and swa_start are two averages of the weights; use ema 0 or swa_start 0")
+        if self.swa_start > self.epochs:
+            raise UserError(f"swa_start {self.swa_start} comes after the last of {self.epochs} epochs")
         if self.focal_alpha and self.ai_weight != 1:
             raise UserError(
                 "focal_alpha and ai_weight both weight the classes; use focal_alpha 0 or ai_weight 1 "

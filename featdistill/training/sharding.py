@@ -28,14 +28,14 @@ def check(recipe: Recipe) -> None:
     """Refuse what needs whole weights.
 
     Raises:
-        UserError: the recipe has low-rank adapters, a moving average or a momentum teacher.
+        UserError: the recipe has low-rank adapters, an average of the weights or a momentum teacher.
     """
     if recipe.finetune == "lora":
         raise UserError("finetune lora does not work with FSDP; use finetune last_n, or start without FSDP")
-    if recipe.ema or getattr(recipe, "teacher_kind", None) == "momentum":
+    if recipe.ema or recipe.swa_start or getattr(recipe, "teacher_kind", None) == "momentum":
         raise UserError(
-            "moving averages and momentum teachers do not work with FSDP; use ema 0 and teacher_kind frozen, "
-            "or start without FSDP"
+            "averages of the weights and momentum teachers do not work with FSDP; use ema 0, swa_start 0 and "
+            "teacher_kind frozen, or start without FSDP"
         )
 
 

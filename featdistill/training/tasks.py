@@ -5,10 +5,11 @@ The trainer serves both stages, because all that differs between them is here. B
 | member | is |
 |---|---|
 | `expert` | the student, which is trained |
-| `evaluated` | what is scored and saved: the moving average of the weights, if any, or the student |
+| `evaluated` | what is scored and saved: the average of the weights, if any, or the student |
 | `views`, `keeps_layout_only` | what the data set must add, and whether pixels must stay in place |
 | `extra_parameters()` | what is trained in addition to the expert |
 | `after_step()`, `after_skip()` | called after an optimizer step, or after a step that was left out |
+| `after_epoch()`, `stale_norms()` | called at the end of an epoch; BatchNorm layers to renew then |
 | `checkpoint()`, `load_checkpoint()` | all of the task's tensors that a killed run needs |
 """
 
@@ -21,9 +22,10 @@ from featdistill.models.encoders import tokens_at
 from featdistill.models.expert import Expert
 from featdistill.models.masking import PatchMasking
 from featdistill.recipe_groups import Distillation, Objective
+from featdistill.training.averages import EqualAverage, WeightAverage
 from featdistill.training.contrastive import ContrastiveDistillation
 from featdistill.training.objectives import binary_cross_entropy, consistency, layers_alignment, token_cosine
-from featdistill.training.teachers import FrozenTeacher, MomentumTeacher, WeightAverage, momentum_at
+from featdistill.training.teachers import FrozenTeacher, MomentumTeacher, momentum_at
 
 
 class ClassifyTask(nn.Module):
@@ -40,7 +42,11 @@ class ClassifyTask(nn.Module):
     def __init__(self, expert: Expert, options: Objective, masking: PatchMasking | None = None) -> None:
         super().__init__()
         self.expert, self.options, self.masking = expert, options, masking
-        self.average = WeightAverage(expert, options.ema) if options.ema else None
+        self.average: WeightAverage | EqualAverage | None = None
+        if options.ema:
+            self.average = WeightAverage(expert, options.ema)
+        elif options.swa_start:
+            self.average = EqualAverage(expert, options.swa_start)
         self.weights = {"bce": options.bce_weight}
         if options.consistency_weight:
             self.weights["consistency"] = options.consistency_weight
@@ -48,7 +54,7 @@ class ClassifyTask(nn.Module):
     @property
     def evaluated(self) -> Expert:
         """The expert that is scored and saved."""
-        return self.average.expert if self.average else self.expert
+        return self.average.expert if self.average and self.average.has_begun else self.expert
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -76,7 +82,16 @@ class ClassifyTask(nn.Module):
     def after_step(self, step: int, total: int) -> None:
         """Account for an optimizer step that was taken, number `step` (from 0) of `total`."""
         if self.average:
-            self.average.update(self.expert, step)
+            self.average.after_step(self.expert, step)
+
+    def after_epoch(self, epoch: int) -> None:
+        """Account for the end of an epoch, counted from 1."""
+        if self.average:
+            self.average.after_epoch(self.expert, epoch)
+
+    def stale_norms(self) -> list[nn.Module]:
+        """Return the BatchNorm layers of `evaluated` whose statistics have to be computed anew."""
+        return self.average.stale_norms(self.expert) if self.average and self.average.has_begun else []
 
     def after_skip(self) -> None:
         """Discard what the forward passes of a skipped step have left."""
@@ -91,7 +106,7 @@ class ClassifyTask(nn.Module):
             module.load_state_dict(state[name], strict=True)
 
     def _changing(self) -> dict[str, nn.Module]:
-        average = {"average": self.average.expert} if self.average else {}
+        average = {"average": self.average} if self.average else {}
         return {"expert": self.expert, **average}
 
     def _student_input(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:

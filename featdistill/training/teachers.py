@@ -1,9 +1,8 @@
-"""Networks that accompany the student: the teacher of stage 2, and the moving average of the weights.
+"""The teachers of stage 2.
 
 None of them has a gradient, and all stay in evaluation mode, whatever the mode of the task around them.
 """
 
-import copy
 import math
 
 import torch
@@ -21,14 +20,6 @@ def momentum_at(step: int, total: int, base: float, maximum: float) -> float:
     return maximum - (maximum - base) * (math.cos(math.pi * step / total) + 1) / 2
 
 
-def average_decay_at(step: int, decay: float) -> float:
-    """Return min(decay, (1 + step) / (10 + step)), so that the initial weights are soon forgotten.
-
-    This is the usual warm-up of a moving average (that of TensorFlow's `ExponentialMovingAverage`).
-    """
-    return min(decay, (1 + step) / (10 + step))
-
-
 @torch.no_grad()
 def follow(follower: nn.Module, source: nn.Module, momentum: float) -> None:
     """Set all parameters to momentum * follower + (1 - momentum) * source, and copy the buffers.
@@ -40,19 +31,19 @@ def follow(follower: nn.Module, source: nn.Module, momentum: float) -> None:
         buffer.copy_(new)
 
 
-class _Untrained(nn.Module):
+class Untrained(nn.Module):
     """Holds an expert without gradient, always in evaluation mode."""
 
     def __init__(self, expert: Expert) -> None:
         super().__init__()
         self.expert = expert.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "_Untrained":
+    def train(self, mode: bool = True) -> "Untrained":
         """Stay in evaluation mode."""
         return super().train(False)
 
 
-class FrozenTeacher(_Untrained):
+class FrozenTeacher(Untrained):
     """The stage-1 expert as it is (paper, section 4.7)."""
 
     # Whether it changes in training, so that a killed run needs it.
@@ -75,18 +66,3 @@ class MomentumTeacher(FrozenTeacher):
     def follow(self, student: Expert, momentum: float) -> None:
         """Move towards the student by 1 - momentum; see `momentum_at`."""
         follow(self.expert, student, momentum)
-
-
-class WeightAverage(_Untrained):
-    """Exponential moving average of the student's weights, which is scored and saved instead of them.
-
-    It is not a teacher: a momentum teacher has its own schedule.
-    """
-
-    def __init__(self, student: Expert, decay: float) -> None:
-        super().__init__(copy.deepcopy(student))
-        self.decay = decay
-
-    def update(self, student: Expert, step: int) -> None:
-        """Include the weights after an optimizer step, counted from 0."""
-        follow(self.expert, student, average_decay_at(step, self.decay))

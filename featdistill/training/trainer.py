@@ -9,6 +9,7 @@ With several processes, each takes its slice of every batch (`sampling.TrainBatc
 makes its gradient NaN, and so all of them ask each other why before they skip the step.
 """
 
+import copy
 import logging
 import math
 import os
@@ -32,7 +33,7 @@ from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
 from featdistill.inference.compute import failed_compilation_is_an_error, full_memory_is_an_error
 from featdistill.models.expert import Expert, load_expert, save_expert
-from featdistill.training import finetuning, optimizer, sharding
+from featdistill.training import averages, finetuning, optimizer, sharding
 from featdistill.training.holdout import score_holdout
 from featdistill.training.log import TrainingLog, start_trackers
 from featdistill.training.recipe import Recipe
@@ -45,6 +46,8 @@ _log = logging.getLogger(__name__)
 _MAX_OVERFLOWS = 20
 # How often several processes ask each other whether to save or to leave.
 _STEPS_BETWEEN_QUESTIONS = 10
+# Batches from which BatchNorm's statistics are computed, at most: more of them change little.
+_STATISTICS_STEPS = 200
 
 
 class Trainer:
@@ -310,6 +313,8 @@ class Trainer:
 
     def _score_epoch(self) -> None:
         """Score the hold-out, save the expert (also as the best one, if it is), and write a checkpoint."""
+        self.task.after_epoch(self.scored_epochs + 1)
+        self._renew_statistics()
         expert = self._whole_expert()
         holdout, unreadable = score_holdout(expert, self.holdout, self.recipe, self.accelerator)
         if self.accelerator.is_main_process:
@@ -324,6 +329,17 @@ class Trainer:
             for folder in (self.run.expert_last, self.run.expert) if is_best else (self.run.expert_last,):
                 save_expert(expert, folder, card)
         self._save()
+
+    def _renew_statistics(self) -> None:
+        """Compute the statistics of an average's BatchNorm layers from images of the epoch that has ended."""
+        norms, batches, device = self.task.stale_norms(), copy.copy(self.batches), self.accelerator.device
+        if norms:
+            batches.start = self.scored_epochs * batches.steps_per_epoch
+            batches.end = batches.start + min(batches.steps_per_epoch, _STATISTICS_STEPS)
+            loader = make_loader(self.dataset, batches, self.recipe.workers)
+            images = (batch["images"].to(device, non_blocking=True) for batch in loader if "images" in batch)
+            with self.accelerator.autocast():
+                averages.renew_statistics(self.task.evaluated, norms, images, self.accelerator.reduce)
 
     def _whole_expert(self) -> Expert:
         """Return the expert that is scored and saved, without adapters and sharding."""

@@ -136,8 +136,9 @@ def test_processes_end_together_when_one_has_no_readable_image(tmp_path, make_se
     ("recipe", "message"),
     [
         (Recipe(finetune="lora"), "lora does not work with FSDP"),
-        (Recipe(ema=0.9), "moving averages and momentum teachers do not work with FSDP"),
-        (DistillRecipe(teacher_kind="momentum"), "moving averages and momentum teachers"),
+        (Recipe(ema=0.9), "averages of the weights and momentum teachers do not work with FSDP"),
+        (Recipe(swa_start=1), "averages of the weights and momentum teachers do not work with FSDP"),
+        (DistillRecipe(teacher_kind="momentum"), "averages of the weights and momentum teachers"),
     ],
 )
 def test_fsdp_refuses_what_needs_whole_weights_before_the_run_begins(

@@ -126,6 +126,8 @@ def test_the_paper_recipes_hold_what_the_paper_states():
         ("ema: 1.5", "recipe key 'ema' must be between 0 and 1"),
         ("{finetune: lora, ema: 0.9}", "finetune lora does not change the weights"),
         ("{focal_alpha: 0.5, ai_weight: 2}", "focal_alpha and ai_weight both weight the classes"),
+        ("{ema: 0.9, swa_start: 1}", "ema and swa_start are two averages of the weights"),
+        ("{swa_start: 4, epochs: 3}", "swa_start 4 comes after the last of 3 epochs"),
         ("accumulation: 3", "is not a multiple of accumulation"),
         ("base: demo_clip_x", "unknown recipe 'demo_clip_x' (did you mean demo_clip_"),
         ("- a list", "must hold keys and values"),

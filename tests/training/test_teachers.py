@@ -8,8 +8,6 @@ from featdistill.models.expert import create_expert
 from featdistill.training.teachers import (
     FrozenTeacher,
     MomentumTeacher,
-    WeightAverage,
-    average_decay_at,
     follow,
     momentum_at,
 )
@@ -79,23 +77,3 @@ def test_a_frozen_teacher_does_not_follow(expert):
     start = copy.deepcopy(teacher.state_dict())
     teacher.follow(moved(expert), 0.5)
     assert all(torch.equal(value, start[key]) for key, value in teacher.state_dict().items())
-
-
-def test_the_average_forgets_its_first_weights_soon():
-    assert [average_decay_at(step, 0.9995) for step in (0, 90)] == [0.1, 0.91]
-    assert average_decay_at(10**6, 0.9995) == 0.9995 and average_decay_at(0, 0.05) == 0.05
-
-
-def test_the_average_is_a_moving_average_apart_from_the_student(expert):
-    average = WeightAverage(expert, 0.999)
-    first = expert.head[0].weight.detach().clone()
-    moved(expert)
-    average.update(expert, 0)
-    second = expert.head[0].weight.detach().clone()
-    torch.testing.assert_close(average.expert.head[0].weight.detach(), 0.1 * first + 0.9 * second)
-    assert torch.equal(second, expert.head[0].weight) and expert.head[0].weight.requires_grad
-    # BatchNorm's statistics are taken as they are.
-    buffers = dict(expert.named_buffers())
-    assert all(torch.equal(value, buffers[key]) for key, value in average.expert.named_buffers())
-    average.train()
-    assert not any(module.training for module in average.modules())
