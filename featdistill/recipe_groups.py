@@ -163,6 +163,10 @@ class Objective(Group):
     ai_weight: float = option(1.0, "weight of AI-generated images, relative to real ones", 0, exclusive=True)
     bce_weight: float = option(1.0, "weight of binary cross-entropy", 0)
     consistency_weight: float = option(0.0, "weight of the divergence between clean and distorted images", 0)
+    feature_consistency_weight: float = option(
+        0.0, "weight of the distance of a network's output for the distorted feature from the clean one", 0
+    )
+    feature_consistency_hidden: int = option(512, "width of the hidden layer of that network", 1)
     ema: float = option(0.0, "decay of the average of weights to score and save; 0: none", 0, 1)
     swa_start: int = option(
         0, "first epoch, from 1, from which the weights at the end of epochs are averaged; 0: none", 0

@@ -19,11 +19,12 @@ from typing import Any
 from torch import Tensor, nn, no_grad
 
 from featdistill.models.encoders import tokens_at
-from featdistill.models.expert import Expert
+from featdistill.models.expert import Encoded, Expert
 from featdistill.models.masking import PatchMasking
 from featdistill.recipe_groups import Distillation, Objective
 from featdistill.training.averages import EqualAverage, WeightAverage
 from featdistill.training.contrastive import ContrastiveDistillation
+from featdistill.training.extras import FeatureConsistency
 from featdistill.training.objectives import binary_cross_entropy, consistency, layers_alignment, token_cosine
 from featdistill.training.teachers import FrozenTeacher, MomentumTeacher, momentum_at
 
@@ -48,8 +49,13 @@ class ClassifyTask(nn.Module):
         elif options.swa_start:
             self.average = EqualAverage(expert, options.swa_start)
         self.weights = {"bce": options.bce_weight}
+        self.extras = nn.ModuleDict()
         if options.consistency_weight:
             self.weights["consistency"] = options.consistency_weight
+        if options.feature_consistency_weight:
+            self.weights["feature_consistency"] = options.feature_consistency_weight
+            hidden = options.feature_consistency_hidden
+            self.extras["feature_consistency"] = FeatureConsistency(expert, hidden)
 
     @property
     def evaluated(self) -> Expert:
@@ -59,12 +65,16 @@ class ClassifyTask(nn.Module):
     @property
     def views(self) -> tuple[str, ...]:
         """Which views of an image a batch needs besides `images`, out of `clean` and `other`."""
-        seen = {self.teacher_view, "clean" if "consistency" in self.weights else "same"}
+        seen = {self.teacher_view, "clean" if self._compares_with_clean else "same"}
         return tuple(view for view in ("clean", "other") if view in seen)
+
+    @property
+    def _compares_with_clean(self) -> bool:
+        return not self.weights.keys().isdisjoint(("consistency", "feature_consistency"))
 
     def extra_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that are trained in addition to the expert's."""
-        return []
+        return list(self.extras.parameters())
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the loss of a batch.
@@ -76,8 +86,9 @@ class ClassifyTask(nn.Module):
         Returns:
             `loss`, `logit` (B,), and the parts of the loss, unweighted, as 0-dim tensors.
         """
-        logit = self.expert(*self._student_input(batch))
-        return self._output(logit, self._label_parts(logit, batch))
+        images, keep = self._student_input(batch)
+        encoded = self.expert.encode(images, 0, keep)
+        return self._output(encoded.logit, self._label_parts(encoded, batch))
 
     def after_step(self, step: int, total: int) -> None:
         """Account for an optimizer step that was taken, number `step` (from 0) of `total`."""
@@ -107,20 +118,25 @@ class ClassifyTask(nn.Module):
 
     def _changing(self) -> dict[str, nn.Module]:
         average = {"average": self.average} if self.average else {}
-        return {"expert": self.expert, **average}
+        return {"expert": self.expert, **average, **({"extras": self.extras} if self.extras else {})}
 
     def _student_input(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return the images as the student sees them, and the tokens to keep; None: all."""
         return self.masking(batch) if self.masking else (batch["images"], None)
 
-    def _label_parts(self, logit: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        parts = {"bce": binary_cross_entropy(logit, batch["label"], self.options)}
-        if "consistency" in self.weights:
+    def _label_parts(self, encoded: Encoded, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parts of the loss that need no teacher, of what the student has seen."""
+        parts = {"bce": binary_cross_entropy(encoded.logit, batch["label"], self.options)}
+        if self._compares_with_clean:
             # A separate pass, in the student's mode, so that BatchNorm never mixes both views. It comes after
             # the pass with gradient, since autocast may cache weights that have none.
             with no_grad():
-                clean = self.expert(batch["images_clean"])
-            parts["consistency"] = consistency(clean, logit)
+                clean = self.expert.encode(batch["images_clean"], 0)
+            if "consistency" in self.weights:
+                parts["consistency"] = consistency(clean.logit, encoded.logit)
+            if "feature_consistency" in self.weights:
+                match = self.extras["feature_consistency"]
+                parts["feature_consistency"] = match(clean.feature, encoded.feature)
         return parts
 
     def _output(self, logit: Tensor, parts: dict[str, Tensor], **measures: Tensor) -> dict[str, Tensor]:
@@ -159,8 +175,9 @@ class DistillTask(ClassifyTask):
         return "dense" in self.weights
 
     def extra_parameters(self) -> list[nn.Parameter]:
-        """Return the student's projection of CRD."""
-        return list(self.crd.student_projection.parameters()) if self.crd else []
+        """Return those of stage 1, and the student's projection of CRD."""
+        projection = list(self.crd.student_projection.parameters()) if self.crd else []
+        return super().extra_parameters() + projection
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the loss of a batch; see `ClassifyTask.forward`.
@@ -171,20 +188,20 @@ class DistillTask(ClassifyTask):
         is_dense = "dense" in self.weights
         layers = self.options.dense_layers if is_dense else 1
         images, keep = self._student_input(batch)
-        logit, feature, tokens = self.expert.encode(images, layers, keep)
+        encoded = self.expert.encode(images, layers, keep)
         view = "images" if self.teacher_view == "same" else f"images_{self.teacher_view}"
         _, teacher_feature, teacher_tokens = self.teacher(batch[view], layers)
-        parts, measures = self._label_parts(logit, batch), {}
+        parts, measures = self._label_parts(encoded, batch), {}
         if is_dense:
             if keep is not None:
                 teacher_tokens = tuple(tokens_at(layer, keep) for layer in teacher_tokens)
-            parts["dense"] = layers_alignment(tokens, teacher_tokens, self.options.metric)
-            measures["token_cosine"] = token_cosine(tokens[-1], teacher_tokens[-1])
+            parts["dense"] = layers_alignment(encoded.tokens, teacher_tokens, self.options.metric)
+            measures["token_cosine"] = token_cosine(encoded.tokens[-1], teacher_tokens[-1])
         if self.crd:
             parts["crd"], measures["crd_accuracy"] = self.crd(
-                feature, teacher_feature, batch["index"], batch["label"]
+                encoded.feature, teacher_feature, batch["index"], batch["label"]
             )
-        return self._output(logit, parts, **measures)
+        return self._output(encoded.logit, parts, **measures)
 
     def after_step(self, step: int, total: int) -> None:
         """Update the moving average, the teacher and the queue of keys; see `ClassifyTask`."""
