@@ -131,6 +131,16 @@ class Augmentation(Group):
     amplitude_mixup_with: Literal["same_label", "any"] = option(
         "same_label", "images that the amplitudes may come from"
     )
+    augmix: float = option(0.0, "probability of mixing an image with altered copies of itself (AugMix)", 0, 1)
+    augmix_severity: float = option(3.0, "maximum strength of AugMix's operations", 0.1, 10)
+    augmix_width: int = option(3, "number of altered copies", 1)
+    augmix_depth: int = option(0, "operations per copy; 0: 1 to 3, at random", 0)
+    cutmix: float = option(
+        0.0, "probability of pasting a box of another image, with labels in proportion (CutMix)", 0, 1
+    )
+    cutmix_alpha: float = option(
+        1.0, "parameter of the Beta distribution of the area outside the box", 0, exclusive=True
+    )
 
 
 @dataclass(frozen=True)

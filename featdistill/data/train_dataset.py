@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 
 from featdistill.command_line import UserError, one_of
 from featdistill.data.amplitude_mixup import mix_amplitudes
+from featdistill.data.augmix import augmix
+from featdistill.data.cutmix import draw_box, paste
 from featdistill.data.image_cache import ImageCache
 from featdistill.data.loading import Broken, load_image
 from featdistill.data.preprocessing import Place, Preprocessing, fit, to_planes
@@ -26,15 +28,15 @@ from featdistill.seeds import text_number, training_generator
 VIEWS = ("clean", "other")
 # Range of width by height of random_resized crops, with a uniform logarithm: torchvision's default.
 _ASPECTS = (3 / 4, 4 / 3)
-# Separates the random numbers of an item's mix-up from all its other ones.
-_MIXUP_STREAM = 1
+# Separate the random numbers of an item's mix-up, AugMix and CutMix from all its other ones.
+_MIXUP_STREAM, _AUGMIX_STREAM, _CUTMIX_STREAM = 1, 2, 3
 
 
 class TrainDataset(Dataset):
     """Training rows: a distorted, cropped, possibly mirrored image, and further views of it if requested.
 
     Items are addressed by (epoch, index), so that workers need no state. An item is a dict with `images` (3,
-    S, S) uint8, `label` float, `epoch` and `index` int and, for each of `views`, `images_clean` or
+    S, S) uint8, `label` float in [0, 1], `epoch` and `index` int and, for each of `views`, `images_clean` or
     `images_other`, (3, S, S) uint8; or `Broken`. All views are made from one decoded image. They are cropped
     and mirrored alike, except `images_other`, which has a crop and flip of its own unless the policy or
     `other_crop` forbids it.
@@ -49,10 +51,15 @@ class TrainDataset(Dataset):
             same, non-empty `group` get the same distortions, crop and mirroring in an epoch, and the same
             noise if they have the same size. Amplitude mix-up (see `mix_amplitudes`) is the same in all
             views; the other image is cropped like the view, but not distorted, and ignored if it cannot be
-            read.
+            read. AugMix (see `augmix`) alters distorted views, each in its own way, and leaves pixels in
+            their place if the policy's operations do. CutMix (see `cutmix`) pastes the same box into all
+            views, from the same views of another row as they are in this epoch, or nothing if that row
+            cannot be read; `label` is then the mean of both labels, weighted by area.
         views: `clean` (not distorted) and `other` (distorted by a second draw).
         equalization: assigns sizes and JPEG qualities that do not depend on the class, before all else.
         cache: the rows' images, already resized, see `check_cache`.
+        weights: (rows,) how often each row appears in an epoch, see `sampling.balance_weights`; rows that
+            CutMix pastes are drawn accordingly. None: all equally often.
 
     Raises:
         UserError: settings that exclude each other.
@@ -70,6 +77,7 @@ class TrainDataset(Dataset):
         views: Sequence[str] = (),
         equalization: Equalization | None = None,
         cache: ImageCache | None = None,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.images, self.names = rows["image"].tolist(), rows["name"].tolist()
         self.labels = rows["label"].astype("float32").tolist()
@@ -82,6 +90,8 @@ class TrainDataset(Dataset):
         self.mixup_rows = {
             label: np.flatnonzero((labels == label) | is_any) for label in sorted(set(self.labels))
         }
+        weights = np.ones(len(rows)) if weights is None else weights
+        self.row_bounds = np.cumsum(weights) / np.cumsum(weights)[-1]
         if augmentation.crop == "random_resized" and preprocessing.resize == "crop":
             raise UserError(
                 "--crop random_resized resizes images, and --resize crop does not; change one of them"
@@ -96,9 +106,20 @@ class TrainDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any] | Broken:
         epoch, index = item
+        try:
+            squares = self._augmented(epoch, index)
+        except BrokenImage as error:
+            return Broken(index, str(error))
+        label = self._cut_mix(squares, epoch, index)
+        planes = {view: to_planes(square) for view, square in squares.items()}
+        return planes | {"label": label, "epoch": epoch, "index": index}
+
+    def _augmented(self, epoch: int, index: int) -> dict[str, np.ndarray]:
+        """Return (S, S, 3) of every view of a row, before CutMix."""
         # Optional augmentations draw last, so that switching them on does not change the other draws.
         group = self.groups[index]
-        rng = training_generator(self.seed, self.stage, epoch, index if group is None else group)
+        key = (self.seed, self.stage, epoch, index if group is None else group)
+        rng = training_generator(*key)
         place = self._position(rng)
         plans: dict[str, Plan] = {"images": self.policy.draw(rng)}
         for view in sorted(self.views):
@@ -107,13 +128,10 @@ class TrainDataset(Dataset):
         shares_crop = self.augmentation.other_crop == "same" or self.policy.keeps_layout_only
         if "images_other" in places and not shares_crop:
             places["images_other"] = self._shaped(self._position(rng), rng)
-        try:
-            squares = self._squares(self._load(index), plans, places)
-        except BrokenImage as error:
-            return Broken(index, str(error))
+        squares = self._squares(self._load(index), plans, places)
+        self._augmix(squares, training_generator(*key, _AUGMIX_STREAM))
         self._mix(squares, epoch, index, places)
-        planes = {view: to_planes(square) for view, square in squares.items()}
-        return planes | {"label": self.labels[index], "epoch": epoch, "index": index}
+        return squares
 
     def _load(self, index: int) -> np.ndarray:
         if self.cache is not None:
@@ -152,6 +170,41 @@ class TrainDataset(Dataset):
             view: square if square.shape[:2] == (size, size) else fit(square, size, "squash")
             for view, square in squares.items()
         }
+
+    def _augmix(self, squares: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        """With probability `augmix`, alter the squares of all distorted views, in place."""
+        options = self.augmentation
+        if not options.augmix or rng.random() >= options.augmix:
+            return
+        for view in squares:
+            if view != "images_clean":
+                squares[view] = augmix(
+                    squares[view],
+                    rng,
+                    severity=options.augmix_severity,
+                    width=options.augmix_width,
+                    depth=options.augmix_depth,
+                    keeps_layout_only=self.policy.keeps_layout_only,
+                )
+
+    def _cut_mix(self, squares: dict[str, np.ndarray], epoch: int, index: int) -> float:
+        """With probability `cutmix`, paste a box of another row into the squares; return the label."""
+        own, options = self.labels[index], self.augmentation
+        if not options.cutmix:
+            return own
+        rng = training_generator(self.seed, self.stage, epoch, index, _CUTMIX_STREAM)
+        if rng.random() >= options.cutmix:
+            return own
+        other = int(np.searchsorted(self.row_bounds, rng.random(), side="right"))
+        box = draw_box(self.preprocessing.size, options.cutmix_alpha, rng)
+        try:
+            pasted = self._augmented(epoch, other)
+        except BrokenImage:
+            return own
+        for view, square in squares.items():
+            squares[view] = paste(square, pasted[view], box)
+        share = box.share(self.preprocessing.size)
+        return (1 - share) * own + share * self.labels[other]
 
     def _mix(self, squares: dict[str, np.ndarray], epoch: int, index: int, places: dict[str, Place]) -> None:
         """With probability `amplitude_mixup`, mix another row's amplitudes into the squares, in place."""

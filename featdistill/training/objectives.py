@@ -30,11 +30,19 @@ def binary_cross_entropy(logit: Tensor, label: Tensor, options: Objective) -> Te
     `focal_alpha`, alpha and 1 - alpha. The sum is divided by the number of images: the sum of the weights
     differs between shares of a batch.
 
+    A label between 0 and 1, as of CutMix, gives the mean of the losses of both classes, weighted by it.
+
     Args:
         logit: (B,) float32.
-        label: (B,) float, 0 real, 1 AI-generated.
+        label: (B,) float in [0, 1], 0 real, 1 AI-generated.
         options: s is `label_smoothing`, gamma is `focal_gamma` (0: cross-entropy).
     """
+    ai, real = (_loss_of_class(logit, torch.full_like(label, of_class), options) for of_class in (1, 0))
+    return (label * ai + (1 - label) * real).mean()
+
+
+def _loss_of_class(logit: Tensor, label: Tensor, options: Objective) -> Tensor:
+    """Return the (B,) losses of images whose labels are 0 or 1."""
     smoothing = options.label_smoothing
     target = label * (1 - smoothing) + smoothing / 2 if smoothing else label
     loss = binary_cross_entropy_with_logits(logit, target, reduction="none")
@@ -45,7 +53,7 @@ def binary_cross_entropy(logit: Tensor, label: Tensor, options: Objective) -> Te
         loss = loss * (1 - options.focal_alpha + (2 * options.focal_alpha - 1) * label)
     elif options.ai_weight != 1:
         loss = loss * (1 + (options.ai_weight - 1) * label)
-    return loss.mean()
+    return loss
 
 
 def consistency(clean_logit: Tensor, distorted_logit: Tensor) -> Tensor:

@@ -80,6 +80,7 @@ def run(
                 key_parts=[part["sha256"] for part in description["data"]["train"]],
                 workers=recipe.workers,
             )
+    weights = balance_weights(rows, recipe.balance)
     dataset = TrainDataset(
         rows,
         preprocessing,
@@ -90,13 +91,13 @@ def run(
         views=task.views,
         equalization=equalization,
         cache=cache,
+        weights=weights,
     )
     _log.info(
         f"stage {stage}, {recipe.name}: {recipe.backbone} at {preprocessing.size} px, "
         f"{len(rows)} training and {len(holdout)} hold-out images -> {folder.path}"
     )
     card = {key: value for key, value in description.items() if key != "versions"}
-    weights = balance_weights(rows, recipe.balance)
     trainer = Trainer(task, dataset, holdout, recipe, folder, accelerator, card, weights)
     # Every process has looked at the folder, and nothing was refused, before the run begins in it.
     accelerator.wait_for_everyone()

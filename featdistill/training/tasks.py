@@ -80,8 +80,8 @@ class ClassifyTask(nn.Module):
         """Compute the loss of a batch.
 
         Args:
-            batch: `images` (B, 3, S, S), `label` (B,), and `images_clean` or `images_other` (B, 3, S, S) if
-                in `views`; for masking, `epoch` and `index` (B,) int64.
+            batch: `images` (B, 3, S, S), `label` (B,) in [0, 1], and `images_clean` or `images_other` (B, 3,
+                S, S) if in `views`; for masking, `epoch` and `index` (B,) int64.
 
         Returns:
             `loss`, `logit` (B,), and the parts of the loss, unweighted, as 0-dim tensors.
@@ -182,7 +182,8 @@ class DistillTask(ClassifyTask):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the loss of a batch; see `ClassifyTask.forward`.
 
-        With CRD, `index` (B,) int64 identifies the images. The output also holds measures: `token_cosine` of
+        With CRD, `index` (B,) int64 identifies the images, and a mixed image counts as of the class of its
+        larger part. The output also holds measures: `token_cosine` of
         student and teacher, and `crd_accuracy`, the share of images whose positive ranks first.
         """
         is_dense = "dense" in self.weights
@@ -199,7 +200,7 @@ class DistillTask(ClassifyTask):
             measures["token_cosine"] = token_cosine(encoded.tokens[-1], teacher_tokens[-1])
         if self.crd:
             parts["crd"], measures["crd_accuracy"] = self.crd(
-                encoded.feature, teacher_feature, batch["index"], batch["label"]
+                encoded.feature, teacher_feature, batch["index"], batch["label"].round()
             )
         return self._output(encoded.logit, parts, **measures)
 

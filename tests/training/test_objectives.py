@@ -96,6 +96,27 @@ def test_focal_alpha_weights_ai_images_by_alpha_and_real_ones_by_its_complement(
     assert found.item() == pytest.approx(same.item(), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1, "focal_gamma": 2.0, "ai_weight": 3.0}, {"focal_alpha": 0.3}]
+)
+def test_a_label_in_between_gives_the_weighted_mean_of_both_losses(options):
+    options, share = Objective(**options), np.array([0.0, 0.25, 0.5, 0.9, 1.0])
+    losses = [
+        [binary_cross_entropy(torch.tensor([z]), torch.tensor([y]).double(), options).item() for z in LOGIT]
+        for y in (1.0, 0.0)
+    ]
+    expected = np.mean(share * np.array(losses[0]) + (1 - share) * np.array(losses[1]))
+    found = binary_cross_entropy(torch.tensor(LOGIT), torch.tensor(share), options)
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_cross_entropy_of_a_label_in_between_is_that_of_two_probabilities():
+    share, p = np.array([0.0, 0.25, 0.5, 0.9, 1.0]), sigmoid(LOGIT)
+    expected = np.mean(-(share * np.log(p) + (1 - share) * np.log(1 - p)))
+    found = binary_cross_entropy(torch.tensor(LOGIT), torch.tensor(share), Objective())
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
 def test_weighted_cross_entropy_of_a_batch_is_the_mean_of_its_halves():
     """Whatever the halves' shares of AI-generated images: so it is the same over several processes."""
     logit, label = torch.tensor(LOGIT[:4]), torch.tensor([0.0, 0, 1, 1])
