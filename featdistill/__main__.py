@@ -7,6 +7,7 @@ import logging
 import sys
 
 from featdistill import atomic, command_line
+from featdistill.bank import embed_flags
 from featdistill.command_line import Parser, UserError, within
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,22 @@ def convert(arguments: list[str]) -> None:
     from featdistill.models.released import convert
 
     convert(args.folder, args.out)
+
+
+def embed(arguments: list[str]) -> int:
+    """keep what a frozen backbone returns for the views of images, in a bank"""
+    parser = Parser(
+        description="Run a frozen backbone once over views of images, and keep what it returns in a bank.",
+        epilog="The same command continues a killed run; with torchrun, several processes share the work.",
+    )
+    embed_flags.add_arguments(parser)
+    args = parser.parse_args(arguments)
+    embed_flags.check(args)
+    from featdistill.bank import embed
+    from featdistill.inference.processes import Processes
+
+    settings = embed.settings_of(args)
+    return Processes().run(lambda processes: embed.embed(settings, args.manifest, args.out, processes))
 
 
 def explain(arguments: list[str]) -> None:
@@ -129,19 +146,19 @@ def plot(arguments: list[str]) -> None:
     print(f"{len(args.runs)} runs -> {args.out}")
 
 
-TOOLS = {tool.__name__: tool for tool in (backbones, convert, explain, fuse, plot)}
+TOOLS = {tool.__name__: tool for tool in (backbones, convert, embed, explain, fuse, plot)}
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int | None:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m featdistill TOOL [arguments]\n\nTOOL --help shows the arguments of a tool.\n")
         print("\n".join(f"  {name:10} {tool.__doc__}" for name, tool in TOOLS.items()))
-        return
+        return None
     if argv[0] == "--debug":
         raise UserError("--debug comes after the name of a tool")
     name = command_line.one_of("tool", argv[0], TOOLS)
     sys.argv = [f"python -m featdistill {name}", *argv[1:]]
-    TOOLS[name](argv[1:])
+    return TOOLS[name](argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
 """Embed once, try everything: features of many views kept on disk, and heads that are fitted on them.
 
-* `heads`: logistic regressions and perceptrons along a path of regularizations, chosen by grouped folds.
+`views` makes the pictures of an image; `embed` runs a frozen backbone over them, with the flags of
+`embed_flags`; `writing` puts what it returns on disk, and `store` opens it. `heads` are logistic regressions
+and perceptrons along a path of regularizations, chosen by grouped folds.
 """

@@ -101,6 +101,8 @@ def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
         # In a worker, PyTorch's collate stacks tensors in memory that the main process shares.
         if isinstance(values[0], dict):
             batch[key] = {name: default_collate([value[name] for value in values]) for name in values[0]}
+        elif isinstance(values[0], str):
+            batch[key] = values
         else:
             batch[key] = default_collate(values) if isinstance(values[0], Tensor) else torch.tensor(values)
     return batch

@@ -114,12 +114,10 @@ class TrainDataset(Dataset):
         planes = {view: to_planes(square) for view, square in squares.items()}
         return planes | {"label": label, "epoch": epoch, "index": index}
 
-    def _augmented(self, epoch: int, index: int) -> dict[str, np.ndarray]:
-        """Return (S, S, 3) of every view of a row, before CutMix."""
+    def draw(self, epoch: int, index: int) -> tuple[dict[str, Plan], dict[str, Place]]:
+        """Return the distortions and the crop of each view of an item, `images` among them."""
         # Optional augmentations draw last, so that switching them on does not change the other draws.
-        group = self.groups[index]
-        key = (self.seed, self.stage, epoch, index if group is None else group)
-        rng = training_generator(*key)
+        rng = training_generator(*self._key(epoch, index))
         place = self._position(rng)
         plans: dict[str, Plan] = {"images": self.policy.draw(rng)}
         for view in sorted(self.views):
@@ -128,10 +126,39 @@ class TrainDataset(Dataset):
         shares_crop = self.augmentation.other_crop == "same" or self.policy.keeps_layout_only
         if "images_other" in places and not shares_crop:
             places["images_other"] = self._shaped(self._position(rng), rng)
-        squares = self._squares(self._load(index), plans, places)
-        self._augmix(squares, training_generator(*key, _AUGMIX_STREAM))
+        return plans, places
+
+    def squares(
+        self, image: np.ndarray, plans: dict[str, Plan], places: dict[str, Place]
+    ) -> dict[str, np.ndarray]:
+        """Return (S, S, 3) uint8 of every view that was drawn, distorted, cropped and mirrored.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, as `load_image` returns it with the policy's `max_side_px`.
+        """
+        size = self.preprocessing.size
+        if self.policy.distort_at == "native":
+            return {view: self._fit(apply_plan(image, plan), places[view]) for view, plan in plans.items()}
+        cropped = {place: self._fit(image, place) for place in dict.fromkeys(places.values())}
+        squares = {view: apply_plan(cropped[places[view]], plan) for view, plan in plans.items()}
+        # Some operations change the size.
+        return {
+            view: square if square.shape[:2] == (size, size) else fit(square, size, "squash")
+            for view, square in squares.items()
+        }
+
+    def _augmented(self, epoch: int, index: int) -> dict[str, np.ndarray]:
+        """Return (S, S, 3) of every view of a row, before CutMix."""
+        plans, places = self.draw(epoch, index)
+        squares = self.squares(self._load(index), plans, places)
+        self._augmix(squares, training_generator(*self._key(epoch, index), _AUGMIX_STREAM))
         self._mix(squares, epoch, index, places)
         return squares
+
+    def _key(self, epoch: int, index: int) -> tuple[int, int, int, int]:
+        """Return what the random numbers of an item are a function of."""
+        group = self.groups[index]
+        return self.seed, self.stage, epoch, index if group is None else group
 
     def _load(self, index: int) -> np.ndarray:
         if self.cache is not None:
@@ -155,21 +182,6 @@ class TrainDataset(Dataset):
 
     def _fit(self, image: np.ndarray, place: Place) -> np.ndarray:
         return fit(image, self.preprocessing.size, self.preprocessing.resize, place=place)
-
-    def _squares(
-        self, image: np.ndarray, plans: dict[str, Plan], places: dict[str, Place]
-    ) -> dict[str, np.ndarray]:
-        """Return (S, S, 3) of every view."""
-        size = self.preprocessing.size
-        if self.policy.distort_at == "native":
-            return {view: self._fit(apply_plan(image, plan), places[view]) for view, plan in plans.items()}
-        cropped = {place: self._fit(image, place) for place in dict.fromkeys(places.values())}
-        squares = {view: apply_plan(cropped[places[view]], plan) for view, plan in plans.items()}
-        # Some operations change the size.
-        return {
-            view: square if square.shape[:2] == (size, size) else fit(square, size, "squash")
-            for view, square in squares.items()
-        }
 
     def _augmix(self, squares: dict[str, np.ndarray], rng: np.random.Generator) -> None:
         """With probability `augmix`, alter the squares of all distorted views, in place."""

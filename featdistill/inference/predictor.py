@@ -216,7 +216,7 @@ def load_ensemble(
         chosen,
         precision,
         images_per_batch,
-        _default_workers() if workers is None else workers,
+        default_workers() if workers is None else workers,
         compiled,
         tta,
         views,
@@ -244,7 +244,7 @@ def _batch_size(requested: str, device: torch.device) -> int | None:
     return int(requested)
 
 
-def _default_workers() -> int:
+def default_workers() -> int:
     """Return the cores of each process on this machine, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -110,12 +110,12 @@ def score_dataset(
     parts = [range(len(dataset))[n * batch_size : (n + 1) * batch_size] for n in numbers]
     loader = make_loader(dataset, parts, workers)
     pending: list[Callable[[], ScoredBatch]] = []
-    for number, part, batch in zip(numbers, parts, _on_device(loader, device), strict=True):
+    for number, part, batch in zip(numbers, parts, on_device(loader, device), strict=True):
         rows = batch["index"].tolist() if "images" in batch else []
         logits = torch.zeros((len(experts), 0))
         slots = [row - part.start for row in rows]
         if rows:
-            images = _in_slots(batch["images"], slots, batch_size if full_batches else len(part))
+            images = in_slots(batch["images"], slots, batch_size if full_batches else len(part))
             with autocast(device, precision), attention_kernels(device):
                 logits = torch.stack([_mean_logits(expert, images, views) for expert in experts]).float()
         pending.append(_fetcher(number, rows, slots, logits, batch["broken"]))
@@ -142,7 +142,7 @@ def _fetcher(
     return fetch
 
 
-def _on_device(batches: Iterable[dict], device: torch.device) -> Iterator[dict]:
+def on_device(batches: Iterable[dict], device: torch.device) -> Iterator[dict]:
     """Copy each batch to the device; on a GPU in a stream of its own, while another batch is scored."""
     if device.type == "cpu":
         yield from batches
@@ -162,7 +162,7 @@ def _on_device(batches: Iterable[dict], device: torch.device) -> Iterator[dict]:
         yield batch | ({"images": images} if images else {})
 
 
-def _in_slots(images: dict, slots: list[int], size: int) -> dict:
+def in_slots(images: dict, slots: list[int], size: int) -> dict:
     """Return batches of `size` with each image in its slot, and the first image in the empty ones."""
     if slots == list(range(size)):
         return images

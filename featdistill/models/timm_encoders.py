@@ -250,6 +250,9 @@ def load_file(model: nn.Module, path: str, tag: str = "") -> None:
     try:
         state = convert(state, model) if convert else state
         names = model.state_dict().keys()
+        if "head.weight" in state and isinstance(getattr(model, "head", None), nn.Linear):
+            # The projection of CLIP has no bias; timm's has one, which is 0.
+            state = {"head.bias": torch.zeros(len(state["head.weight"])), **state}
         state = {key: value for key, value in state.items() if key in names or not key.startswith(classifier)}
         model.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:

@@ -14,8 +14,10 @@ Columns (UTF-8, header first; further columns survive a round trip):
 | `licence` | as far as known |
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +34,9 @@ from featdistill.images.listing import (
 from featdistill.seeds import hash_ranks
 
 COLUMNS = ("image", "name", "label", "source", "generator", "group", "is_distorted", "distortions", "licence")
+# The columns that decide how an image is trained on or scored.
+DECISIVE_COLUMNS = ("name", "label", "source", "group", "is_distorted", "weight")
+_MAX_STATS = 10_000
 
 
 def make_manifest(columns: dict[str, list]) -> pd.DataFrame:
@@ -103,6 +108,27 @@ def read_manifests(paths: list[str | Path]) -> pd.DataFrame:
 def parse_distortions(text: str) -> list[tuple[str, float]]:
     """Return the (name, scale) pairs of a `distortions` cell."""
     return [(name, scale) for name, scale in json.loads(text or "[]")]
+
+
+def fingerprint(rows: pd.DataFrame, columns: Sequence[str] = DECISIVE_COLUMNS) -> str:
+    """Return a hash of which images these are: their sizes, and columns of their rows.
+
+    Where the images are does not count, so that a folder may move. Of large sets, only the sizes of files
+    spread evenly over it are read, which takes seconds at most.
+
+    Args:
+        columns: those that count, where the rows have them; by default names, labels, and what else training
+            reads.
+    """
+    table = rows[[name for name in columns if name in rows]].to_csv(index=False)
+    hashed = hashlib.sha256(table.encode(errors="surrogatepass"))
+    sizes: dict[str, int] = {}
+    for location in rows["image"].iloc[:: -(-len(rows) // _MAX_STATS) or 1]:
+        path, member = split_location(location)
+        if path not in sizes:
+            sizes[path] = os.stat(path).st_size if os.path.isfile(path) else -1
+        hashed.update(f"{member or ''}:{sizes[path]}\n".encode(errors="surrogatepass"))
+    return hashed.hexdigest()
 
 
 def split_holdout(frame: pd.DataFrame, share: float, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:

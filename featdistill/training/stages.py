@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -19,19 +18,15 @@ from featdistill.data.sampling import balance_weights, limit_per_class
 from featdistill.data.train_dataset import TrainDataset, check_cache
 from featdistill.distortions.presets import parse_policy
 from featdistill.images.equalization import read_settings
-from featdistill.images.listing import split_location
 from featdistill.models import expert as experts
 from featdistill.process_setup import keep_freed_memory
-from featdistill.records.manifest import read_manifest, read_manifests
+from featdistill.records.manifest import fingerprint, read_manifest, read_manifests
 from featdistill.training.processes import make_accelerator
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder, git_commit
 from featdistill.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
-# The columns of a manifest that decide how an image is trained on or scored.
-_COLUMNS = ("name", "label", "source", "group", "is_distorted", "weight")
-_MAX_STATS = 10_000
 
 
 def run(
@@ -130,23 +125,6 @@ def describe(
         "versions": experts.versions(),
         "git_commit": git_commit(),
     }
-
-
-def fingerprint(rows: pd.DataFrame) -> str:
-    """Return a hash of which images these are: their names and labels, what else training reads, and sizes.
-
-    Where the images are does not count, so that a folder may move. Of large sets, only the sizes of files
-    spread evenly over it are read, which takes seconds at most.
-    """
-    table = rows[[name for name in _COLUMNS if name in rows]].to_csv(index=False)
-    hashed = hashlib.sha256(table.encode(errors="surrogatepass"))
-    sizes: dict[str, int] = {}
-    for location in rows["image"].iloc[:: -(-len(rows) // _MAX_STATS) or 1]:
-        path, member = split_location(location)
-        if path not in sizes:
-            sizes[path] = os.stat(path).st_size if os.path.isfile(path) else -1
-        hashed.update(f"{member or ''}:{sizes[path]}\n".encode(errors="surrogatepass"))
-    return hashed.hexdigest()
 
 
 def _labeled(paths: list[str], flag: str) -> pd.DataFrame:

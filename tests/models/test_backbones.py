@@ -189,6 +189,17 @@ def test_a_local_weights_file_is_loaded_strictly_without_its_classifier(tmp_path
         build(resolve_spec("timm:test_efficientnet", 64), str(tmp_path / "less.safetensors"))
 
 
+def test_a_file_of_clip_may_leave_out_the_bias_of_the_projection(tmp_path):
+    name, small = "vit_base_patch16_clip_quickgelu_224", {"embed_dim": 48, "depth": 1, "num_heads": 3}
+    spec = BackboneSpec("timm", name, "openai", "projection", options=small)
+    state = build(spec).model.state_dict()
+    path = tmp_path / "clip.safetensors"
+    save_file({key: value for key, value in state.items() if key != "head.bias"}, path)
+    loaded = build(spec, str(path)).model
+    assert torch.equal(loaded.head.weight, state["head.weight"]) and not loaded.head.bias.any()
+    assert "head.weight" not in build(BackboneSpec("timm", name, options=small), str(path)).state_dict()
+
+
 def test_positions_of_a_file_are_resized_to_the_input(tmp_path):
     torch.manual_seed(0)
     donor = timm.create_model("test_vit", num_classes=0)

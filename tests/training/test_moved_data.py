@@ -15,8 +15,7 @@ import train
 from data_prep import equalize
 from featdistill.command_line import UserError
 from featdistill.models.expert import create_expert, save_expert
-from featdistill.records.manifest import read_manifest
-from featdistill.training.stages import fingerprint
+from featdistill.records.manifest import fingerprint, read_manifest
 from featdistill.training.trainer import Trainer
 
 
