@@ -47,7 +47,16 @@ def score_parser() -> Parser:
     parser.add_argument(
         "--audit",
         metavar="DIR",
-        help="folder of data_prep.audit: shows its pixel-free baseline next to the AUCs",
+        help="folder of data_prep.audit: shows its pixel-free baseline next to the AUCs, and its content "
+        "control, with what each AUC exceeds it by",
+    )
+    _add_strata(parser)
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="also break the AUCs down by columns of the labels' manifest; numbers are put in five bins",
     )
     parser.add_argument(
         "--leaderboard", action="store_true", help="show any split next to the published results"
@@ -79,6 +88,7 @@ def compare_parser() -> Parser:
     parser.add_argument(
         "--labels", metavar="FILE", help="manifest or official label file (default: manifest in the sidecar)"
     )
+    _add_strata(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     return parser
 
@@ -175,19 +185,26 @@ def score(args: Namespace) -> int:
         from featdistill.interactive import explain
 
         explainer = explain.explainer(args.explain)
-    from featdistill.evaluation import intervals, leaderboard, tables
+    from featdistill.evaluation import audits, intervals, leaderboard, tables
     from featdistill.evaluation import splits as evaluation
     from featdistill.report import page
 
-    splits = evaluation.load_splits(args.predictions, args.labels)
+    columns = list(dict.fromkeys([*args.by, *([args.strata] if args.strata else [])]))
+    splits = evaluation.load_splits(args.predictions, args.labels, columns)
     threshold = evaluation.choose_threshold(args.threshold_from, splits) if args.threshold_from else None
-    pixel_free = evaluation.read_audit(args.audit) if args.audit else None
+    pixel_free, content = None, None
+    if args.audit:
+        pixel_free, content = audits.read_audit(args.audit), audits.read_content(args.audit)
     results = {}
     for split in splits:
         if split.frame.empty:
             _log.info("%s is left out: %s has no labels", split.name, split.labels)
             continue
-        results[split.name] = evaluation.score_split(split, threshold, pixel_free)
+        results[split.name] = evaluation.score_split(
+            split, threshold, pixel_free, content=content, strata=args.strata, by=args.by
+        )
+    if content is not None and not any("content" in result for result in results.values()):
+        raise UserError(f"{content.path} has none of the images; audit the manifest that is evaluated")
     published, notes = leaderboard.chosen_splits(results, args.leaderboard)
     result = {
         **evaluation.official_metrics(results),
@@ -195,6 +212,7 @@ def score(args: Namespace) -> int:
         "intervals": intervals.METHOD,
         "notes": notes,
         "pixel_free": pixel_free,
+        "content": None if content is None else content.facts,
         "leaderboard": leaderboard.leaderboard(published) if published else None,
     }
     print(tables.summary(result), end="")
@@ -214,10 +232,10 @@ def compare(args: Namespace) -> int:
     """Rank the runs, and show which differences are beyond chance."""
     from featdistill.evaluation import comparison, tables
 
-    result = comparison.compare(args.predictions, args.labels)
-    text = tables.comparison_markdown(result)
+    result = comparison.compare(args.predictions, args.labels, args.strata)
+    text = comparison.markdown(result)
     print(text, end="")
-    rows = tables.comparison_rows(result)
+    rows = comparison.csv_rows(result)
     _save(Path(args.out) / "comparison", result, text, tables.CSV_HEADER, rows)
     return 0
 
@@ -264,6 +282,15 @@ def _add_labels_and_out(parser: Parser) -> None:
         "manifest in each sidecar)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+
+
+def _add_strata(parser: Parser) -> None:
+    parser.add_argument(
+        "--strata",
+        metavar="COLUMN",
+        help="also compare only images that are alike in this column of the manifest: AUCs over the pairs "
+        "within its values; numbers are put in five bins",
+    )
 
 
 def _take(argv: list[str], flag: str) -> list[str]:

@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
 def _counts(rows: pd.DataFrame) -> list[dict]:
     counts = pd.crosstab(rows["source"], rows["label"].astype("float").fillna(-1))
     counts = counts.reindex(columns=[0, 1, -1], fill_value=0)
-    counts.columns = ["real", "ai", "unlabelled"]
+    counts.columns = ["real", "ai", "unlabeled"]
     return counts.reset_index().to_dict("records")
 
 

@@ -1,8 +1,9 @@
-"""AUC by generator, distortion, level, number of distortions, source and image size.
+"""AUC by generator, distortion, level, number of distortions, source, image size and any other column.
 
 Every row has `auc` with its interval `low` and `high`; the numbers of images `n`, `real` and `ai` that it is
 taken over (`n` of a generator: of its images; its AUC is against all real images); and at 0.5 `accuracy`,
-`real_accuracy` and `ai_accuracy`, None where scores are outside [0, 1].
+`real_accuracy` and `ai_accuracy`, None where scores are outside [0, 1]. With a control, `content` is what it
+reaches on the same images; see `stratified.next_to`.
 """
 
 from collections.abc import Iterable
@@ -11,30 +12,42 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
+from featdistill.command_line import UserError
 from featdistill.distortions.libraries import LIBRARIES
-from featdistill.evaluation.intervals import auc_interval
 from featdistill.evaluation.metrics import ACCURACIES, accuracies, are_probabilities, checked
+from featdistill.evaluation.stratified import auc_row, next_to
 
 # Longer sides in px. The challenge's images measure 256 to 4096, half of them up to about 1024.
 _SIZES = {512: "1 to 512 px", 1024: "513 to 1024 px", 2048: "1025 to 2048 px", np.inf: "from 2049 px"}
+# Rows that a table of a column may have: more cannot be read.
+_MAX_STRATA = 500
 
 Table = dict[str, dict]
 
 
-def breakdowns(frame: pd.DataFrame) -> dict[str, Table]:
+def breakdowns(
+    frame: pd.DataFrame, control: np.ndarray | None = None, by: dict[str, pd.Series] | None = None
+) -> dict[str, Table]:
     """Return all breakdowns of a split.
 
     Args:
         frame: `label`, `score`, `is_distorted`, `generator`, `source`, `chain`, `width`, `height` as
             `labels.join` returns them.
+        control: (N,) scores to set next to all AUCs.
+        by: column -> the stratum of each image; see `records.strata`.
 
     Returns:
         `generators`: the images of each against all real ones. `distortions`: the images whose chain contains
         it. `distortion_levels`: name -> level -> the images whose chain contains both. `levels`: by the
         strongest distortion of the chain whose level is known. `chain_lengths`. `sources`: the images of
         each; one with a single class is set against all images of the other (`against`). `sizes`: by the
-        longer side, where the manifest has widths and heights.
+        longer side, where the manifest has widths and heights. `by`: column -> the images of each stratum, in
+        the strata's order, with `against` as of `sources`.
+
+    Raises:
+        UserError: a column has too many strata to break down by.
     """
+    by = by or {}
     label, score = checked(frame["label"], frame["score"])
     is_probability = are_probabilities(score)
 
@@ -44,10 +57,20 @@ def breakdowns(frame: pd.DataFrame) -> dict[str, Table]:
     def row(rows: np.ndarray) -> dict:
         """Return the row of a table for the images with these numbers."""
         labels, scores = label[rows], score[rows]
-        auc, low, high = auc_interval(labels, scores)
         counts = {"n": len(rows), "real": int((labels == 0).sum()), "ai": int((labels == 1).sum())}
         shares = accuracies(labels, scores) if is_probability else dict.fromkeys(ACCURACIES)
-        return {"auc": auc, "low": low, "high": high, **counts, **shares}
+        result = {**auc_row(labels, scores), **counts, **shares}
+        return result if control is None else {**result, "content": next_to(labels, scores, control[rows])}
+
+    def against_others(groups: dict[str, np.ndarray]) -> Table:
+        """Return a table where a group of one class is set against all images of the other one."""
+        result = {}
+        for name, rows in groups.items():
+            is_ai = label[rows] == 1
+            other = real if is_ai.all() else ai if not is_ai.any() else rows[:0]
+            against = "all real" if is_ai.all() else "itself" if is_ai.any() else "all AI"
+            result[str(name)] = {**row(np.concatenate([rows, other])), "against": against}
+        return result
 
     real, ai = np.flatnonzero(label == 0), np.flatnonzero(label == 1)
     made_by = _rows_of(frame["generator"].where(label == 1, ""))
@@ -62,12 +85,6 @@ def breakdowns(frame: pd.DataFrame) -> dict[str, Table]:
         [0] if state == 0 else [len(chain)] if state == 1 and chain else []
         for state, chain in zip(frame["is_distorted"], chains, strict=True)
     )
-    sources, against = {}, {}
-    for name, rows in _rows_of(frame["source"]).items():
-        is_ai = label[rows] == 1
-        other = real if is_ai.all() else ai if not is_ai.any() else rows[:0]
-        sources[name] = np.concatenate([rows, other])
-        against[name] = "all real" if is_ai.all() else "itself" if is_ai.any() else "all AI"
     longer = frame[["width", "height"]].max(axis=1, skipna=False)
     size = pd.cut(longer, [0, *_SIZES], labels=list(_SIZES.values()))
     sizes = {name: np.flatnonzero(size == name) for name in _SIZES.values()}
@@ -77,8 +94,9 @@ def breakdowns(frame: pd.DataFrame) -> dict[str, Table]:
         "distortion_levels": distortion_levels,
         "levels": table(_rows_by_key(strongest)),
         "chain_lengths": table(_rows_by_key(lengths)),
-        "sources": {name: {**one, "against": against[name]} for name, one in table(sources).items()},
+        "sources": against_others(_rows_of(frame["source"])),
         "sizes": table({name: rows for name, rows in sizes.items() if len(rows)}),
+        "by": {column: against_others(_rows_of_strata(column, strata)) for column, strata in by.items()},
     }
 
 
@@ -103,6 +121,17 @@ def level_of(name: str, scale: float) -> int | None:
 def _rows_of(names: pd.Series) -> dict[str, np.ndarray]:
     """Return for each name, sorted and without the empty one, the numbers of its rows."""
     return {name: rows for name, rows in names.groupby(names.to_numpy(dtype=object)).indices.items() if name}
+
+
+def _rows_of_strata(column: str, strata: pd.Series) -> dict[str, np.ndarray]:
+    """Return for each stratum the numbers of its rows."""
+    names, codes = strata.cat.categories, strata.cat.codes.to_numpy()
+    if len(names) > _MAX_STRATA:
+        raise UserError(
+            f"--by {column}: {len(names):,} different values are too many for a table; choose a column with "
+            f"at most {_MAX_STRATA}"
+        )
+    return {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
 
 
 def _rows_by_key(keys: Iterable[Iterable]) -> dict:

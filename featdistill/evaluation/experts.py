@@ -10,6 +10,7 @@ import pandas as pd
 
 from featdistill.evaluation.intervals import auc_bounds, auc_covariance
 from featdistill.evaluation.metrics import THRESHOLD, checked, parts_of, roc_auc
+from featdistill.evaluation.stratified import next_to
 
 
 def rank_correlations(scores: Sequence[np.ndarray]) -> list[list[float | None]]:
@@ -51,17 +52,22 @@ def corrected_errors(
 
 
 def per_expert(
-    label: np.ndarray, score: np.ndarray, is_distorted: np.ndarray, experts: dict[str, np.ndarray]
+    label: np.ndarray,
+    score: np.ndarray,
+    is_distorted: np.ndarray,
+    experts: dict[str, np.ndarray],
+    control: np.ndarray | None = None,
 ) -> dict[str, dict]:
     """Return the clean and the robust AUC of each expert, of the ensemble, and their mean over the experts.
 
     Args:
         score: (N,) of the ensemble.
         experts: name -> (N,).
+        control: (N,) scores to set next to all AUCs; see `stratified.next_to`.
 
     Returns:
-        `experts`: name -> `clean_auc`, `robust_auc` and `intervals` of the two; `ensemble`: the same; `mean`:
-        the two AUCs.
+        `experts`: name -> `clean_auc`, `robust_auc`, `intervals` of the two and, with a control, `content` of
+        the two; `ensemble`: the same; `mean`: the two AUCs.
     """
     label, parts = np.asarray(label), parts_of(is_distorted, len(label))
     scores = np.stack([checked(label, values)[1] for values in (score, *experts.values())])
@@ -72,6 +78,8 @@ def per_expert(
         for row, values, variance in zip(rows, part, np.diag(auc_covariance(labels, part)), strict=True):
             row[metric] = roc_auc(labels, values)
             row["intervals"][metric] = list(auc_bounds(row[metric], variance))
+            if control is not None:
+                row.setdefault("content", {})[metric] = next_to(labels, values, control[parts[metric]])
         aucs = [row[metric] for row in rows[1:]]
         mean[metric] = float(np.mean(aucs)) if aucs and None not in aucs else None
     return {"experts": dict(zip(experts, rows[1:], strict=True)), "mean": mean, "ensemble": rows[0]}

@@ -30,15 +30,26 @@ def auc_covariance(label: np.ndarray, scores: np.ndarray) -> np.ndarray:
         (M, M) float64; all NaN where a class has fewer than two images.
     """
     label, scores = np.asarray(label), np.asarray(scores, dtype=np.float64)
+    if min((label == 0).sum(), (label == 1).sum()) < 2:
+        return np.full((len(scores), len(scores)), np.nan)
+    above_ai, above_real = placements(label, scores)
+    return np.atleast_2d(np.cov(above_ai) / above_ai.shape[1] + np.cov(above_real) / above_real.shape[1])
+
+
+def placements(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each image the share of the other class with a lower score, ties counted half.
+
+    Args:
+        label, scores: as for `auc_covariance`; both classes have images.
+
+    Returns:
+        (M, real images), (M, AI-generated images); the mean of the second is the AUC.
+    """
     real, ai = scores[:, label == 0], scores[:, label == 1]
     count = real.shape[1]
-    if min(count, ai.shape[1]) < 2:
-        return np.full((len(scores), len(scores)), np.nan)
     ranks = rankdata(np.concatenate([real, ai], axis=1), axis=1)
-    # For each image, the share of the other class with a lower score, ties counted half.
     above_ai = (ranks[:, :count] - rankdata(real, axis=1)) / ai.shape[1]
-    above_real = (ranks[:, count:] - rankdata(ai, axis=1)) / count
-    return np.atleast_2d(np.cov(above_ai) / count + np.cov(above_real) / ai.shape[1])
+    return above_ai, (ranks[:, count:] - rankdata(ai, axis=1)) / count
 
 
 def auc_bounds(auc: float | None, variance: float) -> Bounds:

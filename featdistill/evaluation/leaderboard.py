@@ -73,7 +73,7 @@ def chosen_splits(splits: dict[str, dict], requested: bool) -> tuple[dict[str, d
         return chosen or dict(splits), []
     chosen, notes = {}, []
     for name in (name for name in splits if name in TEST_SPLITS):
-        count = sum(splits[name][state] for state in ("images", "unreadable", "unlabelled"))
+        count = sum(splits[name][state] for state in ("images", "unreadable", "unlabeled"))
         if count == TEST_IMAGES:
             chosen[name] = splits[name]
         else:

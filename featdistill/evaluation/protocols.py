@@ -84,7 +84,7 @@ def score(name: str, predictions: list[str], labels: list[str] | None = None) ->
         a score), `unreadable`, `METRICS`, and `missing`, why the set has no metrics, or None; `mean`:
         `sets` (how many it is taken over), `of`, and `METRICS`, each None where a set has none; `published`:
         `method`, `accuracy`, `source`, `note`. Numbers of images: `images` in the sets that have metrics and
-        `unreadable` in all sets, each image counted once; `training` and `unlabelled`, which are left out;
+        `unreadable` in all sets, each image counted once; `training` and `unlabeled`, which are left out;
         and `left_out`: each name that is not a set of the protocol -> images ("" for real images without a
         name).
 
@@ -96,8 +96,8 @@ def score(name: str, predictions: list[str], labels: list[str] | None = None) ->
     protocol = PROTOCOLS[name]
     images = _read(predictions, labels)
     training = (images["split"].str.casefold() == "train").to_numpy()
-    unlabelled = (images["label"] == -1).to_numpy() & ~training
-    eligible = ~training & ~unlabelled
+    unlabeled = (images["label"] == -1).to_numpy() & ~training
+    eligible = ~training & ~unlabeled
     scored, unreadable = np.isfinite(images["score"].to_numpy()), images["unreadable"].to_numpy()
     members, left_out = _members(images, protocol, eligible & scored)
     rows = [_score_set(title, images[rows & eligible]) for title, rows in members.items()]
@@ -128,7 +128,7 @@ def score(name: str, predictions: list[str], labels: list[str] | None = None) ->
         "images": int(images["image"][in_complete & eligible & scored].nunique()),
         "unreadable": int(images["image"][in_any & eligible & unreadable].nunique()),
         "training": int((training & scored).sum()),
-        "unlabelled": int((unlabelled & scored).sum()),
+        "unlabeled": int((unlabeled & scored).sum()),
         "left_out": left_out,
     }
 
@@ -262,7 +262,7 @@ def _notes(result: dict) -> list[str]:
     unreadable = [f"{row['name']} {row['unreadable']:,}" for row in result["sets"] if row["unreadable"]]
     if unreadable:
         notes.append(f"unreadable images, left out: {result['unreadable']:,} ({', '.join(unreadable)})")
-    for state in ("training", "unlabelled"):
+    for state in ("training", "unlabeled"):
         if result[state]:
             notes.append(f"{state} images, left out: {result[state]:,}")
     if result["left_out"]:

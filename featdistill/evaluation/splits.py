@@ -1,5 +1,7 @@
 """From predictions and labels to the result of a split: metrics, intervals, experts, breakdowns."""
 
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,13 +9,17 @@ import numpy as np
 import pandas as pd
 
 from featdistill.command_line import UserError, nearest
+from featdistill.evaluation.audits import Content, content_scores
 from featdistill.evaluation.breakdowns import breakdowns
 from featdistill.evaluation.experts import per_expert
 from featdistill.evaluation.intervals import auc_interval
-from featdistill.evaluation.metrics import accuracies, best_threshold, headline
+from featdistill.evaluation.metrics import accuracies, best_threshold, headline, parts_of
+from featdistill.evaluation.stratified import auc_row, count_pairs, next_to
 from featdistill.records.labels import count_unreadable, join, label_rows, labeled, read_labels, source_of
 from featdistill.records.predictions import read_predictions
-from featdistill.records.provenance import read_record
+from featdistill.records.strata import column_strata
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Split:
         name: the name of its predictions file, without extension.
         predictions, labels: the two files.
         frame: of `labels.join`; empty where no label is known.
-        unreadable, unlabelled: how many images are left out because they could not be read or have no label.
+        unreadable, unlabeled: how many images are left out because they could not be read or have no label.
     """
 
     name: str
@@ -32,14 +38,17 @@ class Split:
     labels: Path
     frame: pd.DataFrame
     unreadable: int = 0
-    unlabelled: int = 0
+    unlabeled: int = 0
 
 
-def load_splits(predictions: list[str], labels: list[str] | None = None) -> list[Split]:
+def load_splits(
+    predictions: list[str], labels: list[str] | None = None, columns: Iterable[str] = ()
+) -> list[Split]:
     """Read predictions files and their labels.
 
     Args:
         labels: see `label_sources`.
+        columns: further columns of the labels to read; see `labels.read_labels`.
 
     Raises:
         UserError: as `label_sources`, two splits have the same name, a prediction has no label row, a label
@@ -52,7 +61,7 @@ def load_splits(predictions: list[str], labels: list[str] | None = None) -> list
             raise UserError(
                 f"two predictions files are called {name}; rename one, it is the name of its split"
             )
-    truths = {source: read_labels(source) for source in dict.fromkeys(sources)}
+    truths = {source: read_labels(source, columns) for source in dict.fromkeys(sources)}
     frames = [read_predictions(path) for path in predictions]
     for path, frame in zip(predictions, frames, strict=True):
         if frame.empty:
@@ -91,31 +100,55 @@ def label_sources(predictions: list[str], labels: list[str] | None) -> list[Path
 
 
 def score_split(
-    split: Split, threshold: tuple[float, str] | None = None, pixel_free: dict | None = None
+    split: Split,
+    threshold: tuple[float, str] | None = None,
+    pixel_free: dict | None = None,
+    *,
+    content: Content | None = None,
+    strata: str | None = None,
+    by: Sequence[str] = (),
 ) -> dict:
     """Return the result of a split with labels.
 
     Args:
         threshold: its value and the name of the images that it was chosen on.
         pixel_free: of `read_audit`; its AUC of each source is added as `pixel_free_auc`.
+        content: a control that is set next to every AUC, as `content`; see `stratified.next_to`.
+        strata: a column; also the AUCs over the pairs within its strata.
+        by: further columns to break the AUCs down by.
 
     Returns:
-        `unreadable`, `unlabelled`, what `metrics.headline` returns, `intervals` (each of `metrics.AUCS` ->
+        `unreadable`, `unlabeled`, what `metrics.headline` returns, `intervals` (each of `metrics.AUCS` ->
         [low, high]), `threshold` (`value`, `chosen_on` and the accuracies at it), `experts` from
-        `metrics.per_expert`, and those of `breakdowns`.
+        `experts.per_expert`, those of `breakdowns`, `content` (each of `metrics.AUCS` -> control) and
+        `within_strata` (see `_within_strata`).
+
+    Raises:
+        UserError: a column cannot be used; see `records.strata`.
     """
     frame = split.frame
     label, score, is_distorted = (frame[name].to_numpy() for name in ("label", "score", "is_distorted"))
+    control = None if content is None else content_scores(content, frame)
+    if control is not None and np.isnan(control).all():
+        _log.warning("%s: the content control of the audit has none of its images", split.name)
+        control = None
     scores = {name: frame[f"expert {name}"].to_numpy() for name in frame.attrs["experts"]}
-    experts = per_expert(label, score, is_distorted, scores)
+    experts = per_expert(label, score, is_distorted, scores, control)
     result = {
         "unreadable": split.unreadable,
-        "unlabelled": split.unlabelled,
+        "unlabeled": split.unlabeled,
         **headline(label, score, is_distorted),
         "experts": experts,
-        **breakdowns(frame),
+        **breakdowns(frame, control, {column: _strata_of(split, column) for column in by}),
         "intervals": {**experts["ensemble"]["intervals"], "auc": list(auc_interval(label, score)[1:])},
     }
+    if control is not None:
+        parts = parts_of(is_distorted, len(label))
+        result["content"] = {
+            name: next_to(label[rows], score[rows], control[rows]) for name, rows in parts.items()
+        }
+    if strata is not None:
+        result["within_strata"] = _within_strata(split, strata, control)
     if threshold is not None:
         value, chosen_on = threshold
         result["threshold"] = {"value": value, "chosen_on": chosen_on, **accuracies(label, score, value)}
@@ -123,6 +156,41 @@ def score_split(
         for name, row in result["sources"].items():
             row["pixel_free_auc"] = pixel_free["sources"].get(name, {}).get("auc")
     return result
+
+
+def _strata_of(split: Split, column: str) -> pd.Series:
+    rows = pd.DataFrame({column: split.frame[f"column {column}"]})
+    return column_strata(rows, column, f"{split.labels} (images of {split.name})")
+
+
+def _within_strata(split: Split, column: str, control: np.ndarray | None) -> dict:
+    """Return the AUCs of a split over the pairs within the strata of a column.
+
+    Returns:
+        `column`; `unknown`: images whose stratum is not known; `metrics.AUCS` and for each expert, in
+        `experts`, the same: `auc`, `low`, `high`, what `count_pairs` returns, and with a control `content`.
+    """
+    frame, strata = split.frame, _strata_of(split, column).cat.codes.to_numpy()
+    label = frame["label"].to_numpy()
+    parts = parts_of(frame["is_distorted"].to_numpy(), len(label))
+    if not count_pairs(label, strata)["pairs"]:
+        raise UserError(
+            f"--strata {column}: no stratum of {split.name} holds real and AI-generated images; choose a "
+            "column that both classes share"
+        )
+
+    def within(score: np.ndarray) -> dict:
+        return {name: row(score[rows], rows) for name, rows in parts.items()}
+
+    def row(score: np.ndarray, rows: np.ndarray) -> dict:
+        result = auc_row(label[rows], score, strata[rows]) | count_pairs(label[rows], strata[rows])
+        if control is not None:
+            result["content"] = next_to(label[rows], score, control[rows], strata[rows])
+        return result
+
+    experts = {name: within(frame[f"expert {name}"].to_numpy()) for name in frame.attrs["experts"]}
+    unknown = int((strata < 0).sum())
+    return {"column": column, "unknown": unknown, **within(frame["score"].to_numpy()), "experts": experts}
 
 
 def choose_threshold(chosen_on: list[str], splits: list[Split]) -> tuple[float, str]:
@@ -152,31 +220,6 @@ def choose_threshold(chosen_on: list[str], splits: list[Split]) -> tuple[float, 
     if value is None:
         raise UserError(f"--threshold-from {name}: choosing a threshold needs real and AI-generated images")
     return value, name
-
-
-def read_audit(folder: str | Path) -> dict:
-    """Return the pixel-free baseline of an audit: what the files alone tell about the labels.
-
-    Returns:
-        `auc`, `low`, `high`, `verdict`, `images`, `telling` (features), `sources` (name -> `auc`, `low`,
-        `high`), and `manifests`, what it was measured on.
-
-    Raises:
-        UserError: there is no `audit.json`, or it was not written by data_prep.audit.
-    """
-    path = Path(folder) / "audit.json"
-    audit = read_record(path)
-    if audit is None:
-        raise UserError(f"--audit: {folder} has no audit.json; make one with python -m data_prep.audit")
-    try:
-        baseline = audit["baseline"]
-        keys = ("auc", "low", "high", "verdict", "images", "telling")
-        sources = {
-            one["source"]: {key: one[key] for key in ("auc", "low", "high")} for one in baseline["sources"]
-        }
-        return {**{key: baseline[key] for key in keys}, "sources": sources, "manifests": audit["manifests"]}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} was not written by data_prep.audit; run it again") from error
 
 
 def official_metrics(splits: dict[str, dict]) -> dict[str, float | None]:

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator
 
-from featdistill.evaluation.comparison import METRICS
+from featdistill.evaluation.audits import content_meaning, pixel_free_meaning
+from featdistill.evaluation.comparison import METRICS, WITHIN, metric_title
 from featdistill.evaluation.metrics import ACCURACIES, AUCS
 from featdistill.evaluation.splits import official_metrics
-from featdistill.text_tables import number, table, with_interval
+from featdistill.text_tables import difference, number, table, with_interval
 
 CSV_HEADER = ("split", "metric", "value", "low", "high", "n")
 _GROUPS = {
@@ -46,76 +47,78 @@ def markdown(result: dict) -> str:
     """Return all tables."""
     splits = result["splits"]
     parts = ["# Metrics", *_summary(result), "## Experts", _expert_table(splits)]
+    within = {name: split["within_strata"] for name, split in splits.items() if "within_strata" in split}
+    if any(of_split["experts"] for of_split in within.values()):
+        column = next(iter(within.values()))["column"]
+        parts += [f"## Experts within strata of {column}", _within_table(within, of_experts=True)]
     for key, (title, note) in _GROUPS.items():
-        parts += [f"## {title}", *_group_table(splits, key, note)]
+        groups = {name: split[key] for name, split in splits.items()}
+        parts += [f"## {title}", *_group_table(groups, note, is_ordered=key in _ORDERED)]
+    for column in dict.fromkeys(column for split in splits.values() for column in split["by"]):
+        groups = {name: split["by"][column] for name, split in splits.items()}
+        parts += [f"## By {column}", *_group_table(groups, _GROUPS["sources"][1], is_ordered=True)]
     return _joined(parts)
 
 
 def csv_rows(result: dict) -> Iterator[tuple]:
     """Yield the rows of `CSV_HEADER`: every metric of every split; of a group as `generators/flux/auc`."""
     for name, split in result["splits"].items():
-        of_part = {"clean_auc": split["clean"], "robust_auc": split["distorted"]}
-        counts = of_part | {"real_accuracy": split["real"], "ai_accuracy": split["ai"]}
-        for metric in (*AUCS, *_MORE):
-            low, high = split["intervals"].get(metric, (None, None))
-            yield name, metric, split[metric], low, high, counts.get(metric, split["images"])
-        for metric in ACCURACIES if "threshold" in split else ():
-            n = counts.get(metric, split["images"])
-            yield name, f"threshold/{metric}", split["threshold"][metric], None, None, n
-        for expert, row in split["experts"]["experts"].items():
-            for metric, n in of_part.items():
-                yield name, f"experts/{expert}/{metric}", row[metric], *row["intervals"][metric], n
-        tables = {key: split[key] for key in _GROUPS}
-        for distortion, levels in split["distortion_levels"].items():
-            tables[f"distortion_levels/{distortion}"] = levels
-        for key, groups in tables.items():
-            for group, row in groups.items():
-                n = row["real"] + row["ai"]
-                yield name, f"{key}/{group}/auc", row["auc"], row["low"], row["high"], n
-                for metric, of_class in zip(ACCURACIES, (n, row["real"], row["ai"]), strict=True):
-                    yield name, f"{key}/{group}/{metric}", row[metric], None, None, of_class
+        for row in _split_rows(split):
+            yield name, *row
 
 
-def comparison_markdown(result: dict) -> str:
-    """Return the ranking and the differences of `comparison.compare`."""
-    runs = [
-        [str(rank), run["name"], *(with_interval(run[key], run["intervals"][key]) for key in METRICS)]
-        for rank, run in enumerate(result["runs"], start=1)
-    ]
-    verdicts = {True: "yes", False: "no", None: "n/a"}
-    pairs = [
-        [
-            pair["first"],
-            pair["second"],
-            pair["metric"].replace("_", " "),
-            f"{pair['difference']:+.4f}",
-            "" if pair["low"] is None else f"{pair['low']:+.4f} to {pair['high']:+.4f}",
-            verdicts[pair["beyond_chance"]],
-        ]
-        for pair in result["differences"]
-        if pair["difference"] is not None
-    ]
-    left_out = f"; {result['left_out']:,} that some run did not score are left out"
-    parts = [
-        "# Comparison",
-        f"{result['images']:,} images that all runs scored{left_out if result['left_out'] else ''}.",
-        table(["place", "run", "robust AUC", "clean AUC", "AUC"], runs),
-        "## Differences",
-        "First minus second, with the paired 95 % interval (DeLong). Pairs are not corrected for their "
-        "number: of twenty pairs of equal runs, expect one to seem different.",
-        table(["first", "second", "metric", "difference", "95 %", "beyond chance"], pairs),
-    ]
-    return _joined(parts)
+def _split_rows(split: dict) -> Iterator[tuple]:
+    """Yield the rows of `CSV_HEADER` of a split, without its name."""
+    of_part = {"clean_auc": split["clean"], "robust_auc": split["distorted"]}
+    counts = of_part | {"real_accuracy": split["real"], "ai_accuracy": split["ai"]}
+    for metric in (*AUCS, *_MORE):
+        low, high = split["intervals"].get(metric, (None, None))
+        yield metric, split[metric], low, high, counts.get(metric, split["images"])
+        yield from _content_rows(metric, split.get("content", {}).get(metric))
+    for metric in ACCURACIES if "threshold" in split else ():
+        yield (
+            f"threshold/{metric}",
+            split["threshold"][metric],
+            None,
+            None,
+            counts.get(metric, split["images"]),
+        )
+    for expert, row in split["experts"]["experts"].items():
+        for metric, n in of_part.items():
+            path = f"experts/{expert}/{metric}"
+            yield path, row[metric], *row["intervals"][metric], n
+            yield from _content_rows(path, row.get("content", {}).get(metric))
+    tables = {key: split[key] for key in _GROUPS}
+    for distortion, levels in split["distortion_levels"].items():
+        tables[f"distortion_levels/{distortion}"] = levels
+    tables |= {f"by/{column}": groups for column, groups in split["by"].items()}
+    for key, groups in tables.items():
+        for group, row in groups.items():
+            path, n = f"{key}/{group}", row["real"] + row["ai"]
+            yield f"{path}/auc", row["auc"], *_bounds(row), n
+            yield from _content_rows(f"{path}/auc", row.get("content"))
+            for metric, of_class in zip(ACCURACIES, (n, row["real"], row["ai"]), strict=True):
+                yield f"{path}/{metric}", row[metric], None, None, of_class
+    within = split.get("within_strata")
+    for path, rows in _within_by_path(within).items() if within else ():
+        for metric in AUCS:
+            row = rows[metric]
+            yield f"{path}/{metric}", row["auc"], *_bounds(row), row["images"]
+            yield from _content_rows(f"{path}/{metric}", row.get("content"))
 
 
-def comparison_rows(result: dict) -> Iterator[tuple]:
-    """Yield the rows of `CSV_HEADER` of a comparison; `split` is the run, or `first - second`."""
-    for run in result["runs"]:
-        for metric, bounds in run["intervals"].items():
-            yield run["name"], metric, run[metric], *bounds, result["n"][metric]
-    for pair in result["differences"]:
-        name, metric = f"{pair['first']} - {pair['second']}", pair["metric"]
-        yield name, metric, pair["difference"], pair["low"], pair["high"], result["n"][metric]
+def _within_by_path(within: dict) -> dict[str, dict]:
+    """Return the AUCs within strata of the ensemble and of each expert by the start of their CSV names."""
+    start = f"within_strata/{within['column']}"
+    experts = {f"{start}/experts/{name}": rows for name, rows in within["experts"].items()}
+    return {start: within, **experts}
+
+
+def _content_rows(path: str, content: dict | None) -> Iterator[tuple]:
+    if content is not None:
+        n, bounds = content["images"], (content["exceeds_low"], content["exceeds_high"])
+        yield f"{path}/content", content["auc"], *_bounds(content), n
+        yield f"{path}/exceeds_content", content["exceeds"], *bounds, n
 
 
 def _summary(result: dict) -> list[str]:
@@ -123,10 +126,17 @@ def _summary(result: dict) -> list[str]:
     parts = ["## Splits", _headline_table(splits)]
     more = [[name, *(number(split[key]) for key in _MORE)] for name, split in splits.items()]
     parts.append(table(["split", *_MORE.values()], more))
+    within = {name: split["within_strata"] for name, split in splits.items() if "within_strata" in split}
+    if within:
+        column = next(iter(within.values()))["column"]
+        note = f"Over the pairs of a real and an AI-generated image that are alike in {column}."
+        parts += [f"## Within strata of {column}", note, _within_table(within)]
     notes = [*_notes(splits), *result.get("notes", ())]
     if result.get("pixel_free"):
         notes.append(_pixel_free_note(result["pixel_free"]))
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    if result.get("content"):
+        parts += ["## Content control", content_meaning(result["content"]), _content_table(splits)]
     official = official_metrics(splits)
     if official:
         cells = [number(value) for value in official.values()]
@@ -158,9 +168,18 @@ def _notes(splits: dict[str, dict]) -> list[str]:
         for reason in dict.fromkeys(split["undefined"].values()):
             which = [key.replace("_", " ") for key, why in split["undefined"].items() if why == reason]
             notes.append(f"{name}: {', '.join(which)} n/a: {reason}")
-        for state in ("unreadable", "unlabelled"):
+        for state in ("unreadable", "unlabeled"):
             if split[state]:
                 notes.append(f"{name}: {state} images, left out: {split[state]:,}")
+        images = split["content"]["auc"]["images"] if "content" in split else split["images"]
+        if images < split["images"]:
+            notes.append(
+                f"{name}: the content control has {images:,} of {split['images']:,} images; it, and what "
+                "exceeds it, are over these"
+            )
+        within = split.get("within_strata")
+        if within and within["unknown"]:
+            notes.append(f"{name}: images without {within['column']}, in no stratum: {within['unknown']:,}")
         if "threshold" in split:
             threshold = split["threshold"]
             optimistic = " (the same images, so optimistic)" if threshold["chosen_on"] == name else ""
@@ -186,10 +205,42 @@ def _pixel_free_note(baseline: dict) -> str:
     if baseline["auc"] is None:
         return f"the pixel-free baseline could not be measured on {where}"
     reached = with_interval(baseline["auc"], _bounds(baseline))
-    return (
-        f"files alone, without any pixels, reach AUC {reached} on {where}: an AUC close to it says little "
-        "about the pixels"
-    )
+    return f"files alone, without any pixels, reach AUC {reached} on {where}: {pixel_free_meaning(baseline)}"
+
+
+def _within_table(within: dict[str, dict], *, of_experts: bool = False) -> str:
+    """Return the AUCs within strata of each split, or of each of its experts."""
+    rows = []
+    for split, of_split in within.items():
+        shown = {(name, split): row for name, row in of_split["experts"].items()}
+        for names, row in shown.items() if of_experts else [((split,), of_split)]:
+            cells = [with_interval(row[key]["auc"], _bounds(row[key])) for key in METRICS]
+            rows.append([*names, *cells, f"{row['auc']['strata']:,}", f"{row['auc']['pairs']:,}"])
+    header = ["split", "robust AUC", "clean AUC", "AUC", "strata", "pairs"]
+    return table([*(["expert"] * of_experts), *header], rows)
+
+
+def _content_table(splits: dict[str, dict]) -> str:
+    rows = []
+    for name, split in splits.items():
+        if "content" not in split:
+            continue
+        shown = [(key, split[key], split["intervals"][key], split["content"][key]) for key in METRICS]
+        within = split.get("within_strata")
+        for key in METRICS if within else ():
+            row = within[key]
+            shown.append((key + WITHIN, row["auc"], _bounds(row), row["content"]))
+        for key, auc, bounds, content in shown:
+            title = metric_title(key, within["column"] if within else None)
+            rows.append([name, title, with_interval(auc, bounds), *_content_cells(content)])
+    return table(["split", "of", "AUC", "content control", "exceeds it by"], rows)
+
+
+def _content_cells(content: dict | None) -> list[str]:
+    if content is None:
+        return ["", ""]
+    exceeds = difference(content["exceeds"], (content["exceeds_low"], content["exceeds_high"]))
+    return [with_interval(content["auc"], _bounds(content)), exceeds]
 
 
 def _headline_table(splits: dict[str, dict]) -> str:
@@ -209,36 +260,52 @@ def _headline_table(splits: dict[str, dict]) -> str:
 def _expert_table(splits: dict[str, dict]) -> str:
     if not any(split["experts"]["experts"] for split in splits.values()):
         return "The predictions have no columns of single experts."
-    rows = []
+    rows, metrics_of_experts = [], ("robust_auc", "clean_auc")
+    has_content = any("content" in split for split in splits.values())
     for split, metrics in splits.items():
         experts = metrics["experts"]
         shown = experts["experts"] | {"mean of experts": experts["mean"], "ensemble": experts["ensemble"]}
         for name, row in shown.items():
-            intervals = row.get("intervals", {})
-            aucs = [with_interval(row[key], intervals.get(key)) for key in ("robust_auc", "clean_auc")]
-            rows.append([name, split, *aucs])
-    return table(["expert", "split", "robust AUC", "clean AUC"], rows)
+            intervals, content = row.get("intervals", {}), row.get("content")
+            aucs = [with_interval(row[key], intervals.get(key)) for key in metrics_of_experts]
+            exceeds = [_content_cells(content[key])[1] if content else "" for key in metrics_of_experts]
+            rows.append([name, split, *aucs, *(exceeds if has_content else ())])
+        if "content" in experts["ensemble"]:
+            control = experts["ensemble"]["content"]
+            cells = [_content_cells(control[key])[0] for key in metrics_of_experts]
+            rows.append(["content control", split, *cells, "", ""])
+    header = ["expert", "split", "robust AUC", "clean AUC"]
+    return table([*header, *(["robust exceeds", "clean exceeds"] if has_content else ())], rows)
 
 
-def _group_table(splits: dict[str, dict], key: str, note: str) -> list[str]:
-    """Return a table with one row per group and split: hardest first, or in the groups' own order."""
+def _group_table(tables: dict[str, dict], note: str, *, is_ordered: bool) -> list[str]:
+    """Return a table with one row per group and split: hardest first, or in the groups' own order.
+
+    Args:
+        tables: split -> breakdown.
+    """
     rows = []
-    pixel_free = any("pixel_free_auc" in row for split in splits.values() for row in split[key].values())
-    for split, metrics in splits.items():
-        groups = list(metrics[key].items())
-        if key not in _ORDERED:
+    everything = [row for groups in tables.values() for row in groups.values()]
+    pixel_free = any("pixel_free_auc" in row for row in everything)
+    has_content = any("content" in row for row in everything)
+    for split, of_split in tables.items():
+        groups = list(of_split.items())
+        if not is_ordered:
             groups.sort(
                 key=lambda group: (math.inf if group[1]["auc"] is None else group[1]["auc"], group[0])
             )
         for name, row in groups:
             counts = [f"{row[count]:,}" for count in ("real", "ai")]
-            cells = [with_interval(row["auc"], _bounds(row)), *(number(row[share]) for share in _SHARES)]
+            cells = [with_interval(row["auc"], _bounds(row))]
+            cells += _content_cells(row.get("content")) if has_content else []
+            cells += [number(row[share]) for share in _SHARES]
             cells += [number(row.get("pixel_free_auc"))] if pixel_free else []
             rows.append([name, split, *counts, *cells])
     if not rows:
         return ["The labels do not name any."]
-    header = ["name", "split", "real", "AI", "AUC", *(_MORE[share] for share in _SHARES)]
-    return [note, table([*header, *(["files alone"] if pixel_free else [])], rows)]
+    header = ["name", "split", "real", "AI", "AUC", *(["content control", "exceeds it by"] * has_content)]
+    header += [*(_MORE[share] for share in _SHARES), *(["files alone"] * pixel_free)]
+    return [note, table(header, rows)]
 
 
 def _bounds(row: dict) -> tuple[float | None, float | None]:

@@ -40,8 +40,8 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Labelled rows.
+class Labeled:
+    """Labeled rows.
 
     Attributes:
         logits: (experts, N) float64.
@@ -56,10 +56,10 @@ class Labelled:
     group: np.ndarray
     is_distorted: np.ndarray
 
-    def rows(self, mask: np.ndarray) -> "Labelled":
+    def rows(self, mask: np.ndarray) -> "Labeled":
         """Return the rows of a mask (N,)."""
         columns = (self.label[mask], self.group[mask], self.is_distorted[mask])
-        return Labelled(self.names, self.logits[:, mask], *columns)
+        return Labeled(self.names, self.logits[:, mask], *columns)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Fitted:
     fold: np.ndarray
 
 
-def fit(rows: Labelled, method: str = "logit_mean", folds: int = 5, seed: int = 0) -> Fitted:
+def fit(rows: Labeled, method: str = "logit_mean", folds: int = 5, seed: int = 0) -> Fitted:
     """Fit temperatures and weights, and score each row with a fusion that was fitted without its fold.
 
     To score a fold, the strength is chosen by the losses on the other folds, with fits that leave out two.
@@ -114,7 +114,7 @@ def fit(rows: Labelled, method: str = "logit_mean", folds: int = 5, seed: int = 
     return Fitted(fusion, dict(zip(rows.names, alone, strict=True)), strength, losses, held_out, fold)
 
 
-def fit_strengths(rows: Labelled, method: str, strengths: Sequence[float] = STRENGTHS) -> dict[float, Fusion]:
+def fit_strengths(rows: Labeled, method: str, strengths: Sequence[float] = STRENGTHS) -> dict[float, Fusion]:
     """Return the fusion that fits the rows best, for each strength of the pull to equal weights."""
     alone = [fit_temperature(logits, rows.label) for logits in rows.logits]
     useful = np.array([temperature is not None for temperature in alone])
@@ -192,7 +192,7 @@ def _targets(label: np.ndarray) -> np.ndarray:
     return np.where(label == 1, (ai + 1) / (ai + 2), 1 / (len(label) - ai + 2))
 
 
-def assign_folds(rows: Labelled, folds: int, seed: int) -> np.ndarray:
+def assign_folds(rows: Labeled, folds: int, seed: int) -> np.ndarray:
     """Return the fold of each row, (N,): a group is in one fold, and labels are spread evenly.
 
     The order of the rows does not matter.
@@ -218,7 +218,7 @@ def assign_folds(rows: Labelled, folds: int, seed: int) -> np.ndarray:
 
 def read_labeled(
     predictions: list[str], label_files: list[str] | None
-) -> tuple[Labelled, list[dict[str, Any]]]:
+) -> tuple[Labeled, list[dict[str, Any]]]:
     """Read predictions of ours and the labels of their images, by name.
 
     Args:
@@ -252,10 +252,10 @@ def read_labeled(
     group = rows["group"].where(rows["group"] != "", "name:" + rows["name"])
     logits = logits_of(rows[[f"expert {name}" for name in names]].to_numpy(dtype=np.float64).T)
     label, is_distorted = (rows[name].to_numpy(np.int64) for name in ("label", "is_distorted"))
-    return Labelled(names, logits, label, group.to_numpy(dtype=object), is_distorted), files
+    return Labeled(names, logits, label, group.to_numpy(dtype=object), is_distorted), files
 
 
-def report(rows: Labelled, fitted: Fitted, files: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+def report(rows: Labeled, fitted: Fitted, files: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Return the fusion and what it achieves as plain JSON, which `fusion.read_fusion` reads.
 
     `scores` has AUC and log loss of each expert, of both equal means, and of the fit on the fitted and on the

@@ -1,6 +1,6 @@
 """The labels that predictions are measured against: read from a manifest or a label file, joined by name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +17,27 @@ from featdistill.records.predictions import (
     read_predictions,
     to_numbers,
 )
+from featdistill.records.strata import require_column
 
 # The distortions of an image in order of application, each with its scale (None if that is not a number).
 Chain = tuple[tuple[str, float | None], ...]
 
 
-def read_labels(path: str | Path) -> pd.DataFrame:
+def read_labels(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     """Read a manifest or an official label file (`image_name,label`, perhaps distortions).
+
+    Args:
+        columns: further columns of the file to read.
 
     Returns:
         A frame with `name`; `label` and `is_distorted` (int8: 0, 1, -1 unknown); `image`, `source`,
         `generator` and `group` (text, empty if unknown); `chain` (a `Chain`); `width` and `height` in px
-        (float64, NaN if unknown). `frame.attrs["path"]` is the file.
+        (float64, NaN if unknown); and each of `columns` as `column NAME`, as in the file, so as not to clash
+        with the others. `frame.attrs["path"]` is the file.
 
     Raises:
-        UserError: the file is missing or neither of the two, a name appears twice, or a cell cannot be read.
+        UserError: the file is missing or neither of the two, a name appears twice, a cell cannot be read, or
+            one of `columns` is missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,6 +64,8 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     labels["chain"] = pd.Series(_chains(frame["distortions"], path), dtype="object")
     for column in ("width", "height"):
         labels[column] = to_numbers(frame[column]) if column in frame else np.nan
+    for column in columns:
+        labels[f"column {column}"] = require_column(frame, column, str(path))
     labels.attrs["path"] = str(path)
     return labels
 

@@ -24,16 +24,21 @@ def column_strata(rows: pd.DataFrame, column: str, where: str = "the manifest") 
     Raises:
         UserError: there is no such column, it is empty, or some cells are not numbers where most are.
     """
-    if column not in rows:
-        known = [name for name in rows if isinstance(name, str)]
-        raise UserError(
-            f"there is no column {column!r} in {where}{nearest(column, known)}; "
-            f"the columns are {', '.join(known)}"
-        )
+    values = require_column(rows, column, where)
     try:
-        return strata(rows[column])
+        return strata(values)
     except ValueError as error:
         raise UserError(f"column {column} of {where}: {error}") from error
+
+
+def require_column(rows: pd.DataFrame, column: str, where: str) -> pd.Series:
+    """Return a column; raise a `UserError` that names the nearest one if there is no such column."""
+    if column not in rows:
+        raise UserError(
+            f"there is no column {column!r} in {where}{nearest(column, rows)}; "
+            f"the columns are {', '.join(rows)}"
+        )
+    return rows[column]
 
 
 def strata(values: pd.Series, bins: int = BINS) -> pd.Series:

@@ -156,9 +156,14 @@ def axis_start(values: Iterable[float | None]) -> float:
 
 
 def _lowest(rows: Rows) -> float:
-    return axis_start(row[key] for _, row in rows for key in ("auc", "low"))
+    controls = (row["content"]["auc"] for _, row in rows if "content" in row)
+    return axis_start([*(row[key] for _, row in rows for key in ("auc", "low")), *controls])
 
 
 def _list_aucs(rows: Rows) -> str:
-    aucs = [f"{name} {number(row['auc'], 3)}" for name, row in rows]
+    aucs = [f"{name} {number(row['auc'], 3)}{_control_text(row)}" for name, row in rows]
     return f"AUCs with their intervals: {', '.join(aucs)}."
+
+
+def _control_text(row: dict) -> str:
+    return f" (content control {number(row['content']['auc'], 3)})" if "content" in row else ""

@@ -6,7 +6,7 @@ from featdistill.evaluation.experts import corrected_errors, rank_correlations
 from featdistill.evaluation.metrics import THRESHOLD
 from featdistill.evaluation.splits import Split
 from featdistill.report.charts import axis_start, heat_map
-from featdistill.report.markup import integer, number, share, with_interval
+from featdistill.report.markup import content_cells, integer, number, share, with_interval
 
 
 def compare_experts(element_id: str, split: Split, metrics: dict) -> dict:
@@ -21,16 +21,20 @@ def compare_experts(element_id: str, split: Split, metrics: dict) -> dict:
         return {}
     aucs = metrics["experts"]
     everyone = aucs["experts"] | {"mean of experts": aucs["mean"], "ensemble": aucs["ensemble"]}
-    rows = []
+    rows, keys, control = [], ("robust_auc", "clean_auc"), aucs["ensemble"].get("content")
     for name, row in everyone.items():
-        intervals = row.get("intervals", {})
-        cells = (with_interval(row[key], *intervals.get(key, ())) for key in ("robust_auc", "clean_auc"))
+        intervals, content = row.get("intervals", {}), row.get("content")
+        cells = [with_interval(row[key], *intervals.get(key, ())) for key in keys]
+        cells += [content_cells(content and content[key])[1] for key in keys if control]
         rows.append([name, *cells])
+    header = ["expert", "robust AUC", "clean AUC", *(["robust exceeds", "clean exceeds"] if control else ())]
+    if control:
+        rows.append(["content control", *(content_cells(control[key])[0] for key in keys), "", ""])
     scores = [split.frame[f"expert {name}"].to_numpy() for name in names]
     comparisons = [_correlations(element_id, names, scores)]
     if metrics["brier"] is not None and all(((score >= 0) & (score <= 1)).all() for score in scores):
         comparisons.append(_errors(element_id, split, names, scores))
-    return {"rows": rows, "comparisons": comparisons}
+    return {"header": header, "rows": rows, "comparisons": comparisons}
 
 
 def _correlations(element_id: str, names: list[str], scores: list[np.ndarray]) -> dict:

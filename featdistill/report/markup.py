@@ -15,6 +15,9 @@ TEMPLATES = Path(__file__).with_name("templates")
 # Characters that HTML text must not contain (HTML standard, 13.2.3.5), surrogates of broken UTF-8 included.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
+# Titles of the two cells of `content_cells`.
+CONTENT_COLUMNS = ["content control", "exceeds it by"]
+
 
 def render(template: str, /, folder: str | Path = TEMPLATES, **values: Any) -> str:
     """Fill in a template, such as `page.html` or `audit.md`.
@@ -68,6 +71,21 @@ def with_interval(value: float | None, low: float | None = None, high: float | N
     """Format a number with its interval in small type below it, for a cell of a table."""
     text = interval(low, high)
     return Markup("{}<small>{}</small>").format(number(value), text) if text else number(value)
+
+
+def difference(value: float | None, low: float | None, high: float | None) -> str:
+    """Format a difference as `with_interval`, with its sign."""
+    if value is None or low is None or high is None:
+        return "n/a" if value is None else f"{value:+.4f}"
+    return Markup("{}<small>{} to {}</small>").format(f"{value:+.4f}", f"{low:+.4f}", f"{high:+.4f}")
+
+
+def content_cells(content: dict | None) -> list[str]:
+    """Format the content control next to an AUC and what the AUC exceeds it by, as two cells of a table."""
+    if content is None:
+        return ["", ""]
+    exceeds = (content[key] for key in ("exceeds", "exceeds_low", "exceeds_high"))
+    return [with_interval(content["auc"], content["low"], content["high"]), difference(*exceeds)]
 
 
 def shorten(name: str, length: int) -> str:

@@ -13,12 +13,13 @@ from markupsafe import Markup
 
 from featdistill import __version__, atomic
 from featdistill.command_line import UserError
+from featdistill.evaluation.audits import content_meaning, pixel_free_meaning
 from featdistill.evaluation.splits import Split
 from featdistill.records.predictions import read_sidecar
 from featdistill.records.provenance import read_record
 from featdistill.report.charts import axis_start, heat_map
 from featdistill.report.gallery import Explainer
-from featdistill.report.markup import integer, interval, number, render
+from featdistill.report.markup import CONTENT_COLUMNS, integer, interval, number, render
 from featdistill.report.split import Chart, split_section
 
 # Pictures of errors per class and split.
@@ -73,16 +74,37 @@ def write_report(
     page = render(
         "page.html",
         splits=sections,
-        pixel_free=result.get("pixel_free"),
+        pixel_free=_pixel_free(result),
+        content=_content(result),
+        content_columns=CONTENT_COLUMNS,
         leaderboard=_leaderboard(result),
         sweep=sweep if sweep and sweep["cells"] else None,
         sweep_charts=_sweep_charts(sweep["cells"]) if sweep else [],
         **_what_was_run([by_name[name] for name in result["splits"]], sweep),
         settings=[[f"interval {key}", str(value)] for key, value in result.get("intervals", {}).items()]
+        + _content_settings(result)
         + [[f"version of {name}", text] for name, text in versions.items()],
     )
     atomic.write_text(path, page)
     return lost
+
+
+def _pixel_free(result: dict) -> dict | None:
+    baseline = result.get("pixel_free")
+    if not baseline or baseline["auc"] is None:
+        return None
+    return baseline | {"meaning": pixel_free_meaning(baseline)}
+
+
+def _content(result: dict) -> dict | None:
+    facts = result.get("content")
+    return {"meaning": content_meaning(facts)} if facts else None
+
+
+def _content_settings(result: dict) -> list[list[str]]:
+    facts = result.get("content") or {}
+    shown = ("side", "backbone", "feature", "folds")
+    return [[f"content control: {key}", _shown(facts[key])] for key in shown if key in facts]
 
 
 def _leaderboard(result: dict) -> dict | None:

@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from featdistill.evaluation.metrics import ACCURACIES, THRESHOLD, one_class, parts_of, roc_curve, tpr_at_fpr
 from featdistill.evaluation.splits import Split
@@ -11,7 +12,15 @@ from featdistill.report import charts
 from featdistill.report.charts import Rows
 from featdistill.report.experts import compare_experts
 from featdistill.report.gallery import Explainer, gallery
-from featdistill.report.markup import integer, interval, number, share, with_interval
+from featdistill.report.markup import (
+    CONTENT_COLUMNS,
+    content_cells,
+    integer,
+    interval,
+    number,
+    share,
+    with_interval,
+)
 
 _METRICS = {
     "robust_auc": ("Robust AUC", "over the distorted images; the challenge ranks by it"),
@@ -76,24 +85,30 @@ def split_section(
         _chain_lengths(element_id, metrics),
         _generators(element_id, metrics),
         _distortions(element_id, metrics),
+        *_columns(element_id, metrics),
     ]
     errors, lost = {}, []
     if pictures and metrics["brier"] is not None:
         errors, lost = gallery(split.frame, pictures, explainer)
     intervals = metrics["intervals"]
-    aucs = (with_interval(metrics[key], *intervals[key]) for key in _CURVES)
+    shown_aucs = {key: with_interval(metrics[key], *intervals[key]) for key in _CURVES}
     values = {
         "id": element_id,
         "name": split.name,
         "metrics": metrics,
         "has_intervals": any(low is not None for low, _ in intervals.values()),
-        "summary": [split.name, *aucs, integer(metrics["images"]), share(metrics["ai_share"])],
+        "summary": [split.name, *shown_aucs.values(), integer(metrics["images"]), share(metrics["ai_share"])],
         "tiles": [
-            (_METRICS[key][0], number(metrics[key]), interval(*intervals[key]))
+            (_METRICS[key][0], number(metrics[key]), interval(*intervals[key]), _control_lines(metrics, key))
             for key in _CURVES
             if metrics[key] is not None
         ],
         "metric_rows": _metric_rows(metrics),
+        "content_rows": [
+            [split.name, _METRICS[key][0], auc, *content_cells(metrics["content"][key])]
+            for key, auc in shown_aucs.items()
+            if "content" in metrics
+        ],
         "charts": [chart for chart in drawn if chart],
         "experts": compare_experts(element_id, split, metrics),
         "errors": errors,
@@ -102,19 +117,36 @@ def split_section(
 
 
 def _metric_rows(metrics: dict) -> list[list[str]]:
-    rows = []
+    rows, within = [], metrics.get("within_strata")
+    content = metrics.get("content", {})
     for key, (title, meaning) in _METRICS.items():
         reason = metrics["undefined"].get(key)
         images = integer(metrics[_COUNTS.get(key, "images")])
         value = with_interval(metrics[key], *metrics["intervals"].get(key, ()))
-        rows.append([title, value, images, f"n/a: {reason}" if reason else meaning])
+        rows.append([title, value, images, content.get(key), f"n/a: {reason}" if reason else meaning])
+        if within and key in _CURVES:
+            row = within[key]
+            value, title = with_interval(row["auc"], row["low"], row["high"]), f"{title} within strata"
+            meaning = f"the same over {integer(row['pairs'])} pairs of images alike in {within['column']}"
+            rows.append([title, value, integer(row["images"]), row.get("content"), meaning])
     if "threshold" in metrics:
         at = metrics["threshold"]
         meaning = f"at the threshold with the best balanced accuracy on {at['chosen_on']}"
         for key, title in zip(ACCURACIES, ("Accuracy", "Real accuracy", "AI accuracy"), strict=True):
             images = integer(metrics[_COUNTS.get(key, "images")])
-            rows.append([f"{title} at {at['value']:.4g}", number(at[key]), images, meaning])
-    return rows
+            rows.append([f"{title} at {at['value']:.4g}", number(at[key]), images, None, meaning])
+    return [
+        [title, value, *(content_cells(control) if content else ()), images, meaning]
+        for title, value, images, control, meaning in rows
+    ]
+
+
+def _control_lines(metrics: dict, key: str) -> list[str]:
+    """Return what a tile says of the content control."""
+    content = metrics.get("content", {}).get(key)
+    if content is None or content["auc"] is None:
+        return []
+    return [f"content control {number(content['auc'])}", f"exceeds it by {content['exceeds']:+.4f}"]
 
 
 def _roc(element_id: str, split: Split, metrics: dict) -> Chart | None:
@@ -195,7 +227,7 @@ def _chain_lengths(element_id: str, metrics: dict) -> Chart | None:
     if len(rows) < 2:
         return None
     svg = charts.curve_chart(f"{element_id}-chains", title, rows, "number of distortions")
-    return Chart("Chain length", svg, _auc_table(title, "distortions", rows))
+    return Chart("Chain length", svg, _auc_table(title, "distortions", rows), legend=_control_key(rows))
 
 
 def _generators(element_id: str, metrics: dict) -> Chart | None:
@@ -204,7 +236,22 @@ def _generators(element_id: str, metrics: dict) -> Chart | None:
         return None
     svg = charts.bar_chart(f"{element_id}-generators", title, rows)
     note = "Each generator against all real images, hardest first. Bars start at 0.5, which is chance."
-    return Chart("Generators", svg, _auc_table(title, "generator", rows), note)
+    return Chart("Generators", svg, _auc_table(title, "generator", rows), note, _control_key(rows))
+
+
+def _columns(element_id: str, metrics: dict) -> list[Chart]:
+    """Return a chart for each column that the AUCs are broken down by."""
+    found = []
+    for position, (column, groups) in enumerate(metrics["by"].items(), start=1):
+        rows, title = _defined(groups), f"AUC by {column}"
+        if rows:
+            svg = charts.bar_chart(f"{element_id}-by-{position}", title, rows)
+            note = "A value with images of one class only is set against all images of the other."
+            table = _auc_table(title, column, rows)
+            found.append(
+                Chart(Markup("By <bdi>{}</bdi>").format(column), svg, table, note, _control_key(rows))
+            )
+    return found
 
 
 def _distortions(element_id: str, metrics: dict) -> Chart | None:
@@ -235,8 +282,15 @@ def _hardest_first(row: tuple[str, dict]) -> tuple[float, str]:
 
 
 def _auc_table(caption: str, what: str, rows: Rows) -> tuple[str, list[str], list[list[str]]]:
-    cells = []
+    cells, has_content = [], any("content" in row for _, row in rows)
     for name, row in rows:
         counts = integer(row["real"]), integer(row["ai"])
-        cells.append([name, number(row["auc"]), interval(row["low"], row["high"]), *counts])
-    return caption, [what, "AUC", "95 % interval", "real", "AI"], cells
+        content = content_cells(row.get("content")) if has_content else []
+        cells.append([name, number(row["auc"]), interval(row["low"], row["high"]), *content, *counts])
+    header = [what, "AUC", "95 % interval", *(CONTENT_COLUMNS if has_content else ()), "real", "AI"]
+    return caption, header, cells
+
+
+def _control_key(rows: Rows) -> list[tuple[str, str]]:
+    """Return the legend of a chart that shows the content control of each group."""
+    return [("control", "content control")] if any("content" in row for _, row in rows) else []

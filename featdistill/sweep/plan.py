@@ -37,11 +37,11 @@ class Sample:
 
     Attributes:
         rows: rows of the manifest, in its order, all of them labeled.
-        unlabelled, distorted: how many other rows have no label or are already distorted.
+        unlabeled, distorted: how many other rows have no label or are already distorted.
     """
 
     rows: pd.DataFrame
-    unlabelled: int
+    unlabeled: int
     distorted: int
 
 

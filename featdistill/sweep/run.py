@@ -233,7 +233,7 @@ def _sweep(
         left_out: operations that cannot be applied, for the record.
 
     Returns:
-        What was written: what `measure` returns, `images`, `real`, `ai`, `unlabelled`, `distorted` (counts),
+        What was written: what `measure` returns, `images`, `real`, `ai`, `unlabeled`, `distorted` (counts),
         `unreadable` (a list of `name` and `reason`), `left_out`, `intervals` and `made_by`.
 
     Raises:
@@ -271,7 +271,7 @@ def _sweep(
         "images": len(label),
         "real": int((label == 0).sum()),
         "ai": int((label == 1).sum()),
-        "unlabelled": sample.unlabelled,
+        "unlabeled": sample.unlabeled,
         "distorted": sample.distorted,
         "unreadable": [{"name": names[row], "reason": reason} for row, reason in reasons.items()],
         "left_out": list(left_out),

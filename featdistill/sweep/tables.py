@@ -54,10 +54,12 @@ def _headline(result: dict[str, Any]) -> list[str]:
         ["mean robust", with_interval(result["mean_robust_auc"], result["mean_robust_auc_interval"])],
         ["drop", with_interval(result["mean_drop"], result["mean_drop_interval"])],
     ]
+    # Sweeps of earlier versions have the other spelling.
+    unlabeled = result.get("unlabeled", result.get("unlabelled"))
     left_out = [
         f"{len(result['unreadable']):,} could not be read" if result["unreadable"] else "",
         f"{result['distorted']:,} of the manifest are already distorted" if result["distorted"] else "",
-        f"{result['unlabelled']:,} have no label" if result["unlabelled"] else "",
+        f"{unlabeled:,} have no label" if unlabeled else "",
     ]
     reasons = "; ".join(reason for reason in left_out if reason)
     at = result["made_by"]["sweep"]["distort_at"]

@@ -26,7 +26,7 @@ from featdistill.images.reading import decode
 
 NAME = re.compile(r"[0-9a-f]{20}\.jpg")
 HEADER = ["image_name", "label", "distortions", "distortion_scales", "is_distorted"]
-LABELLED = {
+LABELED = {
     "val": ("val_images.zip", "val_images", "val_labels.csv"),
     "val_hard": ("val_images_hard.zip", "val_images_hard", "val_hard_labels.csv"),
     "public_test": ("test_images.zip", "test_images", "test_labels.csv"),
@@ -95,7 +95,7 @@ def test_another_seed_gives_other_names_and_other_pictures(sample, codebooks):
 
 def test_the_folder_holds_the_official_files_and_says_what_else_it_holds(tiny):
     official = {f"shard_{i}.zip" for i in range(6)} | {"toy.zip"}
-    official |= {archive for archive, _, _ in LABELLED.values()}
+    official |= {archive for archive, _, _ in LABELED.values()}
     official |= {"val_labels.csv", "val_hard_labels.csv", "test_labels.csv"}
     own = {"README.txt", "demo.json", "generators.csv", "organisers/generators.csv"}
     assert set(files_of(tiny)) == official | own | {"organisers/private_test_labels.csv"}
@@ -119,9 +119,9 @@ def test_shards_hold_images_and_labels_with_an_unnamed_index_first_and_are_balan
     assert len(seen) == 48 and all(NAME.fullmatch(name) for name in seen)
 
 
-@pytest.mark.parametrize("split", LABELLED)
+@pytest.mark.parametrize("split", LABELED)
 def test_label_files_name_the_images_of_the_archive_and_half_of_each_class_is_distorted(tiny, split):
-    archive, folder, labels = LABELLED[split]
+    archive, folder, labels = LABELED[split]
     header, rows = read_csv((tiny / labels).read_text(encoding="utf-8"))
     assert header == HEADER
     with zipfile.ZipFile(tiny / archive) as opened:
@@ -147,7 +147,7 @@ def test_archives_are_stored_with_a_fixed_time_and_every_image_opens(tiny):
 
 
 def test_clean_and_distorted_evaluation_images_end_in_the_same_storage(tiny):
-    archive, folder, labels = LABELLED["val"]
+    archive, folder, labels = LABELED["val"]
     tables = {"0": set(), "1": set()}
     with zipfile.ZipFile(tiny / archive) as opened:
         for row in rows_of(tiny / labels):
@@ -162,12 +162,12 @@ def test_generators_held_back_from_training_come_in_and_more_of_them_split_by_sp
     trained = {made_by[row["image_name"]] for number in range(6) for row in shard(tiny, number)[1]} - {""}
     assert trained == set(demo.SPLITS["train"].generators)
     unseen = {}
-    for split, (_, _, labels) in LABELLED.items():
+    for split, (_, _, labels) in LABELED.items():
         rows = rows_of(tiny / labels)
         assert all((made_by[row["image_name"]] != "") == (row["label"] == "1") for row in rows)
         assert {made_by[row["image_name"]] for row in rows} - trained - {""}
         unseen[split] = set(demo.SPLITS[split].generators) - trained
-    counts = [len(unseen[split]) for split in LABELLED]
+    counts = [len(unseen[split]) for split in LABELED]
     assert counts == sorted(set(counts))
     assert set.union(trained, *unseen.values()) == set(GENERATORS)
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from audit_folders import write_audit
 from sklearn.metrics import roc_auc_score
 
 import evaluate
@@ -288,7 +289,7 @@ def test_rows_without_a_label_are_counted_and_a_split_without_labels_is_an_error
     val.write_manifest(label=[None, None, *val.label[2:].tolist()])
     val.write_predictions()
     found = run(tmp_path / "out", val)["splits"]["val"]
-    assert found["unlabelled"] == 2 and found["images"] == ROWS - 2
+    assert found["unlabeled"] == 2 and found["images"] == ROWS - 2
     val.write_manifest(label=[None] * ROWS)
     val.write_predictions()
     with pytest.raises(UserError, match="no split has labels: val"):
@@ -373,19 +374,21 @@ def test_the_pixel_free_baseline_stands_beside_the_aucs(tmp_path, val, capsys):
     val.write_manifest(source=["a", "b"] * (ROWS // 2))
     val.write_predictions()
     sources = [{"source": "a", "auc": 0.75, "low": 0.7, "high": 0.8}]
-    baseline = {"auc": 0.7, "low": 0.6, "high": 0.8, "verdict": "possible", "images": 9, "telling": ["bytes"]}
-    audit = {"manifests": ["val.csv"], "baseline": {**baseline, "sources": sources}}
-    (tmp_path / "audit").mkdir()
-    (tmp_path / "audit" / "audit.json").write_text(json.dumps(audit))
-    found = run(tmp_path / "out", val, more=["--audit", str(tmp_path / "audit")])
-    assert found["pixel_free"]["auc"] == 0.7
+    more = ["--audit", str(write_audit(tmp_path / "audit", sources=sources, content=False))]
+    found = run(tmp_path / "out", val, more=more)
+    assert found["pixel_free"]["auc"] == 0.7 and found["content"] is None
+    assert "content" not in found["splits"]["val"]
     rows = found["splits"]["val"]["sources"]
     assert rows["a"]["pixel_free_auc"] == 0.75 and rows["b"]["pixel_free_auc"] is None
-    assert "reach AUC 0.7000 [0.6000, 0.8000] on val.csv" in capsys.readouterr().out
+    assert "reach AUC 0.7000 [0.6000, 0.8000] on val.csv: an AUC close to it" in capsys.readouterr().out
     assert "| files alone |" in (tmp_path / "out" / "metrics.md").read_text()
+    write_audit(tmp_path / "audit", auc=0.45, content=False)
+    run(tmp_path / "out", val, more=more)
+    shown = capsys.readouterr().out + (tmp_path / "out" / "report.html").read_text()
+    assert "on val.csv: no better than guessing" in shown and "close to it" not in shown
     (tmp_path / "audit" / "audit.json").write_text("[]")
     with pytest.raises(UserError, match="must hold a JSON object"):
-        run(tmp_path / "out", val, more=["--audit", str(tmp_path / "audit")])
+        run(tmp_path / "out", val, more=more)
     with pytest.raises(UserError, match=r"has no audit\.json"):
         run(tmp_path / "out", val, more=["--audit", str(tmp_path)])
 

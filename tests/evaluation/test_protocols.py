@@ -313,7 +313,7 @@ def test_an_unknown_generator_is_named_and_an_image_without_a_cell_goes_by_its_g
 def test_images_without_a_label_are_counted_and_left_out(tmp_path):
     path = table(tmp_path, ["ADM"] * 3, label=[0, 1, None])
     found = evaluate_protocol(tmp_path / "scores", "genimage", path)
-    assert (found["unlabelled"], found["images"]) == (1, 2)
+    assert (found["unlabeled"], found["images"]) == (1, 2)
 
 
 def test_scores_that_are_no_probabilities_have_no_accuracy(tmp_path, capsys):

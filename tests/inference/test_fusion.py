@@ -11,7 +11,7 @@ from featdistill.__main__ import main
 from featdistill.command_line import UserError
 from featdistill.inference import fusion, fusion_fit
 from featdistill.inference.fusion import Fusion, parse_fusion, parse_weights
-from featdistill.inference.fusion_fit import Labelled
+from featdistill.inference.fusion_fit import Labeled
 from featdistill.records.manifest import make_manifest, write_manifest
 from featdistill.records.predictions import manifest_entry, write_predictions
 
@@ -29,7 +29,7 @@ def labeled(logits, label, group=None):
     group = [f"row {row}" for row in range(len(label))] if group is None else group
     names = [f"e{number}" for number in range(len(logits))]
     label = np.asarray(label)
-    return Labelled(names, logits, label, np.asarray(group, dtype=object), np.full(len(label), -1))
+    return Labeled(names, logits, label, np.asarray(group, dtype=object), np.full(len(label), -1))
 
 
 def evidence(count, rng):

@@ -98,13 +98,13 @@ def test_a_sample_keeps_the_shares_of_the_classes_and_depends_on_names_alone():
     assert sample_rows(made_rows(99, 1), 2).rows["label"].tolist() == [0, 1]
 
 
-def test_a_sample_leaves_out_what_is_distorted_or_unlabelled_and_takes_both_classes():
+def test_a_sample_leaves_out_what_is_distorted_or_unlabeled_and_takes_both_classes():
     frame = made_rows(6, 6)
     frame.loc[[0, 6], "label"] = pd.NA
     frame.loc[[1, 2, 7], "is_distorted"] = 1
     sample = sample_rows(frame, 100)
     assert sample.rows["name"].tolist() == [f"{number}.jpg" for number in (3, 4, 5, 8, 9, 10, 11)]
-    assert (sample.unlabelled, sample.distorted) == (2, 3)
+    assert (sample.unlabeled, sample.distorted) == (2, 3)
     with pytest.raises(UserError, match=r"made\.csv has no labeled, undistorted AI-generated image"):
         sample_rows(frame[:6].copy().pipe(with_path), 100)
 
