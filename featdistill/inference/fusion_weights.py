@@ -14,11 +14,11 @@ from featdistill import __version__
 from featdistill.command_line import UserError
 from featdistill.evaluation.metrics import AUCS, parts_of, roc_auc
 from featdistill.inference.fusion import FORMAT_VERSION, Fusion, probabilities
-from featdistill.inference.fusion_fit import Labelled
+from featdistill.inference.fusion_fit import Labeled
 from featdistill.text_tables import table
 
 
-def by_robust_auc(rows: Labelled, method: str = "logit_mean") -> Fusion:
+def by_robust_auc(rows: Labeled, method: str = "logit_mean") -> Fusion:
     """Return the fusion whose weights are in proportion to the AUCs over the distorted images of all rows.
 
     Raises:
@@ -33,7 +33,7 @@ def by_robust_auc(rows: Labelled, method: str = "logit_mean") -> Fusion:
     return Fusion(method, aucs)
 
 
-def report(rows: Labelled, fusion: Fusion, files: list[dict[str, Any]]) -> dict[str, Any]:
+def report(rows: Labeled, fusion: Fusion, files: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the fusion and its AUCs as plain JSON, which `fusion.read_fusion` reads.
 
     `scores` has the AUCs of each expert, of the plain mean, and of the weighted mean, on the rows that the
@@ -69,10 +69,10 @@ def score_table(content: dict[str, Any]) -> str:
     return table(("", "clean AUC", "robust AUC", "AUC", "weight"), lines)
 
 
-def _alone(rows: Labelled) -> dict[str, np.ndarray]:
+def _alone(rows: Labeled) -> dict[str, np.ndarray]:
     return {name: probabilities(logits) for name, logits in zip(rows.names, rows.logits, strict=True)}
 
 
-def _aucs(rows: Labelled, score: np.ndarray) -> dict[str, float | None]:
+def _aucs(rows: Labeled, score: np.ndarray) -> dict[str, float | None]:
     parts = parts_of(rows.is_distorted, len(rows.label))
     return {name: roc_auc(rows.label[part], score[part]) for name, part in parts.items()}

@@ -8,7 +8,7 @@ import pytest
 from featdistill.__main__ import main
 from featdistill.command_line import UserError
 from featdistill.inference.fusion import Fusion, parse_fusion, probabilities
-from featdistill.inference.fusion_fit import Labelled
+from featdistill.inference.fusion_fit import Labeled
 from featdistill.inference.fusion_weights import by_robust_auc
 from featdistill.records.manifest import make_manifest, write_manifest
 from featdistill.records.predictions import manifest_entry, write_predictions
@@ -27,7 +27,7 @@ def made_rows(count=300, seed=3):
     label, is_distorted = rng.integers(0, 2, count), rng.integers(-1, 2, count)
     noise = np.array([1.0, 3.0, 9.0])[:, None] * (1 + is_distorted.clip(0))
     logits = (2 * label - 1 + noise * rng.normal(size=(3, count))) / 5
-    return Labelled(NAMES, logits, label, np.array([f"{row}" for row in range(count)], object), is_distorted)
+    return Labeled(NAMES, logits, label, np.array([f"{row}" for row in range(count)], object), is_distorted)
 
 
 @pytest.mark.parametrize("method", ["logit_mean", "probability_mean"])
