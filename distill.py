@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     card = read_card(arguments.teacher)
     # The student is built like its teacher, whatever the recipe says about the architecture.
     keys = {field.name for field in dataclasses.fields(Architecture)} & card.get("recipe", {}).keys()
-    recipe = dataclasses.replace(recipe, **{key: card["recipe"][key] for key in keys})
+    values = {"feature": card["backbone"]["feature"]} | {key: card["recipe"][key] for key in keys}
+    recipe = dataclasses.replace(recipe, **values)
 
     def make_task() -> DistillTask:
         student = load_expert(arguments.teacher)

@@ -28,6 +28,7 @@ from featdistill.inference.float8 import require_float8, with_float8
 from featdistill.inference.fusion import Fusion, parse_fusion, parse_weights
 from featdistill.inference.scoring import score_all
 from featdistill.models.expert import Expert, load_expert, read_card
+from featdistill.models.features import POOLED
 from featdistill.models.released import read_released, released_hashes
 from featdistill.process_setup import keep_freed_memory
 from featdistill.records.provenance import as_json
@@ -206,6 +207,8 @@ def load_ensemble(
             expert.preprocessing = dataclasses.replace(expert.preprocessing, resize=resize)
         spec, fitted = expert.spec, expert.preprocessing
         backbone = f"{spec.library}:{spec.name} at {fitted.size} px, {fitted.resize}"
+        if spec.feature not in POOLED:
+            backbone += f", {spec.feature}"
         sources[name] = {"folder": str(folders[name]), "backbone": backbone}
     if weights:
         fused = Fusion(fused.method, parse_weights(weights, list(loaded)), fused.temperature)

@@ -50,6 +50,13 @@ class BackboneSpec:
         """Whether the backbone needs its projection."""
         return "projection" in self.feature.partition(":")[0].split("+")
 
+    def describe(self) -> dict[str, Any]:
+        """Return the specification as JSON values; without positions, as in older cards."""
+        values = dataclasses.asdict(self)
+        if not self.positions:
+            del values["positions"]
+        return values
+
     @property
     def full_name(self) -> str:
         """timm's name of architecture and weights together."""
@@ -193,8 +200,8 @@ class Backbone(nn.Module):
 
     def _run(self, hidden: Tensor, after: int, layers: Collection[int], kinds: Collection[str]) -> Reading:
         """Run the blocks of a plain transformer from the tokens (B, P + N, C) after layer `after`."""
-        found: dict[int, Tensor] = {}
-        end = self.depth if kinds else max(layers, default=after)
+        found = {after: hidden} if after in layers else {}
+        end = self.depth if kinds else max(layers)
         for number, block in enumerate(self._blocks(hidden)[after:end], after + 1):
             hidden = block(hidden)
             if number in layers:

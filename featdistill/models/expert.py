@@ -7,6 +7,7 @@ their softmax equals the sigmoid of their difference.)
 import dataclasses
 import importlib.metadata
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from featdistill.command_line import UserError
 from featdistill.data.preprocessing import Preprocessing
 from featdistill.models import features
 from featdistill.models.backbones import build, resolve_spec
-from featdistill.models.encoders import Backbone, BackboneSpec
+from featdistill.models.encoders import Backbone, BackboneSpec, Reading
 from featdistill.records.provenance import read_record
 
 WEIGHTS_FILE, CARD_FILE = "expert.safetensors", "expert.json"
@@ -41,6 +42,7 @@ class Expert(nn.Module):
     Attributes:
         feature: what the head gets from the backbone, as `spec` says.
         feature_dim: number D of its values.
+        tokens_after: the layer that tokens given instead of images come from.
 
     Args:
         backbone: the image encoder.
@@ -64,6 +66,7 @@ class Expert(nn.Module):
         self.spec = dataclasses.replace(spec, input_size=backbone.input_size)
         self.feature = features.parse(spec.feature, backbone, spec.positions)
         self.feature_dim = self.feature.dim
+        self.tokens_after = 0
         self.head_config = {"hidden": head_hidden, "dropout": head_dropout}
         self.preprocessing = Preprocessing(
             backbone.input_size, resize, backbone.mean, backbone.std, max_side_px
@@ -86,19 +89,37 @@ class Expert(nn.Module):
         """Return logits, features and tokens.
 
         Args:
-            images: (B, 3, S, S), uint8 or float in [0, 1].
+            images: (B, 3, S, S), uint8 or float in [0, 1]; or (B, T, C), all tokens that a plain transformer
+                has between two of its blocks, after layer `tokens_after`.
             layers: number of last layers whose tokens are returned.
             keep: positions of the patch tokens to compute; see `Backbone.read`.
         """
-        backbone, images = self.backbone, self.normalized(images)
-        if self.spec.feature != backbone.kind:
-            feature, tokens = self._combined(images, layers, keep)
-        elif layers <= 1 and keep is None:
-            feature, *tokens = backbone(images)
+        backbone, is_default = self.backbone, self.spec.feature == self.backbone.kind
+        if images.ndim == 4 and is_default and layers <= 1 and keep is None:
+            feature, *tokens = backbone(self.normalized(images))
         else:
-            feature, tokens = backbone.intermediates(images, max(layers, 1), keep)
+            numbers, kinds = features.needs(self.feature.atoms)
+            last = backbone.last_layers(layers) if layers else []
+            reading = self.read(images, {*numbers, *last}, kinds, keep)
+            values = features.atoms_of(backbone, reading, self.feature.atoms)
+            feature = values[self.feature.atoms[0]] if is_default else self.feature.combine(values)
+            tokens = [reading.layers[number].tokens for number in last]
         logit = self.head(feature.to(self.head[-1].weight.dtype))[:, 0]
         return Encoded(logit.float(), feature, tuple(tokens))
+
+    def read(
+        self, images: Tensor, layers: Collection[int], kinds: Collection[str] = (), keep: Tensor | None = None
+    ) -> Reading:
+        """Return `Backbone.read` of images, or `Backbone.resume` of tokens; see `encode`."""
+        if images.ndim == 4:
+            return self.backbone.read(self.normalized(images), layers, kinds, keep)
+        hidden = images.to(next(self.backbone.parameters()).dtype)
+        return self.backbone.resume(hidden, self.tokens_after, layers, kinds, keep)
+
+    def choose_tokens(self, positions: Sequence[int]) -> None:
+        """Set the patch tokens that the part `top_tokens` of the feature averages."""
+        self.spec = dataclasses.replace(self.spec, positions=tuple(positions))
+        self.feature = features.parse(self.spec.feature, self.backbone, positions)
 
     def normalized(self, images: Tensor) -> Tensor:
         """Return what the backbone receives, of images (B, 3, S, S), uint8 or float in [0, 1]."""
@@ -106,14 +127,6 @@ class Expert(nn.Module):
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         # Normalized in float32, so that only the result is rounded to the type of the weights.
         return images.to(next(self.backbone.parameters()).dtype)
-
-    def _combined(self, images: Tensor, layers: int, keep: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """Return the feature and the tokens of the last layers, from one forward pass."""
-        numbers, kinds = features.needs(self.feature.atoms)
-        last = self.backbone.last_layers(layers) if layers else []
-        reading = self.backbone.read(images, {*numbers, *last}, kinds, keep)
-        values = features.atoms_of(self.backbone, reading, self.feature.atoms)
-        return self.feature.combine(values), [reading.layers[number].tokens for number in last]
 
 
 def create_expert(
@@ -142,7 +155,7 @@ def save_expert(expert: Expert, folder: str | Path, card: dict[str, Any] | None 
         safetensors.torch.save_file(state, temporary / WEIGHTS_FILE)
         content = {
             "format": _FORMAT,
-            "backbone": dataclasses.asdict(expert.spec),
+            "backbone": expert.spec.describe(),
             "head": expert.head_config,
             "preprocessing": expert.preprocessing.describe(),
             **(card or {}),

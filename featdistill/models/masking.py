@@ -140,6 +140,10 @@ class PatchMasking(nn.Module):
             raise UserError(
                 f"{expert.spec.name} cannot leave tokens out before its blocks; use --mask-level pixel"
             )
+        if self.level == "token" and expert.feature.top_count:
+            raise UserError(
+                f"feature {expert.spec.feature} needs tokens that masking may drop; use --mask-level pixel"
+            )
         size = backbone.input_size
         self.patch_px = size // backbone.grid if backbone.grid else min(_PATCH_PX, size)
         color = (torch.tensor(backbone.mean) * 255).round().to(torch.uint8)

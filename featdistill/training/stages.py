@@ -14,6 +14,7 @@ from torch import nn
 from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.data.image_cache import build_cache
+from featdistill.data.loading import ScoreDataset
 from featdistill.data.sampling import balance_weights, limit_per_class
 from featdistill.data.train_dataset import TrainDataset, check_cache
 from featdistill.distortions.presets import parse_policy
@@ -21,6 +22,8 @@ from featdistill.images.equalization import read_settings
 from featdistill.models import expert as experts
 from featdistill.process_setup import keep_freed_memory
 from featdistill.records.manifest import fingerprint, read_manifest, read_manifests
+from featdistill.records.provenance import Claim
+from featdistill.training import top_tokens
 from featdistill.training.processes import make_accelerator
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder, git_commit
@@ -53,7 +56,7 @@ def run(
         # Activations of one step are the memory of the next.
         keep_freed_memory()
     description = describe(arguments, recipe, stage, teacher)
-    folder.claim(description, arguments.resume)
+    state = folder.claim(description, arguments.resume)
     torch.manual_seed(recipe.seed)
     task = make_task()
     keeps_layout_only = task.keeps_layout_only or policy.keeps_layout_only
@@ -98,6 +101,8 @@ def run(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         folder.start(description)
+    clean = ScoreDataset(rows, [preprocessing.key], equalization=equalization)
+    top_tokens.choose(task, rows, clean, recipe, folder, accelerator, is_new=state is Claim.NEW)
     status = trainer.fit()
     accelerator.end_training()
     return status

@@ -165,8 +165,12 @@ class Trainer:
             for buffer in part.buffers()
         ]
         # Statistics of BatchNorm drift apart between processes; the queue's buffers do not, and are large.
+        expert = self.task.expert
         accelerator.ddp_handler = DistributedDataParallelKwargs(
-            broadcast_buffers=bool(self.statistics), gradient_as_bucket_view=True
+            broadcast_buffers=bool(self.statistics),
+            gradient_as_bucket_view=True,
+            # A feature may leave out a backbone's pooling, or its last blocks.
+            find_unused_parameters=expert.spec.feature != expert.backbone.kind,
         )
         plain_optimizer = optimizer.make_optimizer(self.task, recipe, accelerator.device)
         if state:

@@ -60,6 +60,45 @@ def test_open_clips_class_token_pays_all_of_its_attention():
 
 
 @pytest.mark.parametrize(
+    ("name", "feature"),
+    [
+        ("timm:test_vit", "mean_tokens"),
+        ("timm:test_vit", "class+mean:3,6"),
+        ("tiny_siglip", "pool+mean"),
+        ("timm:test_convnext", "mean+std:all"),
+    ],
+)
+def test_with_a_linear_head_the_map_of_a_mean_averages_to_the_logit(name, feature):
+    torch.manual_seed(0)
+    size = {"timm:test_convnext": 64, "timm:test_vit": 64}.get(name)
+    expert = create_expert(name, "random", feature=feature, input_size=size, head_hidden=0).eval()
+    found = token_map(expert, pixels_of(expert))
+    tokens = expert.encode(pixels_of(expert)[None]).tokens[0]
+    assert found.kind == LOGIT and found.values.numel() == tokens.shape[1]
+    assert found.values.mean().item() == pytest.approx(found.logit, abs=1e-5)
+    assert found.values.std() > 0 and found.logit == pytest.approx(expert(pixels_of(expert)[None]).item())
+
+
+def test_of_several_class_tokens_the_last_block_that_is_read_shows_its_attention():
+    torch.manual_seed(0)
+    expert = create_expert("timm:test_vit", "random", feature="layers:2,4", input_size=64).eval()
+    pooled = create_expert("timm:test_vit", "random", input_size=64).eval()
+    pooled.backbone.load_state_dict(expert.backbone.state_dict())
+    pooled.backbone.model.blocks = pooled.backbone.model.blocks[:4]
+    found, expected = (token_map(one, pixels_of(expert)) for one in (expert, pooled))
+    assert found.kind == expected.kind == CLASS_TOKEN
+    torch.testing.assert_close(found.values, expected.values)
+
+
+@pytest.mark.parametrize(
+    ("name", "feature"), [("timm:test_vit3", "registers"), ("timm:test_convnext", "pool+std:2")]
+)
+def test_features_without_mean_and_class_token_show_the_norm_of_tokens(name, feature):
+    expert = create_expert(name, "random", feature=feature, input_size=64).eval()
+    assert token_map(expert, pixels_of(expert)).kind == NORM
+
+
+@pytest.mark.parametrize(
     "name", ["timm:test_convnext", "timm:test_efficientnet", "timm:test_vit2", "timm:test_resnet"]
 )
 def test_an_image_of_one_token_throughout_has_that_logit(name):
