@@ -146,7 +146,23 @@ def plot(arguments: list[str]) -> None:
     print(f"{len(args.runs)} runs -> {args.out}")
 
 
-TOOLS = {tool.__name__: tool for tool in (backbones, convert, embed, explain, fuse, plot)}
+def probe(arguments: list[str]) -> None:
+    """fit heads on the features of a bank, and write them as experts"""
+    parser = Parser(
+        description="Fit heads on the features of banks, score what was held out, and write experts."
+    )
+    from featdistill.bank import probe_flags
+
+    probe_flags.add_arguments(parser)
+    args = parser.parse_args(arguments)
+    settings = probe_flags.settings_of(args)
+    from featdistill.bank.probe import probe
+    from featdistill.bank.probe_files import markdown
+
+    print(markdown(probe(settings, args.out)), end="")
+
+
+TOOLS = {tool.__name__: tool for tool in (backbones, convert, embed, explain, fuse, plot, probe)}
 
 
 def main(argv: list[str]) -> int | None:

@@ -28,10 +28,12 @@ PENALTIES = (10.0, 1.0, 0.1, 0.001)
 _MLP_EPOCHS = 30
 # Rows that are scored at once: float64 copies of all rows would double the memory.
 _CHUNK = 8192
+# Up to so many values, a regression is fitted in float64, where the optimizer is never stopped by rounding.
+_FLOAT64_VALUES = 1 << 25
 
-# Which of N images are trained on, (N,) bool -> features (N, V, D) of the training views, and (N, W, D) of
-# the scored views. A feature that is chosen on the training images, such as the most telling tokens, depends
-# on them.
+# Which of N images are trained on, (N,) bool -> features (N, V, D) of the training views, and (S, W, D) of
+# the scored images and views. A feature that is chosen on the training images, such as the most telling
+# tokens, depends on them.
 Features = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -86,7 +88,12 @@ class Head:
 
 
 def fit_heads(
-    x: np.ndarray, y: np.ndarray, *, weights: np.ndarray | None = None, options: HeadOptions | None = None
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    options: HeadOptions | None = None,
+    overwrite: bool = False,
 ) -> list[Head]:
     """Fit one head for each regularization of the path.
 
@@ -94,6 +101,7 @@ def fit_heads(
         x: (N, D) or, with V views of each image, (N, V, D), float16 or float32, finite.
         y: (N,) 0 real, 1 AI-generated.
         weights: (N,) above 0, how much each image counts; None: all alike.
+        overwrite: standardize float32 features in place, which saves the memory of a copy.
 
     Raises:
         UserError: a class is missing, or a feature is not finite.
@@ -105,7 +113,7 @@ def fit_heads(
             f"a head needs real and AI-generated training images; all {len(y)} have the same label"
         )
     views = 1 if x.ndim == 2 else x.shape[1]
-    rows = x.reshape(-1, x.shape[-1]).astype(np.float32)  # always a copy, standardized in place
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float32, copy=not overwrite)
     mean, scale = _standardize(rows)
     y = np.repeat(y, views)
     if weights is not None:
@@ -123,28 +131,31 @@ def cross_fit(
     y: np.ndarray,
     fold: np.ndarray,
     *,
+    scored_fold: np.ndarray | None = None,
     weights: Callable[[np.ndarray], np.ndarray | None] | None = None,
     excluded: Callable[[np.ndarray], np.ndarray] | None = None,
     options: HeadOptions | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
-    """Score every image by heads that were trained without its fold, for each regularization.
+    """Score images by heads that were trained without their fold, for each regularization.
 
     Args:
         features: (N, D) or (N, V, D), trained on and scored; or what gives both for the training images.
-        fold: (N,) the part that each image is held out with, integers.
+        y, fold: (N,) the labels of the images that are trained on, and the part that each is held out with.
+        scored_fold: (S,) the fold of each scored image, -1 for none; None: they are those trained on.
         weights: which images are trained on, (N,) bool -> how much each of these counts, see `fit_heads`.
         excluded: which images are held out, (N,) bool -> images that must not be trained on either, (N,)
             bool.
         progress: called after each fold.
 
     Returns:
-        (K, N, W) float64 logits of K regularizations and W views.
+        (K, S, W) float64 logits of K regularizations and W views; NaN for images without a fold.
 
     Raises:
         UserError: as `fit_heads`, or there is only one fold.
     """
     options = options or HeadOptions()
+    scored_fold = fold if scored_fold is None else scored_fold
     parts = np.unique(fold)
     if len(parts) < 2:
         raise UserError("held-out scores need at least two folds; all training images are in the same one")
@@ -155,11 +166,13 @@ def cross_fit(
         x, scored = features(seen) if callable(features) else (features, features)
         scored = scored[:, None] if scored.ndim == 2 else scored
         counts = weights(seen) if weights else None
-        heads = fit_heads(x[seen], y[seen], weights=counts, options=options)
+        heads = fit_heads(x[seen], y[seen], weights=counts, options=options, overwrite=True)
         if logits is None:
-            logits = np.empty((len(heads), *scored.shape[:2]))
+            logits = np.full((len(heads), *scored.shape[:2]), np.nan)
+        held = scored_fold == part
+        values = scored[held]
         for number, head in enumerate(heads):
-            logits[number, held] = head.logits(scored[held])
+            logits[number, held] = head.logits(values)
         progress()
     return logits
 
@@ -196,7 +209,7 @@ def chosen_logits(logits: np.ndarray, y: np.ndarray, fold: np.ndarray) -> np.nda
 
 
 def best(logits: np.ndarray, y: np.ndarray, fold: np.ndarray, without: int | None = None) -> int:
-    """Return the regularization with the highest held-out AUC, the mean over folds and views.
+    """Return the regularization with the highest held-out AUC, the mean over views and over images' folds.
 
     A fold with one class is compared with the held-out images of the other class in all other folds. Of equal
     ones, the strongest wins.
@@ -207,16 +220,17 @@ def best(logits: np.ndarray, y: np.ndarray, fold: np.ndarray, without: int | Non
     """
     used = np.ones(len(y), bool) if without is None else fold != without
     scores, y, fold = logits[:, used], np.asarray(y)[used], fold[used]
-    aucs = []
+    aucs, sizes = [], []
     for part in np.unique(fold):
         inside = fold == part
+        sizes.append(inside.sum())
         labels = np.unique(y[inside])
         if len(labels) == 1:
             inside = inside | (y != labels[0])
-        if len(np.unique(y[inside])) == 2:
-            aucs.append(_aucs(scores[:, inside], y[inside]).mean(axis=1))
+        is_defined = len(np.unique(y[inside])) == 2
+        aucs.append(_aucs(scores[:, inside], y[inside]).mean(axis=1) if is_defined else np.zeros(len(scores)))
     # Rounded, so that the last bits of a sum do not decide between regularizations that rank alike.
-    return int(np.argmax(np.mean(aucs, axis=0).round(6))) if aucs else 0
+    return int(np.argmax(np.average(aucs, axis=0, weights=sizes).round(6)))
 
 
 def grouped_folds(
@@ -289,11 +303,16 @@ def _linear_path(
     rows: np.ndarray, y: np.ndarray, weights: np.ndarray | None, options: HeadOptions
 ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     """Fit a logistic regression for each C; each starts where the last, stronger regularized one ended."""
+    if rows.size <= _FLOAT64_VALUES:
+        rows, weights = rows.astype(np.float64), None if weights is None else weights.astype(np.float64)
     model = LogisticRegression(warm_start=True, max_iter=1000, tol=1e-4)
     path = []
-    for strength in options.strengths:
-        model.set_params(C=strength).fit(rows, y, weights)
-        path.append([(model.coef_.astype(np.float64), model.intercept_.astype(np.float64))])
+    with warnings.catch_warnings():
+        # In float32, the optimizer says so where rounding does not let it get any closer.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for strength in options.strengths:
+            model.set_params(C=strength).fit(rows, y, weights)
+            path.append([(model.coef_.astype(np.float64), model.intercept_.astype(np.float64))])
     return path
 
 
