@@ -177,6 +177,12 @@ class Objective(Group):
         0.0, "weight of the distance of a network's output for the distorted feature from the clean one", 0
     )
     feature_consistency_hidden: int = option(512, "width of the hidden layer of that network", 1)
+    supcon_weight: float = option(0.0, "weight of the supervised contrastive loss of features", 0)
+    supcon_temperature: float = option(0.1, "temperature of that loss", 0, exclusive=True)
+    auxiliary_features: str | None = option(
+        None, "tokens of layers that get a linear head each in training, such as layers:6,12,18,24"
+    )
+    auxiliary_weight: float = option(1.0, "weight of the mean cross-entropy of these heads", 0)
     ema: float = option(0.0, "decay of the average of weights to score and save; 0: none", 0, 1)
     swa_start: int = option(
         0, "first epoch, from 1, from which the weights at the end of epochs are averaged; 0: none", 0

@@ -22,6 +22,7 @@ from featdistill.data.preprocessing import Preprocessing
 from featdistill.models import features
 from featdistill.models.backbones import build, resolve_spec
 from featdistill.models.encoders import Backbone, BackboneSpec, Reading
+from featdistill.models.features import Atom
 from featdistill.records.provenance import read_record
 
 WEIGHTS_FILE, CARD_FILE = "expert.safetensors", "expert.json"
@@ -94,18 +95,26 @@ class Expert(nn.Module):
             layers: number of last layers whose tokens are returned.
             keep: positions of the patch tokens to compute; see `Backbone.read`.
         """
+        return self.encode_with(images, (), layers, keep)[0]
+
+    def encode_with(
+        self, images: Tensor, atoms: Collection[Atom], layers: int = 0, keep: Tensor | None = None
+    ) -> tuple[Encoded, dict[Atom, Tensor]]:
+        """Return what `encode` does, and further atoms (B, *shape), from one forward pass."""
         backbone, is_default = self.backbone, self.spec.feature == self.backbone.kind
-        if images.ndim == 4 and is_default and layers <= 1 and keep is None:
+        values: dict[Atom, Tensor] = {}
+        if images.ndim == 4 and is_default and layers <= 1 and keep is None and not atoms:
             feature, *tokens = backbone(self.normalized(images))
         else:
-            numbers, kinds = features.needs(self.feature.atoms)
+            wanted = [*self.feature.atoms, *atoms]
+            numbers, kinds = features.needs(wanted)
             last = backbone.last_layers(layers) if layers else []
             reading = self.read(images, {*numbers, *last}, kinds, keep)
-            values = features.atoms_of(backbone, reading, self.feature.atoms)
+            values = features.atoms_of(backbone, reading, wanted)
             feature = values[self.feature.atoms[0]] if is_default else self.feature.combine(values)
             tokens = [reading.layers[number].tokens for number in last]
         logit = self.head(feature.to(self.head[-1].weight.dtype))[:, 0]
-        return Encoded(logit.float(), feature, tuple(tokens))
+        return Encoded(logit.float(), feature, tuple(tokens)), values
 
     def read(
         self, images: Tensor, layers: Collection[int], kinds: Collection[str] = (), keep: Tensor | None = None

@@ -68,7 +68,9 @@ class EqualAverage(Untrained):
         if epoch >= self.start:
             count = self.count.item()
             follow(self.expert, finetuning.merged(student), count / (count + 1))
-            self.expert.preprocessing = student.preprocessing
+            # They may have been completed after the average was made.
+            self.expert.preprocessing, self.expert.spec = student.preprocessing, student.spec
+            self.expert.feature = student.feature
             self.count += 1
 
     def stale_norms(self, student: Expert) -> list[nn.Module]:

@@ -1,8 +1,11 @@
-"""Contrastive representation distillation with a queue of past keys (paper, section 5.1: reading B).
+"""Contrastive losses: supervised, and the distillation of section 5.1 of the paper (reading B).
 
-The student's feature of one view of an image should be nearer to the teacher's feature of another view of it
-than to the teacher's features of other images (Tian et al. 2020, with InfoNCE instead of their estimator, and
-the queue of MoCo, He et al. 2020, instead of their memory bank).
+Supervised: features of images of one class should be nearer to each other than to those of the other class
+(Khosla et al. 2020).
+
+Distillation: the student's feature of one view of an image should be nearer to the teacher's feature of
+another view of it than to the teacher's features of other images (Tian et al. 2020, with InfoNCE instead of
+their estimator, and the queue of MoCo, He et al. 2020, instead of their memory bank).
 """
 
 import copy
@@ -35,6 +38,48 @@ def info_nce_logits(
     positive = (query * key).sum(dim=1, keepdim=True)
     others = (query @ negatives.T).masked_fill(~counts, -torch.inf)
     return torch.cat([positive, others], dim=1) / temperature
+
+
+def supervised_contrastive(feature: Tensor, label: Tensor, temperature: float) -> Tensor:
+    """Khosla et al. 2020, eq. 2: the mean over images i and the others p of i's class of
+    -log(exp(z_i . z_p / t) / sum over all others a of exp(z_i . z_a / t)), z = feature / ||feature||.
+
+    Images without another one of their class do not count; without any, the loss is 0.
+
+    Args:
+        feature: (N, D), computed in float32.
+        label: (N,).
+        temperature: t.
+    """
+    with torch.autocast(feature.device.type, enabled=False):
+        unit = normalize(feature.float(), dim=1)
+        logits = unit @ unit.T / temperature
+    itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    # Not minus infinity, so that the gradient is finite for a single image.
+    others = logits.masked_fill(itself, torch.finfo(logits.dtype).min)
+    log_shares = logits - others.logsumexp(dim=1, keepdim=True)
+    is_positive = (label == label[:, None]) & ~itself
+    counts = is_positive.sum(dim=1)
+    losses = -torch.where(is_positive, log_shares, 0).sum(dim=1) / counts.clamp(min=1)
+    return losses.sum() / (counts > 0).sum().clamp(min=1)
+
+
+@torch.compiler.disable
+def gather_batch(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features (N, D) float32 and labels (N,) of a forward pass in all processes.
+
+    A loss on them has the same value in all processes, and the gradient of the joint batch once the gradients
+    of the processes are averaged: rows of this process carry theirs times the number of processes, the others
+    none. Every process must call it.
+    """
+    feature = feature.float()
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return feature, label
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    fixed = feature.detach()
+    joint, labels, ranks = gather_parts([(fixed, label, torch.full_like(label, rank))])
+    joint[ranks == rank] = fixed + world * (feature - fixed)
+    return joint, labels
 
 
 def gather_parts(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

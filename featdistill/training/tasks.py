@@ -23,8 +23,8 @@ from featdistill.models.expert import Encoded, Expert
 from featdistill.models.masking import PatchMasking
 from featdistill.recipe_groups import Distillation, Objective
 from featdistill.training.averages import EqualAverage, WeightAverage
-from featdistill.training.contrastive import ContrastiveDistillation
-from featdistill.training.extras import FeatureConsistency
+from featdistill.training.contrastive import ContrastiveDistillation, gather_batch, supervised_contrastive
+from featdistill.training.extras import FeatureConsistency, LayerHeads
 from featdistill.training.objectives import binary_cross_entropy, consistency, layers_alignment, token_cosine
 from featdistill.training.teachers import FrozenTeacher, MomentumTeacher, momentum_at
 
@@ -56,6 +56,11 @@ class ClassifyTask(nn.Module):
             self.weights["feature_consistency"] = options.feature_consistency_weight
             hidden = options.feature_consistency_hidden
             self.extras["feature_consistency"] = FeatureConsistency(expert, hidden)
+        if options.supcon_weight:
+            self.weights["supcon"] = options.supcon_weight
+        if options.auxiliary_features and options.auxiliary_weight:
+            self.weights["auxiliary"] = options.auxiliary_weight
+            self.extras["auxiliary"] = LayerHeads(expert, options.auxiliary_features)
 
     @property
     def evaluated(self) -> Expert:
@@ -87,8 +92,8 @@ class ClassifyTask(nn.Module):
             `loss`, `logit` (B,), and the parts of the loss, unweighted, as 0-dim tensors.
         """
         images, keep = self._student_input(batch)
-        encoded = self.expert.encode(images, 0, keep)
-        return self._output(encoded.logit, self._label_parts(encoded, batch))
+        encoded, parts = self._encode(images, 0, keep, batch)
+        return self._output(encoded.logit, parts)
 
     def after_step(self, step: int, total: int) -> None:
         """Account for an optimizer step that was taken, number `step` (from 0) of `total`."""
@@ -124,9 +129,21 @@ class ClassifyTask(nn.Module):
         """Return the images as the student sees them, and the tokens to keep; None: all."""
         return self.masking(batch) if self.masking else (batch["images"], None)
 
-    def _label_parts(self, encoded: Encoded, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the parts of the loss that need no teacher, of what the student has seen."""
-        parts = {"bce": binary_cross_entropy(encoded.logit, batch["label"], self.options)}
+    def _encode(
+        self, images: Tensor, layers: int, keep: Tensor | None, batch: dict[str, Tensor]
+    ) -> tuple[Encoded, dict[str, Tensor]]:
+        """Encode images as the student sees them; return also the parts of the loss without a teacher."""
+        label, parts = batch["label"], {}
+        if "auxiliary" in self.weights:
+            heads = self.extras["auxiliary"]
+            encoded, values = self.expert.encode_with(images, heads.atoms, layers, keep)
+            parts["auxiliary"] = heads(values, label, self.options)
+        else:
+            encoded = self.expert.encode(images, layers, keep)
+        parts["bce"] = binary_cross_entropy(encoded.logit, label, self.options)
+        if "supcon" in self.weights:
+            joint = gather_batch(encoded.feature, label.round())
+            parts["supcon"] = supervised_contrastive(*joint, self.options.supcon_temperature)
         if self._compares_with_clean:
             # A separate pass, in the student's mode, so that BatchNorm never mixes both views. It comes after
             # the pass with gradient, since autocast may cache weights that have none.
@@ -137,7 +154,7 @@ class ClassifyTask(nn.Module):
             if "feature_consistency" in self.weights:
                 match = self.extras["feature_consistency"]
                 parts["feature_consistency"] = match(clean.feature, encoded.feature)
-        return parts
+        return encoded, parts
 
     def _output(self, logit: Tensor, parts: dict[str, Tensor], **measures: Tensor) -> dict[str, Tensor]:
         loss = sum(self.weights[name] * part for name, part in parts.items())
@@ -189,10 +206,10 @@ class DistillTask(ClassifyTask):
         is_dense = "dense" in self.weights
         layers = self.options.dense_layers if is_dense else 1
         images, keep = self._student_input(batch)
-        encoded = self.expert.encode(images, layers, keep)
+        encoded, parts = self._encode(images, layers, keep, batch)
         view = "images" if self.teacher_view == "same" else f"images_{self.teacher_view}"
         _, teacher_feature, teacher_tokens = self.teacher(batch[view], layers)
-        parts, measures = self._label_parts(encoded, batch), {}
+        measures = {}
         if is_dense:
             if keep is not None:
                 teacher_tokens = tuple(tokens_at(layer, keep) for layer in teacher_tokens)

@@ -13,7 +13,7 @@ from training_runs import SMALL, last_line, losses
 import train
 from featdistill.models.expert import create_expert
 from featdistill.recipe_groups import Distillation, Objective
-from featdistill.training.contrastive import gather_parts
+from featdistill.training.contrastive import gather_batch, gather_parts
 from featdistill.training.tasks import ClassifyTask, DistillTask
 
 STEPS = 3
@@ -28,6 +28,8 @@ def outcome(kind: str, **division) -> dict[str, dict[str, torch.Tensor]]:
     expert = create_expert("timm:test_vit", "random", input_size=32, head_hidden=8, head_dropout=0.0)
     if kind == "bce":
         task = ClassifyTask(expert, Objective(ai_weight=2.0))
+    elif kind == "supcon":
+        task = ClassifyTask(expert, Objective(supcon_weight=0.5, auxiliary_features="layers:1,2"))
     else:
         task = DistillTask(expert, Distillation(**MOMENTUM_B | {"crd_queue": 72} if kind == "crd" else {}))
     if kind == "crd":
@@ -102,6 +104,42 @@ def test_keys_are_gathered_by_pass_then_by_process_where_some_are_missing(two_pr
         ids, values = found["gathered"]
         assert ids.tolist() == [0, 1, 2, 100, 101, 10, 110, 111, 112]
         assert values[:, 1].tolist() == [2 * value for value in ids.tolist()]
+
+
+@needs_fork
+def test_the_supervised_contrastive_loss_is_that_of_the_batch_of_all_processes(tmp_path):
+    """Each process has its share of a batch, and features of one class are compared across both."""
+
+    def main() -> None:
+        rank = int(os.environ["RANK"])
+        distributed.init_process_group("gloo")
+        # As if some images were broken: the shares of two and three images are one batch of five.
+        weight = torch.tensor([1.0], requires_grad=True)
+        feature, label = features_of(5)
+        own = slice(0, 2) if rank == 0 else slice(2, 5)
+        joint, labels = gather_batch(feature[own] * weight, label[own])
+        loss = (joint**2 * labels[:, None]).sum()
+        loss.backward()
+        distributed.all_reduce(weight.grad)
+        found = {"joint": joint.detach(), "labels": labels, "loss": loss.detach()}
+        found |= {"gradient": weight.grad / 2, "run": outcome("supcon", rank=rank, world=2)}
+        torch.save(found, tmp_path / f"{rank}.pt")
+        distributed.destroy_process_group()
+
+    assert statuses(fork(main, world=2)) == [0, 0]
+    expected, (feature, label) = outcome("supcon"), features_of(5)
+    total = (feature**2 * label[:, None]).sum()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert_same(found["run"], expected)
+        assert torch.equal(found["joint"], feature) and torch.equal(found["labels"], label)
+        torch.testing.assert_close(found["loss"], total)
+        torch.testing.assert_close(found["gradient"], 2 * total[None])
+
+
+def features_of(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(count, 4, generator=generator), torch.arange(count) % 2.0
 
 
 def losses_of(run) -> list[float]:

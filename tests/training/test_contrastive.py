@@ -4,7 +4,14 @@ import torch
 from torch.nn.functional import normalize
 
 from featdistill.recipe_groups import Distillation
-from featdistill.training.contrastive import ContrastiveDistillation, KeyQueue, gather_parts, info_nce_logits
+from featdistill.training.contrastive import (
+    ContrastiveDistillation,
+    KeyQueue,
+    gather_batch,
+    gather_parts,
+    info_nce_logits,
+    supervised_contrastive,
+)
 
 
 def unit(rows: int, seed: int, dim: int = 6) -> torch.Tensor:
@@ -155,3 +162,42 @@ def test_passes_are_put_together_in_their_order():
     parts = [(unit(2, seed), torch.full((2,), seed)) for seed in (4, 1)]
     keys, ids = gather_parts(parts)
     assert ids.tolist() == [4, 4, 1, 1] and torch.equal(keys, torch.cat([unit(2, 4), unit(2, 1)]))
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_the_supervised_contrastive_loss_equals_its_formula(temperature):
+    values, label = features(7, 4).double(), np.array([0, 1, 1, 0, 1, 0, 0])
+    z = values.numpy() / np.linalg.norm(values.numpy(), axis=1, keepdims=True)
+    losses = []
+    for i in range(7):
+        others = [a for a in range(7) if a != i]
+        total = sum(np.exp(z[i] @ z[a] / temperature) for a in others)
+        positives = [p for p in others if label[p] == label[i]]
+        losses.append(np.mean([-np.log(np.exp(z[i] @ z[p] / temperature) / total) for p in positives]))
+    found = supervised_contrastive(values, torch.tensor(label), temperature)
+    assert found.item() == pytest.approx(np.mean(losses), rel=1e-5)
+    # The length of a feature does not matter.
+    assert supervised_contrastive(3 * values, torch.tensor(label), temperature).item() == pytest.approx(
+        found.item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("labels", [[1.0], [0.0, 1.0], [0.0, 1.0, 1.0]])
+def test_images_without_another_of_their_class_do_not_count(labels):
+    values = features(len(labels), 5).requires_grad_()
+    loss = supervised_contrastive(values, torch.tensor(labels), 0.1)
+    loss.backward()
+    assert torch.isfinite(values.grad).all()
+    if len(labels) < 3:
+        assert loss.item() == 0 and not values.grad.any()
+        return
+    z = normalize(values.detach(), dim=1)
+    # Of the three, the last two have one positive each.
+    shares = [torch.log_softmax(z[i] @ z[[j, 0]].T / 0.1, 0)[0].item() for i, j in ((1, 2), (2, 1))]
+    assert loss.item() == pytest.approx(-np.mean(shares), rel=1e-5)
+
+
+def test_one_process_has_the_whole_batch():
+    values = features(4, 6).requires_grad_()
+    joint, labels = gather_batch(values, LABELS)
+    assert joint is values and labels is LABELS

@@ -11,8 +11,12 @@ from training_runs import SMALL, losses, weights
 
 import distill
 import train
+from featdistill.command_line import UserError
 from featdistill.models.expert import create_expert, load_expert
+from featdistill.models.features import read_atoms
 from featdistill.recipe_groups import Distillation, Objective
+from featdistill.training.contrastive import supervised_contrastive
+from featdistill.training.extras import LayerHeads
 from featdistill.training.optimizer import parameter_groups
 from featdistill.training.recipe import Recipe
 from featdistill.training.tasks import ClassifyTask, DistillTask
@@ -67,8 +71,72 @@ def test_the_clean_feature_has_no_gradient_and_needs_no_divergence(expert, batch
             torch.testing.assert_close(found[name], parameter.grad)
 
 
+HEADS = ["layers:1,3", "mean+std:2", "pool", "registers+mean:2,4"]
+
+
+@pytest.mark.parametrize("text", HEADS[:3])
+def test_heads_of_layers_are_linear_on_normalized_tokens(text, expert, batch):
+    options = Objective(auxiliary_features=text, auxiliary_weight=0.4, label_smoothing=0.1, focal_gamma=2.0)
+    task = ClassifyTask(expert, options)
+    heads = task.extras["auxiliary"]
+    output = task(batch)
+    values = read_atoms(expert.backbone, expert.normalized(batch["images"]), heads.atoms)
+    label, losses = batch["label"].double().numpy(), []
+    for atom, head in zip(heads.atoms, heads.heads, strict=True):
+        x = values[atom].detach().double().numpy()
+        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+        logit = x @ head.weight.detach().double().numpy()[0] + head.bias.item()
+        p = 1 / (1 + np.exp(-logit))
+        p_t, target = np.where(label == 1, p, 1 - p), label * 0.9 + 0.05
+        losses.append(np.mean(-((1 - p_t) ** 2) * (target * np.log(p) + (1 - target) * np.log(1 - p))))
+    assert output["auxiliary"].item() == pytest.approx(np.mean(losses), rel=1e-4)
+    wanted = output["bce"] + 0.4 * output["auxiliary"]
+    assert output["loss"].item() == pytest.approx(wanted.item(), rel=1e-6)
+    # The expert's own output is the same as without the heads.
+    plain = ClassifyTask(expert, Objective())(batch)
+    torch.testing.assert_close(output["logit"], plain["logit"])
+
+
+def test_the_heads_train_the_layers_they_read(expert, batch):
+    task = ClassifyTask(expert, Objective(bce_weight=0.0, auxiliary_features="class:2"))
+    task(batch)["loss"].backward()
+    blocks = expert.backbone.model.blocks
+    assert blocks[1].mlp.fc2.weight.grad.any() and not torch.any(blocks[2].mlp.fc2.weight.grad)
+
+
+@pytest.mark.parametrize("text", HEADS)
+def test_which_features_can_be_supervised_depends_on_the_backbone(text, expert):
+    with_registers = create_expert("timm:test_vit3", "random", input_size=64)
+    assert LayerHeads(with_registers, text).atoms
+    if "registers" in text:
+        with pytest.raises(UserError, match="the backbone has no registers"):
+            LayerHeads(expert, text)
+
+
+def test_features_that_cannot_be_supervised_are_one_clear_error(expert):
+    with pytest.raises(UserError, match=r"'layers:7': 7 is not a layer"):
+        LayerHeads(expert, "layers:7")
+    with pytest.raises(UserError, match="top_tokens is not possible here"):
+        LayerHeads(expert, "top_tokens:2")
+
+
+def test_supervised_contrastive_loss_is_on_the_feature(expert, batch):
+    task = ClassifyTask(expert, Objective(supcon_weight=0.3, supcon_temperature=0.2))
+    output = task(batch)
+    wanted = supervised_contrastive(expert.encode(batch["images"]).feature, batch["label"], 0.2)
+    assert output["supcon"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert output["loss"].item() == pytest.approx((output["bce"] + 0.3 * wanted).item(), rel=1e-6)
+
+
 EXTRAS = {
     "feature consistency": {"feature_consistency_weight": 0.25, "feature_consistency_hidden": 8},
+    "heads of layers": {"auxiliary_features": "layers:1,2"},
+    "all": {
+        "feature_consistency_weight": 0.25,
+        "auxiliary_features": "mean:1",
+        "supcon_weight": 0.1,
+        "consistency_weight": 0.5,
+    },
 }
 
 
