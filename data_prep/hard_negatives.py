@@ -103,6 +103,8 @@ def main(argv: list[str] | None = None) -> int:
         return status
     names = file_names(rows["name"], f"_{arguments.method}{suffix}")
     expert = load_expert(arguments.expert).to(device).requires_grad_(False) if arguments.expert else None
+    if expert:
+        expert.preprocessing.require_one_size("an attack")
     # The attack works on what the expert sees, which is reduced to the expert's own limit.
     limit = expert.preprocessing.max_side_px if expert else None
     maker = Maker(

@@ -86,6 +86,9 @@ class Architecture(Group):
         None, "what the head gets, such as mean_tokens or class+mean:6,12; none: the backbone's default"
     )
     input_size: int | None = option(None, "side of the input in px; none: the backbone's default", 1)
+    input_sizes: str | None = option(
+        None, "sides of inputs in px, out of which an image gets its own: 384,768,1152; none: input_size"
+    )
     resize: Literal["shorter", "squash", "crop"] = option(
         "shorter", "resize the shorter side and crop, squash to a square, or crop without resizing"
     )

@@ -111,6 +111,7 @@ class Encoder:
         if settings.expert:
             expert = load_expert(settings.expert)
             self.backbone, self.spec, self.preprocessing = expert.backbone, expert.spec, expert.preprocessing
+            self.preprocessing.require_one_size("a bank")
             self.weights: dict[str, Any] = {
                 "kind": "expert",
                 "path": os.path.abspath(settings.expert),

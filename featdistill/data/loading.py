@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from featdistill.command_line import UserError
+from featdistill.data.mixed_sizes import stack
 from featdistill.data.preprocessing import InputKey
 from featdistill.data.views import PLAIN, View, cut_views
 from featdistill.distortions.plan import apply_plan
@@ -93,18 +94,21 @@ class ScoreDataset(Dataset):
 
 
 def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
-    """Stack items into a batch; broken rows are listed under `broken` and are not in the other entries."""
+    """Stack items into a batch; broken rows are listed under `broken` and are not in the other entries.
+
+    Images that differ in size become `MixedSizes`.
+    """
     good = [item for item in items if not isinstance(item, Broken)]
     batch: dict[str, Any] = {"broken": [item for item in items if isinstance(item, Broken)]}
     for key in good[0] if good else ():
         values = [item[key] for item in good]
         # In a worker, PyTorch's collate stacks tensors in memory that the main process shares.
         if isinstance(values[0], dict):
-            batch[key] = {name: default_collate([value[name] for value in values]) for name in values[0]}
+            batch[key] = {name: stack([value[name] for value in values]) for name in values[0]}
         elif isinstance(values[0], str):
             batch[key] = values
         else:
-            batch[key] = default_collate(values) if isinstance(values[0], Tensor) else torch.tensor(values)
+            batch[key] = stack(values) if isinstance(values[0], Tensor) else torch.tensor(values)
     return batch
 
 

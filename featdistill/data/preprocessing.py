@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from featdistill.command_line import UserError
 from featdistill.images.reading import limit_side
 
-# `size`, `resize`, and `max_side_px` if there is one: the arguments of `fit`.
-InputKey = tuple[int, str] | tuple[int, str, int]
+# Side of an input: fixed, or one of several, by the image (see `side_of`).
+Side = int | tuple[int, ...]
+# `sides`, `resize`, and `max_side_px` if there is one: the arguments of `fit`.
+InputKey = tuple[Side, str] | tuple[Side, str, int]
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,14 @@ class Preprocessing:
     """What a backbone expects as its input.
 
     Attributes:
-        size: side S of the input in px.
+        size: side S of the input in px; with `sizes`, the smallest.
         resize: `shorter` (antialiased bicubic of the shorter side to S, then crop), `squash` (both sides to
             S), or `crop` (no resizing; an image smaller than S is tiled).
         mean, std: normalization of pixels in [0, 1], done on the device.
         max_side_px: the longer side to which larger images are reduced before all else, see `limit_side`;
             that of the distortion policy in training.
+        sizes: sides of inputs, ascending, out of which each image gets its own, see `side_of`; empty if all
+            inputs have the same size.
     """
 
     size: int
@@ -35,16 +40,35 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     max_side_px: int | None = None
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def sides(self) -> Side:
+        """The side of every input, or the sides that images choose from."""
+        return self.sizes or self.size
+
+    @property
+    def span(self) -> str:
+        """The side of the inputs, for people to read."""
+        return f"{self.sizes[0]} to {self.sizes[-1]} px" if self.sizes else f"{self.size} px"
+
+    def require_one_size(self, what: str) -> None:
+        """Raise a `UserError` if the size of an input depends on the image."""
+        if self.sizes:
+            raise UserError(
+                f"{what} needs inputs of one size; those of this expert have {self.span}, by the image "
+                "(input_sizes)"
+            )
 
     @property
     def key(self) -> InputKey:
         """Experts with the same key share one prepared image."""
-        return (self.size, self.resize, *([self.max_side_px] if self.max_side_px else []))
+        return (self.sides, self.resize, *([self.max_side_px] if self.max_side_px else []))
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings as JSON values; a limit that does not exist is left out, as in older cards."""
+        """Return the settings as JSON values; what does not exist is left out, as in older cards."""
         values = dataclasses.asdict(self)
-        return {key: value for key, value in values.items() if value is not None}
+        return {key: value for key, value in values.items() if value not in (None, ())}
 
 
 class Place(NamedTuple):
@@ -68,14 +92,36 @@ CENTER = Place()
 _MAX_ASPECT = 16
 
 
+def parse_sizes(text: str | None) -> tuple[int, ...]:
+    """Return the sides in a text such as `384,768,1152`, ascending; nothing for None.
+
+    Raises:
+        UserError: they are not numbers above 0.
+    """
+    parts = [part.strip() for part in text.split(",")] if text is not None else []
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"input_sizes must be sides in px, such as 384,768,1152, not '{text}'")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def side_of(image: np.ndarray, sides: Side) -> int:
+    """Return the side of an image's input: of several, the largest that is at most its own shorter side.
+
+    It is the smallest if none is, so that only small images are enlarged.
+    """
+    if isinstance(sides, int):
+        return sides
+    return max((side for side in sides if side <= min(image.shape[:2])), default=min(sides))
+
+
 def prepare(
-    image: np.ndarray, size: int, resize: str, max_side_px: int | None = None, *, place: Place = CENTER
+    image: np.ndarray, size: Side, resize: str, max_side_px: int | None = None, *, place: Place = CENTER
 ) -> Tensor:
     """Fit an image to a backbone's input.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        size: side S of the result in px.
+        size: side S of the result in px, or several to choose from, see `side_of`.
         resize, max_side_px: see `Preprocessing`.
 
     Returns:
@@ -85,10 +131,11 @@ def prepare(
 
 
 def fit(
-    image: np.ndarray, size: int, resize: str, max_side_px: int | None = None, *, place: Place = CENTER
+    image: np.ndarray, size: Side, resize: str, max_side_px: int | None = None, *, place: Place = CENTER
 ) -> np.ndarray:
     """Return the result of `prepare` as (S, S, 3) uint8, always a new array."""
     image = limit_side(image, max_side_px)
+    size = side_of(image, size)
     if place.area is not None:
         image, resize = _part(image, *_box(image, place.area, place.aspect), place).copy(), "squash"
     elif _is_strip(image, resize):

@@ -17,7 +17,7 @@ from featdistill.data.augmix import augmix
 from featdistill.data.cutmix import draw_box, paste
 from featdistill.data.image_cache import ImageCache
 from featdistill.data.loading import Broken, load_image
-from featdistill.data.preprocessing import Place, Preprocessing, fit, to_planes
+from featdistill.data.preprocessing import Place, Preprocessing, fit, side_of, to_planes
 from featdistill.distortions.plan import Plan, apply_plan
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.images.equalization import Equalization
@@ -37,9 +37,9 @@ class TrainDataset(Dataset):
 
     Items are addressed by (epoch, index), so that workers need no state. An item is a dict with `images` (3,
     S, S) uint8, `label` float in [0, 1], `epoch` and `index` int and, for each of `views`, `images_clean` or
-    `images_other`, (3, S, S) uint8; or `Broken`. All views are made from one decoded image. They are cropped
-    and mirrored alike, except `images_other`, which has a crop and flip of its own unless the policy or
-    `other_crop` forbids it.
+    `images_other`, (3, S, S) uint8; or `Broken`. S may differ between items, not between views. All views are
+    made from one decoded image. They are cropped and mirrored alike, except `images_other`, which has a crop
+    and flip of its own unless the policy or `other_crop` forbids it.
 
     Args:
         rows: labeled rows of a manifest.
@@ -129,28 +129,35 @@ class TrainDataset(Dataset):
         return plans, places
 
     def squares(
-        self, image: np.ndarray, plans: dict[str, Plan], places: dict[str, Place]
+        self, image: np.ndarray, plans: dict[str, Plan], places: dict[str, Place], side: int | None = None
     ) -> dict[str, np.ndarray]:
         """Return (S, S, 3) uint8 of every view that was drawn, distorted, cropped and mirrored.
 
         Args:
             image: (H, W, 3) uint8 RGB, as `load_image` returns it with the policy's `max_side_px`.
+            side: S; None for that of the preprocessing. Where it depends on the image, all views get that of
+                `images`.
         """
-        size = self.preprocessing.size
         if self.policy.distort_at == "native":
-            return {view: self._fit(apply_plan(image, plan), places[view]) for view, plan in plans.items()}
-        cropped = {place: self._fit(image, place) for place in dict.fromkeys(places.values())}
+            views = {}
+            for view, plan in plans.items():
+                distorted = apply_plan(image, plan)
+                side = side or side_of(distorted, self.preprocessing.sides)
+                views[view] = self._fit(distorted, places[view], side)
+            return views
+        side = side or side_of(image, self.preprocessing.sides)
+        cropped = {place: self._fit(image, place, side) for place in dict.fromkeys(places.values())}
         squares = {view: apply_plan(cropped[places[view]], plan) for view, plan in plans.items()}
         # Some operations change the size.
         return {
-            view: square if square.shape[:2] == (size, size) else fit(square, size, "squash")
+            view: square if square.shape[:2] == (side, side) else fit(square, side, "squash")
             for view, square in squares.items()
         }
 
-    def _augmented(self, epoch: int, index: int) -> dict[str, np.ndarray]:
-        """Return (S, S, 3) of every view of a row, before CutMix."""
+    def _augmented(self, epoch: int, index: int, side: int | None = None) -> dict[str, np.ndarray]:
+        """Return (S, S, 3) of every view of a row, before CutMix; see `squares`."""
         plans, places = self.draw(epoch, index)
-        squares = self.squares(self._load(index), plans, places)
+        squares = self.squares(self._load(index), plans, places, side)
         self._augmix(squares, training_generator(*self._key(epoch, index), _AUGMIX_STREAM))
         self._mix(squares, epoch, index, places)
         return squares
@@ -180,8 +187,8 @@ class TrainDataset(Dataset):
         aspect = np.exp(rng.uniform(*np.log(_ASPECTS)))
         return place._replace(area=float(area), aspect=float(aspect))
 
-    def _fit(self, image: np.ndarray, place: Place) -> np.ndarray:
-        return fit(image, self.preprocessing.size, self.preprocessing.resize, place=place)
+    def _fit(self, image: np.ndarray, place: Place, side: int) -> np.ndarray:
+        return fit(image, side, self.preprocessing.resize, place=place)
 
     def _augmix(self, squares: dict[str, np.ndarray], rng: np.random.Generator) -> None:
         """With probability `augmix`, alter the squares of all distorted views, in place."""
@@ -208,14 +215,15 @@ class TrainDataset(Dataset):
         if rng.random() >= options.cutmix:
             return own
         other = int(np.searchsorted(self.row_bounds, rng.random(), side="right"))
-        box = draw_box(self.preprocessing.size, options.cutmix_alpha, rng)
+        side = len(squares["images"])
+        box = draw_box(side, options.cutmix_alpha, rng)
         try:
-            pasted = self._augmented(epoch, other)
+            pasted = self._augmented(epoch, other, side)
         except BrokenImage:
             return own
         for view, square in squares.items():
             squares[view] = paste(square, pasted[view], box)
-        share = box.share(self.preprocessing.size)
+        share = box.share(side)
         return (1 - share) * own + share * self.labels[other]
 
     def _mix(self, squares: dict[str, np.ndarray], epoch: int, index: int, places: dict[str, Place]) -> None:
@@ -233,7 +241,7 @@ class TrainDataset(Dataset):
         except BrokenImage:
             return
         for view, square in squares.items():
-            squares[view] = mix_amplitudes(square, self._fit(other, places[view]), share)
+            squares[view] = mix_amplitudes(square, self._fit(other, places[view], len(square)), share)
 
 
 def check_cache(policy: DistortionPolicy, augmentation: Augmentation) -> None:

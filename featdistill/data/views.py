@@ -25,7 +25,7 @@ import numpy as np
 from torch import Tensor
 
 from featdistill.command_line import one_of
-from featdistill.data.preprocessing import InputKey, fit, to_planes
+from featdistill.data.preprocessing import InputKey, Side, fit, side_of, to_planes
 from featdistill.distortions.kernels.codecs import jpeg
 from featdistill.distortions.kernels.filters import gaussian_blur
 from featdistill.images.reading import limit_side
@@ -102,7 +102,7 @@ def cut_views(
 
 
 def cut_view(
-    image: np.ndarray, size: int, resize: str, max_side_px: int | None = None, *, view: View
+    image: np.ndarray, size: Side, resize: str, max_side_px: int | None = None, *, view: View
 ) -> Tensor:
     """Cut a view from an image and fit it to a backbone's input, without mirroring.
 
@@ -112,19 +112,22 @@ def cut_view(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        size, resize, max_side_px: see `Preprocessing`.
+        size, resize, max_side_px: see `prepare`.
 
     Returns:
-        (3, size, size) uint8.
+        (3, S, S) uint8.
     """
     square = _cut_square(image, size, resize, max_side_px, view)
     return to_planes(_DEGRADATIONS[view.degraded](square) if view.degraded else square)
 
 
-def _cut_square(image: np.ndarray, size: int, resize: str, max_side_px: int | None, view: View) -> np.ndarray:
+def _cut_square(
+    image: np.ndarray, size: Side, resize: str, max_side_px: int | None, view: View
+) -> np.ndarray:
     if view._replace(degraded="").is_plain:
         return fit(image, size, resize, max_side_px)
     image = limit_side(image, max_side_px)
+    size = side_of(image, size)
     height, width = image.shape[:2]
     scale = 1.0 if resize == "crop" and view.scale == _FIVE_CROP_SCALE else view.scale
     shorter = min(height, width)

@@ -206,9 +206,11 @@ def load_ensemble(
         if resize:
             expert.preprocessing = dataclasses.replace(expert.preprocessing, resize=resize)
         spec, fitted = expert.spec, expert.preprocessing
-        backbone = f"{spec.library}:{spec.name} at {fitted.size} px, {fitted.resize}"
+        backbone = f"{spec.library}:{spec.name} at {fitted.span}, {fitted.resize}"
         if spec.feature not in POOLED:
             backbone += f", {spec.feature}"
+        if compiled:
+            fitted.require_one_size("--compile")
         sources[name] = {"folder": str(folders[name]), "backbone": backbone}
     if weights:
         fused = Fusion(fused.method, parse_weights(weights, list(loaded)), fused.temperature)

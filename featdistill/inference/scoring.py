@@ -3,11 +3,15 @@
 On a GPU, workers fill page-locked uint8 batches while one batch is copied to the device and another one is
 scored. Logits are fetched one batch late, so that the device never waits for them.
 
+Where an expert's inputs differ in size, those of one size are scored together.
+
 The last bits of a score depend on the size of the batch and on the position in it, because matrix products
 round differently for other shapes. They do not depend on the other images, not even on whether those can be
-read: the position of a broken image is filled with another image of the batch.
+read: the position of a broken image is filled with another image of the batch. (Only where inputs differ in
+size they depend on how many images of the batch have the same size.)
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featdistill.data.loading import Broken, ScoreDataset, make_loader
+from featdistill.data.mixed_sizes import Images, MixedSizes, pieces, stacks
 from featdistill.data.views import PLAIN, View
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.images.equalization import Equalization
@@ -115,9 +120,11 @@ def score_dataset(
         logits = torch.zeros((len(experts), 0))
         slots = [row - part.start for row in rows]
         if rows:
-            images = in_slots(batch["images"], slots, batch_size if full_batches else len(part))
+            size = batch_size if full_batches else len(part)
+            images = in_slots(batch["images"], slots, size)
             with autocast(device, precision), attention_kernels(device):
-                logits = torch.stack([_mean_logits(expert, images, views) for expert in experts]).float()
+                each = [_mean_logits(expert, images, views, size) for expert in experts]
+                logits = torch.stack(each).float()
         pending.append(_fetcher(number, rows, slots, logits, batch["broken"]))
         if device.type == "cpu" or len(pending) > 1:
             yield pending.pop(0)()
@@ -156,27 +163,42 @@ def on_device(batches: Iterable[dict], device: torch.device) -> Iterator[dict]:
         if stream:
             computing = torch.cuda.current_stream(device)
             computing.wait_stream(stream)
-            for pixels in images.values():
+            for pixels in itertools.chain.from_iterable(map(stacks, images.values())):
                 # Their memory must not be reused before the computation is done with it.
                 pixels.record_stream(computing)
         yield batch | ({"images": images} if images else {})
 
 
 def in_slots(images: dict, slots: list[int], size: int) -> dict:
-    """Return batches of `size` with each image in its slot, and the first image in the empty ones."""
+    """Return batches of `size` with each image in its slot, and the first image in the empty ones.
+
+    Where images differ in size, the empty slots stay empty.
+    """
     if slots == list(range(size)):
         return images
     order = [0] * size
     for position, slot in enumerate(slots):
         order[slot] = position
-    return {key: pixels[order] for key, pixels in images.items()}
+    mixed = {key: pixels for key, pixels in images.items() if isinstance(pixels, MixedSizes)}
+    for key, pixels in mixed.items():
+        positions = [[slots[position] for position in part] for part in pixels.positions]
+        mixed[key] = pixels._replace(positions=positions)
+    return {key: mixed[key] if key in mixed else pixels[order] for key, pixels in images.items()}
 
 
-def _mean_logits(expert: Expert, images: dict, views: Sequence[View]) -> Tensor:
+def _mean_logits(expert: Expert, images: dict, views: Sequence[View], size: int) -> Tensor:
     logits = []
     for view in views:
         pixels = images[view.key(expert.preprocessing.key)]
         pixels = pixels.flip(-1) if view.mirrored else pixels
         with torch.inference_mode():
-            logits.append(expert(pixels))
+            logits.append(_logits(expert, pixels, size) if expert.preprocessing.sizes else expert(pixels))
     return logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
+
+
+def _logits(expert: Expert, images: Images, size: int) -> Tensor:
+    """Return logits (size,) of images that may differ in size; 0 in empty slots."""
+    logits = torch.zeros(size, device=expert.mean.device)
+    for piece, slots in pieces(images, expert.preprocessing.size):
+        logits[slots] = expert(piece)
+    return logits

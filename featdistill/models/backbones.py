@@ -11,6 +11,7 @@ The libraries are imported when a backbone of theirs is built or looked up: each
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import torch
 
 from featdistill.command_line import UserError, nearest
 from featdistill.models.encoders import Backbone, BackboneSpec
-from featdistill.models.weights import FILE_WEIGHTS
+from featdistill.models.weights import FILE_WEIGHTS, first_line
 from featdistill.text_tables import table
 
 # Paper, Table 2 and section 4.5 (which adds DINO and CoCa); DINOv3 and SigLIP 2 are ours. CLIP's and SigLIP's
@@ -114,6 +115,36 @@ def build(spec: BackboneSpec, weights: str = "random") -> Backbone:
     from featdistill.models.timm_encoders import build_timm, build_tiny
 
     return build_timm(spec, weights) if spec.library == "timm" else build_tiny(spec, weights)
+
+
+def with_any_size(spec: BackboneSpec, sizes: Sequence[int]) -> BackboneSpec:
+    """Return the specification of a backbone that accepts inputs of several sides, in px.
+
+    Transformers of timm are built so that their position embeddings are interpolated for every input;
+    convolutional networks need nothing.
+
+    Raises:
+        UserError: the backbone does not accept one of the sides, or its feature depends on the grid.
+    """
+    name = f"{spec.library}:{spec.name}"
+    if spec.library == "open_clip":
+        raise UserError(f"{name} has inputs of one size; for input_sizes, use a backbone of timm")
+    if spec.positions or "top_tokens" in spec.feature:
+        raise UserError(f"the feature {spec.feature} names tokens of one grid; it does not fit input_sizes")
+    reasons = []
+    for options in ({"dynamic_img_size": True}, {}):
+        flexible = dataclasses.replace(spec, options=spec.options | options)
+        try:
+            with torch.device("meta"):
+                backbone = build(flexible).eval()
+                for size in sizes:
+                    backbone(torch.empty(1, 3, size, size))
+            return flexible
+        except (UserError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+            reasons.append(first_line(error))
+    # A network that does not know the option says so first.
+    reason = next(reason for reason in reasons if "dynamic_img_size" not in reason)
+    raise UserError(f"{name} does not accept inputs of {', '.join(map(str, sizes))} px: {reason}")
 
 
 class Facts(NamedTuple):

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from featdistill import __version__, atomic
 from featdistill.command_line import UserError
-from featdistill.data.preprocessing import Preprocessing
+from featdistill.data.preprocessing import Preprocessing, parse_sizes
 from featdistill.models import features
-from featdistill.models.backbones import build, resolve_spec
+from featdistill.models.backbones import build, resolve_spec, with_any_size
 from featdistill.models.encoders import Backbone, BackboneSpec, Reading
 from featdistill.models.features import Atom
 from featdistill.records.provenance import read_record
@@ -50,7 +50,7 @@ class Expert(nn.Module):
         spec: how to build the backbone, so that loading an expert does not need the pretrained weights.
         head_hidden: width of the head's hidden layer; 0 for a linear head.
         head_dropout: dropout before the last layer.
-        resize, max_side_px: see `Preprocessing`.
+        resize, max_side_px, sizes: see `Preprocessing`.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Expert(nn.Module):
         head_dropout: float = 0.3,
         resize: str = "shorter",
         max_side_px: int | None = None,
+        sizes: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -69,8 +70,9 @@ class Expert(nn.Module):
         self.feature_dim = self.feature.dim
         self.tokens_after = 0
         self.head_config = {"hidden": head_hidden, "dropout": head_dropout}
+        size = sizes[0] if sizes else backbone.input_size
         self.preprocessing = Preprocessing(
-            backbone.input_size, resize, backbone.mean, backbone.std, max_side_px
+            size, resize, backbone.mean, backbone.std, max_side_px, tuple(sizes)
         )
         if head_hidden:
             layers = [nn.Linear(self.feature_dim, head_hidden), nn.ReLU()]
@@ -144,13 +146,19 @@ def create_expert(
     *,
     feature: str | None = None,
     input_size: int | None = None,
+    input_sizes: str | None = None,
     resize: str = "shorter",
     head_hidden: int = 256,
     head_dropout: float = 0.3,
 ) -> Expert:
-    """Build a new expert: pretrained or random backbone, fresh head (from torch's current random state)."""
-    spec = resolve_spec(backbone, input_size, feature)
-    return Expert(build(spec, weights), spec, head_hidden, head_dropout, resize)
+    """Build a new expert: pretrained or random backbone, fresh head (from torch's current random state).
+
+    Args:
+        input_sizes: see `preprocessing.parse_sizes`.
+    """
+    spec, sizes = resolve_spec(backbone, input_size, feature), parse_sizes(input_sizes)
+    spec = with_any_size(spec, sizes) if sizes else spec
+    return Expert(build(spec, weights), spec, head_hidden, head_dropout, resize, sizes=sizes)
 
 
 def save_expert(expert: Expert, folder: str | Path, card: dict[str, Any] | None = None) -> None:
@@ -193,7 +201,8 @@ def load_expert(folder: str | Path) -> Expert:
         spec = BackboneSpec(**card["backbone"])
         head, fitted = card["head"], card["preprocessing"]
         limit = fitted.get("max_side_px")  # missing in older cards
-        expert = Expert(build(spec), spec, head["hidden"], head["dropout"], fitted["resize"], limit)
+        sizes = tuple(fitted.get("sizes", ()))
+        expert = Expert(build(spec), spec, head["hidden"], head["dropout"], fitted["resize"], limit, sizes)
         expert.load_state_dict(safetensors.torch.load_file(weights), strict=True)
     except (KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

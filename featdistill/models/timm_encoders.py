@@ -220,7 +220,7 @@ def build_tiny(spec: BackboneSpec, weights: str) -> Backbone:
     if weights == "hub":
         raise UserError(f"tiny_{spec.name} has no published weights; use weights: random or a local file")
     size = spec.input_size or 96
-    model = tiny_transformer(spec.name, size)
+    model = tiny_transformer(spec.name, size, **spec.options)
     if weights != "random":
         load_file(model, weights)
     mean, std = (encoders.CLIP_MEAN, encoders.CLIP_STD) if spec.name == "clip" else (_HALF, _HALF)

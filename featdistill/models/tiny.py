@@ -6,6 +6,7 @@ local traces within a minute from a few thousand images.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import HybridEmbed
@@ -22,12 +23,13 @@ _KINDS = {
 }
 
 
-def tiny_transformer(kind: str, size: int) -> VisionTransformer:
+def tiny_transformer(kind: str, size: int, **options: Any) -> VisionTransformer:
     """Build one with random weights.
 
     Args:
         kind: `clip` or `siglip`.
         size: side of the input in px, a multiple of 16.
+        options: further arguments of timm's `VisionTransformer`.
 
     Raises:
         UserError: the size does not fit.
@@ -42,7 +44,7 @@ def tiny_transformer(kind: str, size: int) -> VisionTransformer:
         num_heads=3,
         mlp_ratio=2.0,
         embed_layer=partial(HybridEmbed, backbone=_convolutional_stem((24, 48, 64, 96))),
-        **_KINDS[kind],
+        **(_KINDS[kind] | options),
     )
     # With the standard deviation 0.02 of large transformers, gradients of one this narrow vanish.
     for module in model.modules():

@@ -76,6 +76,15 @@ class Recipe(
                 "focal_alpha and ai_weight both weight the classes; use focal_alpha 0 or ai_weight 1 "
                 "(alpha is ai_weight alpha / (1 - alpha) with bce_weight 1 - alpha)"
             )
+        uses = {
+            "mask": self.mask != "none",
+            "cache": self.cache is not None,
+            "compile": self.compile,
+            "objective crd": "crd" in getattr(self, "objective", ""),
+        }
+        if self.input_sizes is not None and any(uses.values()):
+            names = ", ".join(name for name, is_used in uses.items() if is_used)
+            raise UserError(f"{names} needs inputs of one size; use input_size instead of input_sizes")
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}"

@@ -28,10 +28,13 @@ def check(recipe: Recipe) -> None:
     """Refuse what needs whole weights.
 
     Raises:
-        UserError: the recipe has low-rank adapters, an average of the weights or a momentum teacher.
+        UserError: the recipe has low-rank adapters, an average of the weights, a momentum teacher, or inputs
+            of several sizes, whose numbers of passes differ between processes.
     """
     if recipe.finetune == "lora":
         raise UserError("finetune lora does not work with FSDP; use finetune last_n, or start without FSDP")
+    if recipe.input_sizes is not None:
+        raise UserError("input_sizes does not work with FSDP; use input_size, or start without FSDP")
     if recipe.ema or recipe.swa_start or getattr(recipe, "teacher_kind", None) == "momentum":
         raise UserError(
             "averages of the weights and momentum teachers do not work with FSDP; use ema 0, swa_start 0 and "

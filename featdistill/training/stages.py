@@ -92,7 +92,7 @@ def run(
         weights=weights,
     )
     _log.info(
-        f"stage {stage}, {recipe.name}: {recipe.backbone} at {preprocessing.size} px, "
+        f"stage {stage}, {recipe.name}: {recipe.backbone} at {preprocessing.span}, "
         f"{len(rows)} training and {len(holdout)} hold-out images -> {folder.path}"
     )
     card = {key: value for key, value in description.items() if key != "versions"}

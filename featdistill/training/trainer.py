@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 from featdistill.command_line import UserError, progress
 from featdistill.data.loading import make_loader
+from featdistill.data.mixed_sizes import batch_pieces, pieces
 from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
 from featdistill.inference.compute import failed_compilation_is_an_error, full_memory_is_an_error
 from featdistill.models.expert import Expert, load_expert, save_expert
-from featdistill.training import averages, finetuning, optimizer, sharding
+from featdistill.training import averages, finetuning, optimizer, passes, sharding
 from featdistill.training.holdout import score_holdout
 from featdistill.training.log import TrainingLog, start_trackers
 from featdistill.training.recipe import Recipe
@@ -239,13 +240,7 @@ class Trainer:
             number = (self.step * recipe.accumulation + part) * self.batches.world + self.batches.rank
             entropy = np.random.SeedSequence((recipe.seed, self.dataset.stage, number))
             torch.manual_seed(int(entropy.generate_state(1)[0]))
-            is_last = part == recipe.accumulation - 1
-            gradients = nullcontext() if is_last else accelerator.no_sync(self.wrapped)
-            with gradients, failed_compilation_is_an_error(), full_memory_is_an_error():
-                output = self.wrapped(batch)
-                loss = output["loss"] * math.nan if self.failure else output["loss"]
-                accelerator.backward(_or_nan(loss) / recipe.accumulation)
-            outputs.append({key: value.detach() for key, value in output.items() if value.ndim == 0})
+            outputs.append(self._add_gradient(batch, part == recipe.accumulation - 1))
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip_norm or math.inf)
         # The only time that a step waits for the device. The norm of the averaged gradient is the same on all
         # processes, so all decide alike.
@@ -260,6 +255,27 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.log.images += recipe.batch_size
+
+    def _add_gradient(self, batch: dict[str, Any], is_last: bool) -> dict[str, Tensor]:
+        """Add the gradient of a batch, whose images may differ in size, and return the means of the outputs.
+
+        Args:
+            is_last: whether it is the last batch of the step.
+        """
+        fitted, means, seen = self.dataset.preprocessing, {}, 0
+        for piece in batch_pieces(batch, fitted.size) if fitted.sizes else [batch]:
+            share = len(piece["label"]) / len(batch["label"])
+            seen += len(piece["label"])
+            synchronizes = is_last and seen == len(batch["label"])
+            gradients = nullcontext() if synchronizes else self.accelerator.no_sync(self.wrapped)
+            with gradients, failed_compilation_is_an_error(), full_memory_is_an_error():
+                output = self.wrapped(piece)
+                loss = output["loss"] * math.nan if self.failure else output["loss"]
+                self.accelerator.backward(passes.or_nan(loss) * share / self.recipe.accumulation)
+            for key, value in output.items():
+                if value.ndim == 0:
+                    means[key] = means.get(key, 0) + share * value.detach()
+        return means
 
     def _skip(self, statistics: list[Tensor]) -> None:
         """Undo what a step has changed, given the statistics of BatchNorm before it.
@@ -304,16 +320,8 @@ class Trainer:
             if self.accelerator.num_processes == 1:
                 raise
             self.failure = str(error)
-        batch = self._blank_batch() if self.failure else batch
+        batch = passes.blank_batch(self.dataset) if self.failure else batch
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
-
-    def _blank_batch(self) -> dict[str, Tensor]:
-        """Return black images for a process that has none: the others wait for its gradient."""
-        size = self.dataset.preprocessing.size
-        views = ["images", *(f"images_{view}" for view in self.dataset.views)]
-        blank = {view: torch.zeros(2, 3, size, size, dtype=torch.uint8) for view in views}
-        numbers = torch.zeros(2, dtype=torch.int64)
-        return blank | {"label": numbers.float(), "epoch": numbers, "index": numbers}
 
     def _score_epoch(self) -> None:
         """Score the hold-out, save the expert (also as the best one, if it is), and write a checkpoint."""
@@ -341,7 +349,13 @@ class Trainer:
             batches.start = self.scored_epochs * batches.steps_per_epoch
             batches.end = batches.start + min(batches.steps_per_epoch, _STATISTICS_STEPS)
             loader = make_loader(self.dataset, batches, self.recipe.workers)
-            images = (batch["images"].to(device, non_blocking=True) for batch in loader if "images" in batch)
+            smallest = self.dataset.preprocessing.size
+            images = (
+                piece.to(device, non_blocking=True)
+                for batch in loader
+                if "images" in batch
+                for piece, _ in pieces(batch["images"], smallest)
+            )
             with self.accelerator.autocast():
                 averages.renew_statistics(self.task.evaluated, norms, images, self.accelerator.reduce)
 
@@ -382,12 +396,3 @@ class Trainer:
                 keep_previous=not is_finished,
             )
         self.saved_at = time.monotonic()
-
-
-def _or_nan(loss: Tensor) -> Tensor:
-    """Return the loss; if it is not finite, one whose gradient is not finite either.
-
-    The cross-entropy of an infinite logit has a finite gradient. With this, the gradient's norm alone shows
-    which steps to skip, on all processes.
-    """
-    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
