@@ -4,6 +4,6 @@
 and `contrastive` (5.1) hold the losses, `extras` networks that serve a loss alone, `teachers` the frozen and
 the momentum teacher (equation 5), `averages` those of the weights, `tasks` one training step of each stage,
 `trainer` the loop, `stages` the path from a recipe to a finished run, and `run_folder` its files.
-`finetuning`, `optimizer`, `passes`, `processes`, `sharding`, `holdout`, `selection` (the best epoch) and `log` are
-parts of the loop; `plot_run` plots its progress.
+`finetuning`, `optimizer`, `passes`, `processes`, `sharding`, `holdout`, `selection` (the best epoch) and
+`log` are parts of the loop; `plot_run` plots its progress.
 """
