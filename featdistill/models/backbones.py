@@ -22,8 +22,8 @@ from featdistill.models.encoders import Backbone, BackboneSpec
 from featdistill.models.weights import FILE_WEIGHTS, first_line
 from featdistill.text_tables import table
 
-# Paper, Table 2 and section 4.5 (which adds DINO and CoCa); DINOv3 and SigLIP 2 are ours. CLIP's and SigLIP's
-# experts use the feature of the authors' inference release.
+# Paper, Table 2 and section 4.5 (which adds DINO and CoCa), then those of the challenge's other teams, and
+# smaller ones of their kind. CLIP's and SigLIP's experts use the feature of the authors' inference release.
 BACKBONES: dict[str, BackboneSpec] = {
     "swin_t": BackboneSpec("timm", "swin_tiny_patch4_window7_224", "ms_in1k"),
     "clip_rn50x64": BackboneSpec("open_clip", "RN50x64", "openai", "projection"),
@@ -38,14 +38,27 @@ BACKBONES: dict[str, BackboneSpec] = {
     "siglip_so400m": BackboneSpec(
         "timm", "vit_so400m_patch14_siglip_384", "webli", options={"act_layer": "gelu_tanh"}
     ),
+    "dinov3_s": BackboneSpec("timm", "vit_small_patch16_dinov3", "lvd1689m"),
+    "dinov3_b": BackboneSpec("timm", "vit_base_patch16_dinov3", "lvd1689m"),
     "dinov3_l": BackboneSpec("timm", "vit_large_patch16_dinov3", "lvd1689m"),
+    "dinov3_h_plus": BackboneSpec("timm", "vit_huge_plus_patch16_dinov3", "lvd1689m"),
+    "dinov3_7b": BackboneSpec("timm", "vit_7b_patch16_dinov3", "lvd1689m"),
+    "dinov2_reg_l": BackboneSpec("timm", "vit_large_patch14_reg4_dinov2", "lvd142m", input_size=224),
     "siglip2_giant": BackboneSpec("timm", "vit_giantopt_patch16_siglip_384", "v2_webli"),
+    "metaclip2_giant": BackboneSpec(
+        "timm", "vit_gigantic_patch14_clip_378", "metaclip2_worldwide", "projection"
+    ),
+    "eva02_l": BackboneSpec("timm", "eva02_large_patch14_448", "mim_m38m_ft_in22k_in1k"),
+    "eva02_clip_l": BackboneSpec("timm", "eva02_large_patch14_clip_336", "merged2b", "projection"),
+    "pe_core_l": BackboneSpec("timm", "vit_pe_core_large_patch14_336", "fb", "projection"),
+    "clip_b16": BackboneSpec("timm", "vit_base_patch16_clip_quickgelu_224", "openai", "projection"),
     "tiny_clip": BackboneSpec("tiny", "clip", feature="projection"),
     "tiny_siglip": BackboneSpec("tiny", "siglip"),
 }
 # By the tag of weights for which timm states no licence, or its default instead of the authors'.
 _LICENCES = {"openai": "MIT", "laion2b_s13b_b90k": "MIT"}
 _LICENCE_NAMES = {"mit": "MIT", "apache-2.0": "Apache-2.0", "dinov3-license": "DINOv3 licence"}
+_LICENCE_NAMES |= {"cc-by-nc-4.0": "CC BY-NC 4.0"}
 
 
 def resolve_spec(name: str, input_size: int | None = None, feature: str | None = None) -> BackboneSpec:

@@ -84,7 +84,7 @@ def test_a_backbone_returns_a_pooled_feature_and_patch_tokens(name, input_size, 
     assert found.shape == (2, *tokens)
 
 
-def test_the_list_shows_the_dimensions_of_every_backbone_of_the_paper(capsys):
+def test_the_list_shows_dimensions_and_licence_of_every_backbone(capsys):
     """Built on the meta device: shapes only."""
     main(["backbones", "--list"])
     lines = [line.strip("| ").split("|") for line in capsys.readouterr().out.splitlines()[2:]]
@@ -99,8 +99,18 @@ def test_the_list_shows_the_dimensions_of_every_backbone_of_the_paper(capsys):
         "coca_l14": "306.7 224 768 256 x 1024 14 MIT",
         "clip_l14": "304.0 224 768 256 x 1024 14 MIT",
         "siglip_so400m": "428.2 384 1152 729 x 1152 14 Apache-2.0",
+        "dinov3_s": "21.6 256 384 256 x 384 16 DINOv3 licence",
+        "dinov3_b": "85.6 256 768 256 x 768 16 DINOv3 licence",
         "dinov3_l": "303.1 256 1024 256 x 1024 16 DINOv3 licence",
+        "dinov3_h_plus": "840.5 256 1280 256 x 1280 16 DINOv3 licence",
+        "dinov3_7b": "6716.0 256 4096 256 x 4096 16 DINOv3 licence",
+        "dinov2_reg_l": "303.2 224 1024 256 x 1024 14 Apache-2.0",
         "siglip2_giant": "1163.7 384 1536 576 x 1536 16 Apache-2.0",
+        "metaclip2_giant": "1845.7 378 1280 729 x 1664 14 CC BY-NC 4.0",
+        "eva02_l": "304.1 448 1024 1024 x 1024 14 MIT",
+        "eva02_clip_l": "304.4 336 768 576 x 1024 14 MIT",
+        "pe_core_l": "317.2 336 1024 576 x 1024 14 Apache-2.0",
+        "clip_b16": "86.2 224 512 196 x 768 16 MIT",
         "tiny_clip": "0.3 96 64 36 x 96 16 no published weights",
         "tiny_siglip": "0.3 96 96 36 x 96 16 no published weights",
     }
