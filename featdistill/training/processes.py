@@ -20,7 +20,8 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
     """Set up the process group and precision; nothing is written yet.
 
     Raises:
-        UserError: this hardware does not support the precision, or a tracker is not available.
+        UserError: this hardware does not support the precision, a tracker is not available, or the recipe
+            needs a single process.
     """
     trackers = tracker_names(recipe.trackers)
     # A cache can take hours to make, while the other processes wait for the main one.
@@ -36,6 +37,11 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
         project_config=ProjectConfiguration(logging_dir=str(run.path / "tensorboard")),
         kwargs_handlers=[InitProcessGroupKwargs(**patience)],
     )
+    if accelerator.num_processes > 1 and recipe.input_sizes is not None and recipe.supcon_weight:
+        raise UserError(
+            "supcon_weight compares images over all processes, but with input_sizes each of them takes another "
+            "number of passes; use one process, or input_size"
+        )
     if not accelerator.is_main_process:
         # One process reports for all.
         logging.getLogger("featdistill").setLevel(logging.WARNING)

@@ -16,7 +16,9 @@ from featdistill.data.sampling import TrainBatches
 from featdistill.images.reading import read_image
 from featdistill.models.expert import load_expert, read_card
 from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
+from featdistill.training import processes
 from featdistill.training.recipe import DistillRecipe, Recipe
+from featdistill.training.run_folder import RunFolder
 from featdistill.training.trainer import Trainer
 
 SIZES = ["--input-sizes", "32,48,96", "--resize", "shorter"]
@@ -88,6 +90,7 @@ def test_the_gradient_is_that_of_the_mean_over_the_images(sets, tmp_path, monkey
 
 def test_a_run_of_both_stages_is_repeated_bit_for_bit(sets, tmp_path):
     own = [*SIZES, "--epochs", "1", "--cutmix", "0.5", "--consistency-weight", "0.5"]
+    own += ["--supcon-weight", "0.2"]
     for name in ("one", "two"):
         train.main([*SMALL, *sets, *own, "--out", str(tmp_path / name)])
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
@@ -98,6 +101,15 @@ def test_a_run_of_both_stages_is_repeated_bit_for_bit(sets, tmp_path):
     assert {"bce", "dense", "token_cosine"} <= lines(tmp_path / "stage2")[0].keys()
     assert load_expert(tmp_path / "stage2" / "expert").preprocessing.sizes == (32, 48, 96)
     assert last_line(tmp_path / "stage2")["holdout_images"] == 12
+
+
+def test_several_processes_do_not_wait_for_each_other_in_a_loss_over_all_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes.Accelerator, "num_processes", 2)
+    for values in ({"input_sizes": "32,48"}, {"supcon_weight": 0.2}):
+        processes.make_accelerator(Recipe(precision="fp32", **values), RunFolder(tmp_path / "run"))
+    with pytest.raises(UserError, match="use one process, or input_size"):
+        recipe = Recipe(precision="fp32", input_sizes="32,48", supcon_weight=0.2)
+        processes.make_accelerator(recipe, RunFolder(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
