@@ -39,8 +39,8 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
     )
     if accelerator.num_processes > 1 and recipe.input_sizes is not None and recipe.supcon_weight:
         raise UserError(
-            "supcon_weight compares images over all processes, but with input_sizes each of them takes another "
-            "number of passes; use one process, or input_size"
+            "supcon_weight compares images over all processes, but with input_sizes they take different "
+            "numbers of passes; use one process, or input_size"
         )
     if not accelerator.is_main_process:
         # One process reports for all.
