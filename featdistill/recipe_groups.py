@@ -219,6 +219,9 @@ class Optimization(Group):
     )
     accumulation: int = option(1, "forward passes per optimizer step, per process", 1)
     optimizer: Literal["adamw", "adam"] = option("adamw", "adam adds the weight decay to the gradient")
+    sam_rho: float = option(
+        0.0, "distance to the nearby weights whose gradient is taken (SAM), at twice the cost; 0: none", 0
+    )
     learning_rate: float = option(1e-5, "peak learning rate of the backbone", 0, important=True)
     head_learning_rate_factor: float = option(
         10.0, "learning rate of the head, relative to the backbone's", 0

@@ -96,7 +96,7 @@ def renew_statistics(
 
     Args:
         expert: contains the `norms`.
-        batches: images (B, 3, S, S).
+        batches: images (B, 3, S, S), on any device.
         total: sums a tensor over all processes.
     """
     expert.eval()
@@ -106,7 +106,7 @@ def renew_statistics(
         norm.momentum = None  # a cumulative mean
         norm.train()
     for images in batches:
-        expert(images)
+        expert(images.to(expert.mean.device, non_blocking=True))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

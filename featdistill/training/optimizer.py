@@ -1,6 +1,8 @@
 """The optimizer of a recipe: its schedule, what decays, and how fast each layer learns."""
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,3 +86,25 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set each group's learning rate to `factor` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_learning_rate"] * factor
+
+
+@contextmanager
+def uphill(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
+    """Move weights w to w + rho g / ||g||, g their gradient, and back to the same bits afterwards.
+
+    The gradient there is that of sharpness-aware minimization (SAM, Foret et al. 2021, eq. 3). A gradient
+    that is not finite makes the weights, and so the next gradient, not finite.
+    """
+    moved = [parameter for parameter in parameters if parameter.grad is not None]
+    kept = [parameter.detach().clone() for parameter in moved]
+    gradients = [parameter.grad for parameter in moved]
+    with torch.no_grad():
+        scale = rho / torch.nn.utils.get_total_norm(gradients).clamp(min=1e-12)
+        for parameter, gradient in zip(moved, gradients, strict=True):
+            parameter.add_(gradient * scale)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, weights in zip(moved, kept, strict=True):
+                parameter.copy_(weights)

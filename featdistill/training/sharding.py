@@ -33,6 +33,8 @@ def check(recipe: Recipe) -> None:
     """
     if recipe.finetune == "lora":
         raise UserError("finetune lora does not work with FSDP; use finetune last_n, or start without FSDP")
+    if recipe.sam_rho:
+        raise UserError("sam_rho does not work with FSDP; use sam_rho 0, or start without FSDP")
     if recipe.input_sizes is not None:
         raise UserError("input_sizes does not work with FSDP; use input_size, or start without FSDP")
     if recipe.ema or recipe.swa_start or getattr(recipe, "teacher_kind", None) == "momentum":

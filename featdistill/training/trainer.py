@@ -9,7 +9,6 @@ With several processes, each takes its slice of every batch (`sampling.TrainBatc
 makes its gradient NaN, and so all of them ask each other why before they skip the step.
 """
 
-import copy
 import logging
 import math
 import os
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 
 from featdistill.command_line import UserError, progress
 from featdistill.data.loading import make_loader
-from featdistill.data.mixed_sizes import batch_pieces, pieces
+from featdistill.data.mixed_sizes import batch_pieces
 from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
 from featdistill.inference.compute import failed_compilation_is_an_error, full_memory_is_an_error
@@ -233,14 +232,12 @@ class Trainer:
         optimizer.set_learning_rates(self.optimizer, factor)
         self.log.learning_rate = recipe.learning_rate * factor
         statistics = [buffer.clone() for buffer in self.statistics]
-        outputs = []
+        outputs, batches = [], []
         for part in range(recipe.accumulation):
-            batch = self._next_batch(stream)
-            # Dropout is a function of the step, so that a continued run draws the same.
-            number = (self.step * recipe.accumulation + part) * self.batches.world + self.batches.rank
-            entropy = np.random.SeedSequence((recipe.seed, self.dataset.stage, number))
-            torch.manual_seed(int(entropy.generate_state(1)[0]))
-            outputs.append(self._add_gradient(batch, part == recipe.accumulation - 1))
+            batches.append(self._next_batch(stream))
+            outputs.append(self._add_gradient(batches[-1], part))
+        if recipe.sam_rho:
+            self._take_gradient_uphill(batches)
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip_norm or math.inf)
         # The only time that a step waits for the device. The norm of the averaged gradient is the same on all
         # processes, so all decide alike.
@@ -256,12 +253,25 @@ class Trainer:
         self.step += 1
         self.log.images += recipe.batch_size
 
-    def _add_gradient(self, batch: dict[str, Any], is_last: bool) -> dict[str, Tensor]:
+    def _take_gradient_uphill(self, batches: list[dict[str, Any]]) -> None:
+        """Replace the gradient of a step's batches by that of SAM; all else stays as their passes left it."""
+        statistics = [buffer.clone() for buffer in self.statistics]
+        self.task.after_skip()
+        with optimizer.uphill(self.task.parameters(), self.recipe.sam_rho):
+            self.optimizer.zero_grad(set_to_none=True)
+            for part, batch in enumerate(batches):
+                self._add_gradient(batch, part)
+        passes.restore(self.statistics, statistics)
+
+    def _add_gradient(self, batch: dict[str, Any], part: int) -> dict[str, Tensor]:
         """Add the gradient of a batch, whose images may differ in size, and return the means of the outputs.
 
         Args:
-            is_last: whether it is the last batch of the step.
+            part: its number among the batches of the step.
         """
+        number = (self.step * self.recipe.accumulation + part) * self.batches.world + self.batches.rank
+        passes.seed_dropout(self.recipe.seed, self.dataset.stage, number)
+        is_last = part == self.recipe.accumulation - 1
         fitted, means, seen = self.dataset.preprocessing, {}, 0
         for piece in batch_pieces(batch, fitted.size) if fitted.sizes else [batch]:
             share = len(piece["label"]) / len(batch["label"])
@@ -289,8 +299,7 @@ class Trainer:
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.update()
-        for buffer, previous in zip(self.statistics, statistics, strict=True):
-            buffer.copy_(previous)
+        passes.restore(self.statistics, statistics)
         self.task.after_skip()
         self.log.add_skipped()
         self.skipped_in_a_row += 1
@@ -344,17 +353,10 @@ class Trainer:
 
     def _renew_statistics(self) -> None:
         """Compute the statistics of an average's BatchNorm layers from images of the epoch that has ended."""
-        norms, batches, device = self.task.stale_norms(), copy.copy(self.batches), self.accelerator.device
+        norms, workers = self.task.stale_norms(), self.recipe.workers
         if norms:
-            batches.start = self.scored_epochs * batches.steps_per_epoch
-            batches.end = batches.start + min(batches.steps_per_epoch, _STATISTICS_STEPS)
-            loader = make_loader(self.dataset, batches, self.recipe.workers)
-            smallest = self.dataset.preprocessing.size
-            images = (
-                piece.to(device, non_blocking=True)
-                for batch in loader
-                if "images" in batch
-                for piece, _ in pieces(batch["images"], smallest)
+            images = passes.images_of_epoch(
+                self.dataset, self.batches, self.scored_epochs, _STATISTICS_STEPS, workers
             )
             with self.accelerator.autocast():
                 averages.renew_statistics(self.task.evaluated, norms, images, self.accelerator.reduce)

@@ -136,6 +136,7 @@ def test_processes_end_together_when_one_has_no_readable_image(tmp_path, make_se
     ("recipe", "message"),
     [
         (Recipe(finetune="lora"), "lora does not work with FSDP"),
+        (Recipe(sam_rho=0.1), "sam_rho does not work with FSDP"),
         (Recipe(ema=0.9), "averages of the weights and momentum teachers do not work with FSDP"),
         (Recipe(swa_start=1), "averages of the weights and momentum teachers do not work with FSDP"),
         (DistillRecipe(teacher_kind="momentum"), "averages of the weights and momentum teachers"),

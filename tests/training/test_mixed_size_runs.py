@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import smooth_picture
 from PIL import Image
+from processes import fork, needs_fork, statuses
 from torch.nn.functional import binary_cross_entropy_with_logits
 from training_runs import SMALL, last_line, lines, losses, weights
 
@@ -64,10 +65,10 @@ def test_the_gradient_is_that_of_the_mean_over_the_images(sets, tmp_path, monkey
     seen = {}
     step = Trainer._add_gradient
 
-    def recorded(self, batch, is_last):
+    def recorded(self, batch, part):
         sizes = self.dataset.preprocessing
         assert type(batch["images"]).__name__ == "MixedSizes"
-        means = step(self, batch, is_last)
+        means = step(self, batch, part)
         gradients = [p.grad.clone() for p in self.task.parameters() if p.grad is not None]
         self.optimizer.zero_grad(set_to_none=True)
         images = {}
@@ -110,6 +111,18 @@ def test_several_processes_do_not_wait_for_each_other_in_a_loss_over_all_images(
     with pytest.raises(UserError, match="use one process, or input_size"):
         recipe = Recipe(precision="fp32", input_sizes="32,48", supcon_weight=0.2)
         processes.make_accelerator(recipe, RunFolder(tmp_path / "run"))
+
+
+@needs_fork
+def test_further_objectives_and_averages_take_pieces_also_in_two_processes(sets, tmp_path):
+    """Whose numbers of pieces differ."""
+    own = ["--auxiliary-features", "layers:1,2", "--swa-start", "1"]
+    arguments = [*SMALL, *sets, *SIZES, *own, "--out"]
+    train.main([*arguments, str(tmp_path / "one"), "--supcon-weight", "0.2"])
+    first = lines(tmp_path / "one")[0]
+    wanted = first["bce"] + 0.2 * first["supcon"] + first["auxiliary"]
+    assert first["loss"] == pytest.approx(wanted, rel=1e-5) and first["supcon"] > 0
+    assert statuses(fork(lambda: train.main([*arguments, str(tmp_path / "two")]), world=2)) == [0, 0]
 
 
 @pytest.mark.parametrize(
