@@ -58,7 +58,8 @@ def augmix(
 def autocontrast(image: np.ndarray, strength: float) -> np.ndarray:
     """Stretch each channel to 0 to 255."""
     tables = []
-    for low, high in zip(image.min(axis=(0, 1)).tolist(), image.max(axis=(0, 1)).tolist(), strict=True):
+    for channel in cv2.split(image):
+        low, high = cv2.minMaxLoc(channel)[:2]
         scale = 255 / max(1, high - low)
         tables.append(np.clip(_LEVELS * scale - low * scale, 0, 255) if high > low else _LEVELS)
     return _look_up(image, tables)
@@ -68,7 +69,7 @@ def equalize(image: np.ndarray, strength: float) -> np.ndarray:
     """Flatten the histogram of each channel."""
     tables = []
     for channel in cv2.split(image):
-        counts = np.bincount(channel.ravel(), minlength=256)
+        counts = cv2.calcHist([channel], [0], None, [256], [0, 256]).ravel().astype(np.int64)
         used = np.flatnonzero(counts)
         step = int(counts.sum() - counts[used[-1]]) // 255
         before = step // 2 + np.cumsum(counts) - counts
