@@ -1,45 +1,94 @@
-"""Stage 2: refine a stage-1 expert by self-distillation, in both readings of the paper.
+"""Distillation: refine one expert by itself (stage 2 of the paper), or train one small student of several.
 
     python distill.py --recipe clip_l14_a --teacher runs/stage1/clip_l14_a/expert-last \\
         --train data/train.csv --val data/holdout.csv --out runs/stage2/clip_l14_a
     python distill.py --recipe clip_l14_a featdistill_crd --teacher ...          reading B on top
+    python distill.py --teachers runs/stage2/*/expert --unlabeled data/more.csv \\
+        --train data/train.csv --val data/holdout.csv --out runs/student
 
-The stage-1 expert is both the teacher and the student's initial state. In addition to binary cross-entropy,
-the student's tokens are aligned with the teacher's (reading A, section 4.7, eq. 2: `objective: dense`, a
-frozen teacher that sees the clean image), or its feature with that of a teacher that follows it and sees
-another distortion and crop of the image (reading B, section 5.1: `objective: crd`), or both. Where tokens are
-compared, both see the same crop, and distortions that move pixels are left out, since token i must stay in
-place. It writes the same files as `train.py`.
+With `--teacher`, the stage-1 expert is both the teacher and the student's initial state. In addition to
+binary cross-entropy, the student's tokens are aligned with the teacher's (reading A, section 4.7, eq. 2:
+`objective: dense`, a frozen teacher that sees the clean image), or its feature with that of a teacher that
+follows it and sees another distortion and crop of the image (reading B, section 5.1: `objective: crd`), or
+both. Where tokens are compared, both see the same crop, and distortions that move pixels are left out, since
+token i must stay in place.
+
+With `--teachers`, a new network of any architecture learns the fused logit of any experts, on labeled images
+and on images without labels. With `--predictions`, the teachers' scores are read from files that `predict.py`
+has written. Either way it writes the same files as `train.py`.
 """
 
 import dataclasses
+from argparse import Namespace
 
 from featdistill import command_line
-from featdistill.command_line import Parser
-from featdistill.recipe_groups import Architecture
+from featdistill.command_line import Parser, UserError
+from featdistill.recipe_groups import Architecture, values_of
 from featdistill.seeds import stage_seed
 from featdistill.training import recipe as recipes
-from featdistill.training.recipe import DistillRecipe
+from featdistill.training.recipe import DistillRecipe, StudentRecipe
 
 
 def build_parser() -> Parser:
     parser = Parser(
-        usage="%(prog)s --recipe NAME --teacher EXPERT --train MANIFEST --val MANIFEST --out RUN [settings]",
-        description="Stage 2: refine a stage-1 expert by self-distillation.",
+        usage="%(prog)s --teacher EXPERT --recipe NAME --train MANIFEST --val MANIFEST --out RUN [settings]\n"
+        "       %(prog)s --teachers EXPERT... --train MANIFEST --val MANIFEST --out RUN [settings]",
+        description="Stage 2: refine an expert by self-distillation; or train a small student of several.",
     )
-    group = recipes.add_run_arguments(parser)
-    group.add_argument(
+    group = recipes.add_run_arguments(parser, needs_train=False)
+    teacher = group.add_mutually_exclusive_group(required=True)
+    teacher.add_argument(
         "--teacher",
-        required=True,
         metavar="EXPERT",
-        help="folder of the stage-1 expert: RUN/expert-last, as in the paper, or RUN/expert",
+        help="folder of the stage-1 expert to refine: RUN/expert-last, as in the paper, or RUN/expert",
     )
-    recipes.add_arguments(parser, DistillRecipe)
+    teacher.add_argument("--teachers", nargs="+", metavar="EXPERT", help="folders of the student's teachers")
+    teacher.add_argument(
+        "--predictions",
+        nargs="+",
+        metavar="FILE",
+        help="instead of --teachers: what predict.py wrote for each manifest of --train and --unlabeled, in "
+        "this order",
+    )
+    student = parser.add_argument_group("student of several experts")
+    student.add_argument("--student", metavar="BACKBONE", help="the student's backbone, as --backbone")
+    student.add_argument(
+        "--unlabeled",
+        "--unlabelled",
+        nargs="+",
+        metavar="MANIFEST",
+        help="further training images, which only the teachers label; --train may be omitted",
+    )
+    student.add_argument(
+        "--fusion",
+        metavar="HOW",
+        help="how the teachers are fused, as for predict.py: logit_mean (the default here), "
+        "probability_mean, or a file written by python -m featdistill fuse",
+    )
+    student.add_argument("--fusion-weights", metavar="A=2,B=1", help="weights of the teachers")
+    recipes.add_arguments(parser, DistillRecipe, StudentRecipe, needs_recipe=False)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    return _refine(arguments) if arguments.teacher else _teach(arguments)
+
+
+def _refine(arguments: Namespace) -> int:
+    """Stage 2."""
+    for flag in ("recipe", "train"):
+        if getattr(arguments, flag) is None:
+            raise UserError(f"the following arguments are required: --{flag}; see --help")
+    for flag in ("student", "unlabeled", "fusion", "fusion_weights"):
+        if getattr(arguments, flag) is not None:
+            raise UserError(
+                f"--{flag.replace('_', '-')} has no effect with --teacher; did you mean --teachers?"
+            )
+    reason = "no effect with --teacher, since the student is built like its teacher"
+    recipes.refuse_flags(arguments, recipes.keys_of(Architecture), reason)
+    reason = "no effect with --teacher; they are for a student of several (--teachers)"
+    recipes.refuse_flags(arguments, recipes.only_in(StudentRecipe, DistillRecipe), reason)
     recipe = recipes.resolve(DistillRecipe, arguments)
     recipes.check_paths(arguments, recipe)
     # Loading PyTorch takes seconds; --help and mistakes in the arguments do not need it.
@@ -60,6 +109,34 @@ def main(argv: list[str] | None = None) -> int:
 
     teacher = {"path": str(arguments.teacher), "weights_sha256": card["weights_sha256"]}
     return stages.run(arguments, recipe, make_task, stage=2, teacher=teacher)
+
+
+def _teach(arguments: Namespace) -> int:
+    """A student of several experts."""
+    if not (arguments.train or arguments.unlabeled):
+        raise UserError("there are no training images; use --train, --unlabeled, or both")
+    if arguments.student and hasattr(arguments, "recipe_backbone"):
+        raise UserError("--student and --backbone are the same; use one of them")
+    if arguments.student:
+        arguments.recipe_backbone = arguments.student
+    arguments.recipe = arguments.recipe or ["student"]
+    reason = "no effect on a student of several; they are for stage 2 (--teacher)"
+    recipes.refuse_flags(arguments, recipes.only_in(DistillRecipe, StudentRecipe), reason)
+    recipe = recipes.resolve(StudentRecipe, arguments)
+    recipes.check_paths(arguments, recipe)
+    from featdistill.models.expert import create_expert
+    from featdistill.models.masking import make_masking
+    from featdistill.training import stages, student_targets
+    from featdistill.training.student import StudentTask
+
+    teachers, targets, description = student_targets.find(arguments)
+
+    def make_task() -> StudentTask:
+        expert = create_expert(**values_of(Architecture, recipe))
+        masking = make_masking(expert, recipe, stage_seed(recipe.seed, 1))
+        return StudentTask(expert, recipe, teachers, masking)
+
+    return stages.run(arguments, recipe, make_task, stage=1, teacher=description, targets=targets)
 
 
 if __name__ == "__main__":

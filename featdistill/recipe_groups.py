@@ -296,3 +296,21 @@ class Distillation(Objective):
     crd_negatives: Literal["all", "other_label"] = option("all", "which past keys count as negatives")
     momentum_base: float = option(0.99, "momentum of the teacher at the first step", 0, 1)
     momentum_max: float = option(0.9999, "momentum of the teacher at the last step", 0, 1)
+
+
+@dataclass(frozen=True)
+class Student(Objective):
+    """Student: one network that learns from the fused logit of several experts (Hinton et al. 2015)."""
+
+    distill_weight: float = option(1.0, "weight of the divergence from the teachers' fused logit", 0)
+    distill_temperature: float = option(
+        1.0, "divides the logits of both sides; the divergence is multiplied by its square", 0, exclusive=True
+    )
+    distill_views: Literal["both", "distorted", "clean"] = option(
+        "both", "views on which the student is compared with its teachers"
+    )
+    distill_target: Literal["auto", "view", "clean"] = option(
+        "auto",
+        "what the teachers see: the same view, or always the clean one; auto: view, with --predictions clean",
+    )
+    token_weight: float = option(0.0, "weight of the distance to the teachers' tokens, after a projection", 0)

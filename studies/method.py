@@ -35,7 +35,9 @@ from featdistill.distortions.presets import parse_policy
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.inference.scoring import score
 from featdistill.models.expert import WEIGHTS_FILE, load_expert
+from featdistill.recipe_groups import Architecture
 from featdistill.records.manifest import read_manifests
+from featdistill.training.recipe import flag_of, keys_of
 
 # Distortions of stage 1: the same probability and number of operations, from other libraries.
 POLICIES = {
@@ -82,13 +84,17 @@ def main(argv: list[str] | None = None) -> int:
     if len(set(arguments.seeds)) < 2:
         raise UserError("--seeds needs at least two different seeds, for the intervals")
     out, test = Path(arguments.out), read_manifests(arguments.test)
-    common = [*map(_flag, arguments.set), "--train", *arguments.train, "--val", *arguments.val]
+    common = ["--train", *arguments.train, "--val", *arguments.val]
+    flags_of = {train: [_flag(pair) for pair in arguments.set]}
+    # The experts of stage 2 are built like their teachers.
+    architecture = tuple(f"{flag_of(key)}=" for key in keys_of(Architecture))
+    flags_of[distill] = [flag for flag in flags_of[train] if not flag.startswith(architecture)]
     rows = []
     for seed in arguments.seeds:
         for part, variant, script, recipes, flags in _runs(arguments, out / f"seed{seed}"):
             run = out / f"seed{seed}" / part.replace(" ", "") / _folder(variant)
             recipe = ["--recipe", *arguments.recipe, *recipes, "--seed", str(seed)]
-            script.main([*recipe, *flags, *common, "--out", str(run)])
+            script.main([*recipe, *flags, *flags_of[script], *common, "--out", str(run)])
             rows.append({"part": part, "variant": variant, "seed": seed} | _scores(run, test, arguments))
     table = pd.DataFrame(rows)
     text = "\n\n".join(_markdown(part, of_part) for part, of_part in table.groupby("part", sort=False))
@@ -170,7 +176,7 @@ def _flag(pair: str) -> str:
     key, separator, value = pair.partition("=")
     if not separator:
         raise UserError(f"--set {pair} is not of the form KEY=VALUE")
-    return f"--{key.replace('_', '-')}={value}"
+    return f"{flag_of(key)}={value}"
 
 
 def _folder(name: str) -> str:

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
-SMALL = ["--recipe", "demo_clip_a", "--input-size", "32", "--batch-size", "8", "--epochs", "2"]
-SMALL += ["--workers", "0", "--score-batch-size", "8", "--log-every", "1"]
+# Stage 2 gets its architecture, and with it the size of the input, from its teacher.
+SMALL_STAGE_2 = ["--recipe", "demo_clip_a", "--batch-size", "8", "--epochs", "2", "--workers", "0"]
+SMALL_STAGE_2 += ["--score-batch-size", "8", "--log-every", "1"]
+SMALL = [*SMALL_STAGE_2, "--input-size", "32"]
 
 
 def lines(run: Path) -> list[dict]:

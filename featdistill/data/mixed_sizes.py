@@ -63,7 +63,7 @@ def batch_pieces(batch: dict[str, Any], smallest: int) -> Iterator[dict[str, Any
     """Yield a training batch in pieces of one size each: the same entries, for a part of the images.
 
     Args:
-        batch: entries `images...`, whose sides agree image by image, and others that are (B,) tensors.
+        batch: entries `images...`, whose sides agree image by image, and others that are (B, ...) tensors.
     """
     views = [key for key in batch if key.startswith("images")]
     cuts = {view: pieces(batch[view], smallest) for view in views}

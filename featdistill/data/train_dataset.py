@@ -4,7 +4,7 @@ Pixels stay uint8 until they are on the device. An item is a function of (seed, 
 neither the worker nor the number of processes matters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from featdistill.data.augmix import augmix
 from featdistill.data.cutmix import draw_box, paste
 from featdistill.data.image_cache import ImageCache
 from featdistill.data.loading import Broken, load_image
-from featdistill.data.preprocessing import Place, Preprocessing, fit, side_of, to_planes
+from featdistill.data.preprocessing import InputKey, Place, Preprocessing, fit, side_of, to_planes
 from featdistill.distortions.plan import Plan, apply_plan
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.images.equalization import Equalization
@@ -39,10 +39,11 @@ class TrainDataset(Dataset):
     S, S) uint8, `label` float in [0, 1], `epoch` and `index` int and, for each of `views`, `images_clean` or
     `images_other`, (3, S, S) uint8; or `Broken`. S may differ between items, not between views. All views are
     made from one decoded image. They are cropped and mirrored alike, except `images_other`, which has a crop
-    and flip of its own unless the policy or `other_crop` forbids it.
+    and flip of its own unless the policy or `other_crop` forbids it. A view is distorted once, and then
+    fitted to the input of every network that sees it; see `input_name`.
 
     Args:
-        rows: labeled rows of a manifest.
+        rows: of a manifest; the label of a row without one is NaN.
         policy: the distribution of distortions, and whether they come before or after resizing.
         seed: of the run.
         stage: 1 or 2; stage 2 draws anew.
@@ -56,6 +57,8 @@ class TrainDataset(Dataset):
             views, from the same views of another row as they are in this epoch, or nothing if that row
             cannot be read; `label` is then the mean of both labels, weighted by area.
         views: `clean` (not distorted) and `other` (distorted by a second draw).
+        inputs: inputs of other networks, by the view that they see: `images`, `images_clean`, `images_other`.
+        targets: (rows, ...) float32, numbers that belong to the rows: `targets` of an item.
         equalization: assigns sizes and JPEG qualities that do not depend on the class, before all else.
         cache: the rows' images, already resized, see `check_cache`.
         weights: (rows,) how often each row appears in an epoch, see `sampling.balance_weights`; rows that
@@ -75,6 +78,8 @@ class TrainDataset(Dataset):
         *,
         stage: int = 1,
         views: Sequence[str] = (),
+        inputs: Mapping[str, Sequence[InputKey]] | None = None,
+        targets: np.ndarray | None = None,
         equalization: Equalization | None = None,
         cache: ImageCache | None = None,
         weights: np.ndarray | None = None,
@@ -84,11 +89,17 @@ class TrainDataset(Dataset):
         self.preprocessing, self.policy, self.seed, self.stage = preprocessing, policy, seed, stage
         self.augmentation, self.equalization, self.cache = augmentation, equalization, cache
         self.views = tuple(one_of("view", view, VIEWS) for view in views)
+        self.targets = targets
+        self.inputs = {name: tuple(keys) for name, keys in (inputs or {}).items() if keys}
+        if self.inputs or targets is not None:
+            _check_teachers(policy, augmentation, bool(self.inputs))
         self.groups = _group_numbers(rows) if augmentation.synchronize_groups else [None] * len(rows)
-        labels = np.asarray(self.labels)
+        # Rows without a label are a class of their own.
+        self.classes = np.nan_to_num(self.labels, nan=-1).tolist()
         is_any = augmentation.amplitude_mixup_with == "any"
         self.mixup_rows = {
-            label: np.flatnonzero((labels == label) | is_any) for label in sorted(set(self.labels))
+            kind: np.flatnonzero((np.asarray(self.classes) == kind) | is_any)
+            for kind in sorted(set(self.classes))
         }
         weights = np.ones(len(rows)) if weights is None else weights
         self.row_bounds = np.cumsum(weights) / np.cumsum(weights)[-1]
@@ -101,6 +112,13 @@ class TrainDataset(Dataset):
             if len(cache) != len(rows):
                 raise ValueError(f"the cache has {len(cache)} images, the manifest {len(rows)}")
 
+    @property
+    def sides_px(self) -> dict[str, int]:
+        """The name of every image in an item, and its side; the smallest, if it depends on the image."""
+        own = ["images", *(f"images_{view}" for view in self.views)]
+        others = {input_name(view, key): key[0] for view, keys in self.inputs.items() for key in keys}
+        return dict.fromkeys(own, self.preprocessing.size) | others
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -111,8 +129,10 @@ class TrainDataset(Dataset):
         except BrokenImage as error:
             return Broken(index, str(error))
         label = self._cut_mix(squares, epoch, index)
-        planes = {view: to_planes(square) for view, square in squares.items()}
-        return planes | {"label": label, "epoch": epoch, "index": index}
+        item = {name: to_planes(square) for name, square in squares.items()}
+        if self.targets is not None:
+            item["targets"] = self.targets[index].tolist()
+        return item | {"label": label, "epoch": epoch, "index": index}
 
     def draw(self, epoch: int, index: int) -> tuple[dict[str, Plan], dict[str, Place]]:
         """Return the distortions and the crop of each view of an item, `images` among them."""
@@ -139,12 +159,13 @@ class TrainDataset(Dataset):
                 `images`.
         """
         if self.policy.distort_at == "native":
-            views = {}
+            squares = {}
             for view, plan in plans.items():
                 distorted = apply_plan(image, plan)
                 side = side or side_of(distorted, self.preprocessing.sides)
-                views[view] = self._fit(distorted, places[view], side)
-            return views
+                for name, key in self._cuts(view, side).items():
+                    squares[name] = fit(distorted, *key, place=places[view])
+            return squares
         side = side or side_of(image, self.preprocessing.sides)
         cropped = {place: self._fit(image, place, side) for place in dict.fromkeys(places.values())}
         squares = {view: apply_plan(cropped[places[view]], plan) for view, plan in plans.items()}
@@ -189,6 +210,11 @@ class TrainDataset(Dataset):
 
     def _fit(self, image: np.ndarray, place: Place, side: int) -> np.ndarray:
         return fit(image, side, self.preprocessing.resize, place=place)
+
+    def _cuts(self, view: str, side: int) -> dict[str, InputKey]:
+        """Return the inputs that a view is fitted to, by their names in an item; our own has this side."""
+        own = {view: (side, self.preprocessing.resize)}
+        return own | {input_name(view, key): key for key in self.inputs.get(view, ())}
 
     def _augmix(self, squares: dict[str, np.ndarray], rng: np.random.Generator) -> None:
         """With probability `augmix`, alter the squares of all distorted views, in place."""
@@ -235,13 +261,41 @@ class TrainDataset(Dataset):
         if rng.random() >= self.augmentation.amplitude_mixup:
             return
         share = rng.uniform(0, self.augmentation.amplitude_mixup_max)
-        rows = self.mixup_rows[self.labels[index]]
+        rows = self.mixup_rows[self.classes[index]]
         try:
             other = self._load(rows[rng.integers(len(rows))])
         except BrokenImage:
             return
-        for view, square in squares.items():
-            squares[view] = mix_amplitudes(square, self._fit(other, places[view], len(square)), share)
+        for view, place in places.items():
+            for name, key in self._cuts(view, len(squares[view])).items():
+                squares[name] = mix_amplitudes(squares[name], fit(other, *key, place=place), share)
+
+
+def input_name(view: str, key: InputKey) -> str:
+    """Return the name in a batch of a view for another network, such as `384-squash@images_clean`."""
+    return f"{'-'.join(map(str, key))}@{view}"
+
+
+def _check_teachers(policy: DistortionPolicy, augmentation: Augmentation, have_other_inputs: bool) -> None:
+    """Refuse settings by which teachers would judge other images than the student sees.
+
+    Raises:
+        UserError: images are altered at the size of one input, or mixed after their target was computed.
+    """
+    if have_other_inputs:
+        for name in ("augmix", "cutmix"):
+            if getattr(augmentation, name):
+                raise UserError(
+                    f"{name} alters images at the size of one network's input, and teachers have other "
+                    f"inputs; use --{name} 0"
+                )
+        if policy.distort_at == "input":
+            raise UserError(
+                "distort_at=input distorts images at the size of one network's input, and teachers have "
+                "other inputs; use distort_at=native in --distortions"
+            )
+    elif augmentation.cutmix:
+        raise UserError("stored scores are of whole images; use --cutmix 0, or --teachers")
 
 
 def check_cache(policy: DistortionPolicy, augmentation: Augmentation) -> None:

@@ -54,6 +54,7 @@ BACKBONES: dict[str, BackboneSpec] = {
     "clip_b16": BackboneSpec("timm", "vit_base_patch16_clip_quickgelu_224", "openai", "projection"),
     "tiny_clip": BackboneSpec("tiny", "clip", feature="projection"),
     "tiny_siglip": BackboneSpec("tiny", "siglip"),
+    "tiny_student": BackboneSpec("tiny", "student"),
 }
 # By the tag of weights for which timm states no licence, or its default instead of the authors'.
 _LICENCES = {"openai": "MIT", "laion2b_s13b_b90k": "MIT"}

@@ -223,7 +223,7 @@ def build_tiny(spec: BackboneSpec, weights: str) -> Backbone:
     model = tiny_transformer(spec.name, size, **spec.options)
     if weights != "random":
         load_file(model, weights)
-    mean, std = (encoders.CLIP_MEAN, encoders.CLIP_STD) if spec.name == "clip" else (_HALF, _HALF)
+    mean, std = (encoders.CLIP_MEAN, encoders.CLIP_STD) if spec.name != "siglip" else (_HALF, _HALF)
     return TimmBackbone(model, spec.feature, size, mean, std)
 
 

@@ -1,6 +1,7 @@
-"""Small versions of the paper's two transformers, for the demo and the tests.
+"""Small versions of the paper's two transformers, and a smaller student, for the demo and the tests.
 
-`clip` has a class token and a projection, `siglip` attention pooling and no class token. Instead of a patch
+`clip` has a class token and a projection, `siglip` attention pooling and no class token. `student` is like
+`clip`, with about a third of its operations and without the projection. Instead of a patch
 embedding they have a convolutional stem on the image and its high-pass residual, so that random weights learn
 local traces within a minute from a few thousand images.
 """
@@ -20,14 +21,18 @@ _STRIDE_PX = 16  # the stem halves the resolution four times
 _KINDS = {
     "clip": {"global_pool": "token", "class_token": True, "num_classes": 64},
     "siglip": {"global_pool": "map", "class_token": False, "num_classes": 0},
+    "student": {"global_pool": "token", "class_token": True, "num_classes": 0},
 }
+# Widths of the stem, the last of which is that of the tokens.
+_WIDTHS = {"clip": (24, 48, 64, 96), "siglip": (24, 48, 64, 96), "student": (12, 24, 48, 64)}
+_HEAD_WIDTH = 32
 
 
 def tiny_transformer(kind: str, size: int, **options: Any) -> VisionTransformer:
     """Build one with random weights.
 
     Args:
-        kind: `clip` or `siglip`.
+        kind: `clip`, `siglip` or `student`.
         size: side of the input in px, a multiple of 16.
         options: further arguments of timm's `VisionTransformer`.
 
@@ -39,11 +44,11 @@ def tiny_transformer(kind: str, size: int, **options: Any) -> VisionTransformer:
     model = VisionTransformer(
         img_size=size,
         patch_size=1,
-        embed_dim=96,
+        embed_dim=_WIDTHS[kind][-1],
         depth=2,
-        num_heads=3,
+        num_heads=_WIDTHS[kind][-1] // _HEAD_WIDTH,
         mlp_ratio=2.0,
-        embed_layer=partial(HybridEmbed, backbone=_convolutional_stem((24, 48, 64, 96))),
+        embed_layer=partial(HybridEmbed, backbone=_convolutional_stem(_WIDTHS[kind])),
         **(_KINDS[kind] | options),
     )
     # With the standard deviation 0.02 of large transformers, gradients of one this narrow vanish.

@@ -96,7 +96,11 @@ def write_manifest(frame: pd.DataFrame, path: str | Path) -> None:
 
 def read_manifests(paths: list[str | Path]) -> pd.DataFrame:
     """Read several manifests as one set of rows; names may repeat between manifests, not within one."""
-    frames = [read_manifest(path) for path in paths]
+    return join_rows([read_manifest(path) for path in paths])
+
+
+def join_rows(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of all frames; a further column that one of them lacks is empty there."""
     if len(frames) == 1:
         return frames[0]
     rows = pd.concat(frames, ignore_index=True)

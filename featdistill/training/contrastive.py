@@ -44,7 +44,8 @@ def supervised_contrastive(feature: Tensor, label: Tensor, temperature: float) -
     """Khosla et al. 2020, eq. 2: the mean over images i and the others p of i's class of
     -log(exp(z_i . z_p / t) / sum over all others a of exp(z_i . z_a / t)), z = feature / ||feature||.
 
-    Images without another one of their class do not count; without any, the loss is 0.
+    Images without another one of their class do not count; without any, the loss is 0. Nor do images whose
+    label is NaN, unknown, not even as others.
 
     Args:
         feature: (N, D), computed in float32.
@@ -56,7 +57,7 @@ def supervised_contrastive(feature: Tensor, label: Tensor, temperature: float) -
         logits = unit @ unit.T / temperature
     itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     # Not minus infinity, so that the gradient is finite for a single image.
-    others = logits.masked_fill(itself, torch.finfo(logits.dtype).min)
+    others = logits.masked_fill(itself | label.isnan(), torch.finfo(logits.dtype).min)
     log_shares = logits - others.logsumexp(dim=1, keepdim=True)
     is_positive = (label == label[:, None]) & ~itself
     counts = is_positive.sum(dim=1)

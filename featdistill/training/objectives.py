@@ -34,11 +34,12 @@ def binary_cross_entropy(logit: Tensor, label: Tensor, options: Objective) -> Te
 
     Args:
         logit: (B,) float32.
-        label: (B,) float in [0, 1], 0 real, 1 AI-generated.
+        label: (B,) float in [0, 1], 0 real, 1 AI-generated; NaN, unknown: the loss of such an image is 0.
         options: s is `label_smoothing`, gamma is `focal_gamma` (0: cross-entropy).
     """
+    is_known, label = ~label.isnan(), label.nan_to_num()
     ai, real = (_loss_of_class(logit, torch.full_like(label, of_class), options) for of_class in (1, 0))
-    return (label * ai + (1 - label) * real).mean()
+    return torch.where(is_known, label * ai + (1 - label) * real, 0).mean()
 
 
 def _loss_of_class(logit: Tensor, label: Tensor, options: Objective) -> Tensor:
@@ -67,10 +68,29 @@ def consistency(clean_logit: Tensor, distorted_logit: Tensor) -> Tensor:
         clean_logit: (B,) float32; no gradient.
         distorted_logit: (B,) float32; gradients flow here.
     """
-    clean = clean_logit.detach()
-    ai = clean.sigmoid() * (logsigmoid(clean) - logsigmoid(distorted_logit))
-    real = (-clean).sigmoid() * (logsigmoid(-clean) - logsigmoid(-distorted_logit))
-    return (ai + real).mean()
+    return _divergence(clean_logit.detach(), distorted_logit).mean()
+
+
+def distillation(target: Tensor, logit: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(p_t || p_s), p = sigmoid(logit / T), of teacher and student, mean over the batch.
+
+    Hinton et al. 2015, section 2: divided by the temperature T, large logits still tell images apart; the
+    factor keeps the size of the gradient.
+
+    Args:
+        target: (B,) float32, the teachers' logit; no gradient. NaN: unknown, the loss of such an image is 0.
+        logit: (B,) float32; gradients flow here.
+    """
+    is_known, target = ~target.isnan(), target.detach().nan_to_num()
+    loss = temperature**2 * _divergence(target / temperature, logit / temperature)
+    return torch.where(is_known, loss, 0).mean()
+
+
+def _divergence(target: Tensor, logit: Tensor) -> Tensor:
+    """Return KL(sigmoid(target) || sigmoid(logit)) of the two Bernoulli distributions of each image."""
+    ai = target.sigmoid() * (logsigmoid(target) - logsigmoid(logit))
+    real = (-target).sigmoid() * (logsigmoid(-target) - logsigmoid(-logit))
+    return ai + real
 
 
 def dense_alignment(student: Tensor, teacher: Tensor, metric: str = "layernorm_mse") -> Tensor:

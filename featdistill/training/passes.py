@@ -16,9 +16,10 @@ from featdistill.data.train_dataset import TrainDataset
 
 def blank_batch(dataset: TrainDataset) -> dict[str, Tensor]:
     """Return black images for a process that has none: the others wait for its gradient."""
-    size = dataset.preprocessing.size
-    views = ["images", *(f"images_{view}" for view in dataset.views)]
-    blank = {view: torch.zeros(2, 3, size, size, dtype=torch.uint8) for view in views}
+    sides = dataset.sides_px.items()
+    blank = {name: torch.zeros(2, 3, side, side, dtype=torch.uint8) for name, side in sides}
+    if dataset.targets is not None:
+        blank["targets"] = torch.as_tensor(dataset.targets[:2])
     numbers = torch.zeros(2, dtype=torch.int64)
     return blank | {"label": numbers.float(), "epoch": numbers, "index": numbers}
 

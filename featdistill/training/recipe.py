@@ -1,8 +1,9 @@
 """Recipes: from recipe files, `--config` and flags to one checked set of settings.
 
-A recipe file is a YAML of flat keys; keys of one stage alone are in `stage1:` and `stage2:`; `base:` names a
-recipe to start from. Later recipes override earlier ones: `--recipe clip_l14_a featdistill_crd` is the first
-with the settings of the second on top. Precedence: defaults < recipes < `--config my.yaml` < flags.
+A recipe file is a YAML of flat keys; keys of one kind of training alone are in `stage1:`, `stage2:` and
+`student:`; `base:` names a recipe to start from. Later recipes override earlier ones: `--recipe clip_l14_a
+featdistill_crd` is the first with the settings of the second on top. Precedence: defaults < recipes <
+`--config my.yaml` < flags.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from featdistill.recipe_groups import (
     Optimization,
     Runtime,
     Selection,
+    Student,
     typed_fields,
 )
 
@@ -96,16 +98,35 @@ class DistillRecipe(Distillation, Recipe):
     """All settings of stage 2: self-distillation in addition to cross-entropy."""
 
 
+@dataclass(frozen=True)
+class StudentRecipe(Student, Recipe):
+    """All settings of a student of several experts."""
+
+
+# The section of a recipe file for the keys of one kind of training alone.
+_SECTIONS: dict[str, type[Recipe]] = {"stage1": Recipe, "stage2": DistillRecipe, "student": StudentRecipe}
+
+
+def keys_of(group: type[Group]) -> list[str]:
+    """Return the keys of a group or a recipe."""
+    return [field.name for field in dataclasses.fields(group)]
+
+
+def only_in(recipe_class: type[Recipe], other: type[Recipe]) -> list[str]:
+    """Return the keys of one kind of recipe that another does not have."""
+    return [key for key in keys_of(recipe_class) if key not in keys_of(other)]
+
+
 def list_recipes() -> list[str]:
     """Return the names of the recipes that come with the project."""
     return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
 
 
-def add_run_arguments(parser: Parser) -> Any:
+def add_run_arguments(parser: Parser, *, needs_train: bool = True) -> Any:
     """Add the flags for the data and the output of a run, and return their group."""
     group = parser.add_argument_group("data and output")
     group.add_argument(
-        "--train", nargs="+", required=True, metavar="MANIFEST", help="labeled training images"
+        "--train", nargs="+", required=needs_train, metavar="MANIFEST", help="labeled training images"
     )
     group.add_argument("--val", nargs="+", required=True, metavar="MANIFEST", help="labeled hold-out images")
     group.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
@@ -118,19 +139,20 @@ def add_run_arguments(parser: Parser) -> Any:
     return group
 
 
-def add_arguments(parser: Parser, recipe_class: type[Recipe]) -> None:
-    """Add `--recipe`, `--config` and a flag for every key of the recipe, the important ones first."""
+def add_arguments(parser: Parser, *recipe_classes: type[Recipe], needs_recipe: bool = True) -> None:
+    """Add `--recipe`, `--config` and a flag for every key of the recipes, the important ones first."""
     first = parser.add_argument_group("recipe and most important settings")
     first.add_argument(
         "--recipe",
-        required=True,
+        required=needs_recipe,
         nargs="+",
         metavar="NAME",
         help=f"recipes, each on top of the one before it: {', '.join(list_recipes())}",
     )
     groups: list[type[Group]] = list(reversed(Recipe.__bases__))
     shown = set()
-    for group in [*groups, Distillation] if recipe_class is DistillRecipe else groups:
+    own = [kind.__bases__[0] for kind in recipe_classes if kind is not Recipe]
+    for group in [*groups, *own]:
         title, _, more = group.__doc__.partition(".\n")
         title = title[0].lower() + title[1:].rstrip(".")
         section = parser.add_argument_group(title, more.strip() or None)
@@ -139,14 +161,15 @@ def add_arguments(parser: Parser, recipe_class: type[Recipe]) -> None:
         for field, kind in typed_fields(group):
             if field.name not in shown | {"name"}:
                 _add_flag(first if field.metadata["important"] else section, field, kind)
-        shown |= {field.name for field in dataclasses.fields(group)}
+        shown |= {*keys_of(group)}
     for old in _RENAMED:
         parser.add_argument(
-            _flag(old), dest=f"recipe_{old}", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+            flag_of(old), dest=f"recipe_{old}", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
 
 
-def _flag(key: str) -> str:
+def flag_of(key: str) -> str:
+    """Return the flag of a recipe key."""
     return "--" + key.replace("_", "-")
 
 
@@ -157,7 +180,7 @@ def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
     default = str(field.default).lower() if field.default is None or kind is bool else field.default
     notes = f"default {default}" + (f", {field.metadata['bounds']}" if field.metadata["bounds"] else "")
     group.add_argument(
-        _flag(field.name),
+        flag_of(field.name),
         dest=f"recipe_{field.name}",
         default=argparse.SUPPRESS,
         nargs="?" if kind is bool else None,
@@ -173,13 +196,13 @@ def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe
     Raises:
         UserError: an unknown recipe or key (the nearest one is named), or a value of the wrong type or range.
     """
-    stage = 2 if recipe_class is DistillRecipe else 1
+    section = next(name for name, kind in _SECTIONS.items() if kind is recipe_class)
     values: dict[str, Any] = {}
     for name in arguments.recipe:
-        values |= _read_recipe(name, stage)
+        values |= _read_recipe(name, section)
     values["name"] = "+".join(arguments.recipe)
     if arguments.config:
-        values |= _read_yaml(Path(arguments.config), stage)
+        values |= _read_yaml(Path(arguments.config), section)
     values |= {
         key.removeprefix("recipe_"): value
         for key, value in vars(arguments).items()
@@ -188,25 +211,39 @@ def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe
     return from_values(recipe_class, values)
 
 
+def refuse_flags(arguments: argparse.Namespace, keys: Iterable[str], reason: str) -> None:
+    """Refuse flags that have no effect, rather than ignore them.
+
+    Args:
+        keys: of the settings that have none.
+        reason: follows the flags in the message.
+    """
+    given = [flag_of(key) for key in keys if hasattr(arguments, f"recipe_{key}")]
+    if given:
+        raise UserError(f"{', '.join(given)}: {reason}")
+
+
 def check_paths(arguments: argparse.Namespace, recipe: Recipe) -> None:
     """Refuse paths that do not exist, before anything takes time.
 
     Raises:
-        UserError: a manifest, the teacher, the backbone's weights or the settings of an equalized copy are
+        UserError: a manifest, a teacher, the backbone's weights or the settings of an equalized copy are
             missing.
     """
-    for path in map(Path, (*arguments.train, *arguments.val)):
+    given = {"teacher": None, "teachers": None, "unlabeled": None} | vars(arguments)
+    for path in map(Path, (*(arguments.train or ()), *arguments.val, *(given["unlabeled"] or ()))):
         if not path.is_file():
             raise UserError(f"manifest {path} does not exist")
-    teacher = getattr(arguments, "teacher", None)
-    if teacher is None and recipe.weights not in ("hub", "random") and not Path(recipe.weights).is_file():
+    has_file = recipe.weights not in ("hub", "random") and given["teacher"] is None
+    if has_file and not Path(recipe.weights).is_file():
         raise UserError(
             f"weights file {recipe.weights} does not exist; use hub, random, or the path of a file"
         )
-    if teacher is not None and not (Path(teacher) / "expert.json").is_file():
-        is_run = (Path(teacher) / "expert-last" / "expert.json").is_file()
-        hint = f"; did you mean {Path(teacher) / 'expert-last'}?" if is_run else ""
-        raise UserError(f"{teacher} is not an expert: it has no expert.json{hint}")
+    for teacher in [given["teacher"]] if given["teacher"] else given["teachers"] or ():
+        folder = Path(teacher) / ("expert-last" if given["teacher"] else "expert")
+        if not (Path(teacher) / "expert.json").is_file():
+            hint = f"; did you mean {folder}?" if (folder / "expert.json").is_file() else ""
+            raise UserError(f"{teacher} is not an expert: it has no expert.json{hint}")
     if recipe.equalize and not Path(recipe.equalize).is_file():
         raise UserError(f"cannot read {recipe.equalize}: it does not exist")
 
@@ -242,13 +279,13 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         raise UserError(f"recipe key '{key}' must be of type {kind.__name__}, not {value!r}") from error
 
 
-def _read_recipe(name: str, stage: int) -> dict[str, Any]:
+def _read_recipe(name: str, section: str) -> dict[str, Any]:
     one_of("recipe", name, list_recipes())
-    return _read_yaml(RECIPE_FOLDER / f"{name}.yaml", stage)
+    return _read_yaml(RECIPE_FOLDER / f"{name}.yaml", section)
 
 
-def _read_yaml(path: Path, stage: int) -> dict[str, Any]:
-    """Return the flat keys of a file for one stage, 1 or 2, on top of those of its base recipe."""
+def _read_yaml(path: Path, section: str) -> dict[str, Any]:
+    """Return the flat keys of a file and those of one of its sections, on top of those of its base recipe."""
     import yaml
 
     try:
@@ -258,15 +295,15 @@ def _read_yaml(path: Path, stage: int) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     sections = content if isinstance(content, dict) else {}
-    parts = [content, sections.pop("stage1", None) or {}, sections.pop("stage2", None) or {}]
-    for part in parts:
+    parts = {name: sections.pop(name, None) or {} for name in _SECTIONS}
+    for part in (content, *parts.values()):
         if not isinstance(part, dict):
             raise UserError(f"{path} must hold keys and values, not a {type(part).__name__}")
     base = content.pop("base", None)
-    values = _read_recipe(base, stage) if base else {}
-    for part, kind in zip(parts, (Recipe, Recipe, DistillRecipe), strict=True):
-        _check_keys(part, [field.name for field in dataclasses.fields(kind)], f"{path}: ")
-    return values | content | parts[stage]
+    values = _read_recipe(base, section) if base else {}
+    for part, kind in ((content, Recipe), *((parts[name], kind) for name, kind in _SECTIONS.items())):
+        _check_keys(part, keys_of(kind), f"{path}: ")
+    return values | content | parts[section]
 
 
 def _check_keys(keys: Iterable, known: Iterable[str], where: str = "") -> None:

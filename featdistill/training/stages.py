@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from featdistill.distortions.presets import parse_policy
 from featdistill.images.equalization import read_settings
 from featdistill.models import expert as experts
 from featdistill.process_setup import keep_freed_memory
-from featdistill.records.manifest import fingerprint, read_manifest, read_manifests
+from featdistill.records.manifest import fingerprint, join_rows, read_manifest, read_manifests
 from featdistill.records.provenance import Claim
 from featdistill.training import top_tokens
 from featdistill.training.processes import make_accelerator
@@ -39,17 +40,19 @@ def run(
     *,
     stage: int,
     teacher: dict[str, Any] | None = None,
+    targets: Callable[[pd.DataFrame], np.ndarray] | None = None,
 ) -> int:
     """Train what `make_task` builds, as the recipe says, and return the exit status.
 
     Args:
-        arguments: see `recipe.add_run_arguments`.
+        arguments: see `recipe.add_run_arguments`; with `unlabeled`, more manifests whose labels do not count.
         make_task: called once, after torch is seeded.
         teacher: description of the teacher for `run.json`.
+        targets: returns `targets` of `TrainDataset` for training rows.
     """
     policy = parse_policy(recipe.distortions)
-    rows, holdout = _labeled(arguments.train, "--train"), _labeled(arguments.val, "--val")
-    rows = limit_per_class(rows, recipe.limit_per_class, recipe.seed)
+    rows, weights = _training_rows(arguments, recipe)
+    holdout = _labeled(arguments.val, "--val")
     folder = RunFolder(arguments.out)
     accelerator = make_accelerator(recipe, folder)
     if accelerator.device.type == "cpu":
@@ -65,7 +68,7 @@ def run(
     preprocessing = dataclasses.replace(task.expert.preprocessing, max_side_px=policy.max_side_px)
     task.evaluated.preprocessing = task.expert.preprocessing = preprocessing
     equalization = read_settings(recipe.equalize) if recipe.equalize else None
-    cache = None
+    cache, manifests = None, description["data"]
     if recipe.cache:
         check_cache(policy, recipe)
         with accelerator.local_main_process_first():
@@ -75,10 +78,9 @@ def run(
                 preprocessing,
                 equalization=equalization,
                 max_side_px=policy.max_side_px,
-                key_parts=[part["sha256"] for part in description["data"]["train"]],
+                key_parts=[part["sha256"] for part in manifests["train"] + manifests.get("unlabeled", [])],
                 workers=recipe.workers,
             )
-    weights = balance_weights(rows, recipe.balance)
     dataset = TrainDataset(
         rows,
         preprocessing,
@@ -87,6 +89,8 @@ def run(
         augmentation=recipe,
         stage=stage,
         views=task.views,
+        inputs=task.inputs,
+        targets=targets(rows) if targets else None,
         equalization=equalization,
         cache=cache,
         weights=weights,
@@ -112,9 +116,11 @@ def describe(
     arguments: argparse.Namespace, recipe: Recipe, stage: int, teacher: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the content of `run.json`."""
-    data = {"train": arguments.train, "val": arguments.val}
+    data = {"train": arguments.train or [], "val": arguments.val}
+    if unlabeled := getattr(arguments, "unlabeled", None):
+        data["unlabeled"] = unlabeled
     files = {"equalize": recipe.equalize} if recipe.equalize else {}
-    if teacher is None and os.path.isfile(recipe.weights):
+    if stage == 1 and os.path.isfile(recipe.weights):
         files["weights"] = recipe.weights
     return {
         "stage": stage,
@@ -130,6 +136,26 @@ def describe(
         "versions": experts.versions(),
         "git_commit": git_commit(),
     }
+
+
+def _training_rows(arguments: argparse.Namespace, recipe: Recipe) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """Return the training rows and `balance_weights` of them; rows without a label keep their own weight."""
+    parts, weights = [], []
+    if arguments.train:
+        rows = _labeled(arguments.train, "--train")
+        parts.append(limit_per_class(rows, recipe.limit_per_class, recipe.seed))
+        weights.append(balance_weights(parts[0], recipe.balance))
+    if unlabeled := getattr(arguments, "unlabeled", None):
+        rows = read_manifests(unlabeled)
+        if count := int(rows["label"].notna().sum()):
+            _log.info(f"--unlabeled: {count} labels of {', '.join(unlabeled)} are not used")
+        parts.append(rows.assign(label=pd.array([pd.NA] * len(rows), dtype="Int8")))
+        weights.append(balance_weights(rows))
+    rows = join_rows(parts)
+    if all(part is None for part in weights):
+        return rows, None
+    ones = [np.ones(len(part)) for part in parts]
+    return rows, np.concatenate([one if own is None else own for one, own in zip(ones, weights, strict=True)])
 
 
 def _labeled(paths: list[str], flag: str) -> pd.DataFrame:

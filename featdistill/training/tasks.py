@@ -6,7 +6,8 @@ The trainer serves both stages, because all that differs between them is here. B
 |---|---|
 | `expert` | the student, which is trained |
 | `evaluated` | what is scored and saved: the average of the weights, if any, or the student |
-| `views`, `keeps_layout_only` | what the data set must add, and whether pixels must stay in place |
+| `views`, `inputs` | what the data set must add, see `TrainDataset` |
+| `keeps_layout_only` | whether pixels must stay in place |
 | `extra_parameters()` | what is trained in addition to the expert |
 | `after_step()`, `after_skip()` | called after an optimizer step, or after a step that was left out |
 | `after_epoch()`, `stale_norms()` | called at the end of an epoch; BatchNorm layers to renew then |
@@ -18,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn, no_grad
 
+from featdistill.data.preprocessing import InputKey
 from featdistill.models.encoders import tokens_at
 from featdistill.models.expert import Encoded, Expert
 from featdistill.models.masking import PatchMasking
@@ -76,6 +78,11 @@ class ClassifyTask(nn.Module):
     @property
     def _compares_with_clean(self) -> bool:
         return not self.weights.keys().isdisjoint(("consistency", "feature_consistency"))
+
+    @property
+    def inputs(self) -> dict[str, list[InputKey]]:
+        """Inputs of other networks that a batch needs of its views: `images` or `images_VIEW` -> keys."""
+        return {}
 
     def extra_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that are trained in addition to the expert's."""

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from featdistill import atomic
+from featdistill.command_line import UserError
 from featdistill.data.loading import make_loader
 from featdistill.data.sampling import limit_per_class
 from featdistill.models.expert import Expert
@@ -41,14 +42,23 @@ def choose(
     run that is continued takes it.
 
     Args:
-        task: all of its experts get the choice.
-        rows: of training images.
+        task: its expert and all that are built like it get the choice.
+        rows: of training images; those without a label do not count.
         clean: a `ScoreDataset` of the rows.
         is_new: whether the run begins now.
+
+    Raises:
+        UserError: no training image has a label.
     """
     expert: Expert = task.expert
     if not expert.feature.needs_positions:
         return
+    if rows["label"].isna().all():
+        raise UserError(
+            f"feature {expert.spec.feature}: the tokens that tell the classes apart are chosen on labeled "
+            "images; name some with --train, or use another --feature"
+        )
+    alike = [part for part in task.modules() if isinstance(part, Expert) and part.spec == expert.spec]
     path, positions = run.path / "top_tokens.json", None
     if accelerator.is_main_process:
         record = None if is_new else read_record(path, "remove it to choose the tokens again")
@@ -60,9 +70,8 @@ def choose(
             _log.info("%s: the patch tokens %s tell the classes apart best", run.path, positions)
     shared = [positions]
     broadcast_object_list(shared)
-    for module in task.modules():
-        if isinstance(module, Expert):
-            module.choose_tokens(shared[0])
+    for module in alike:
+        module.choose_tokens(shared[0])
 
 
 @torch.inference_mode()
@@ -71,7 +80,7 @@ def _scores(
 ) -> np.ndarray:
     """Return the score of each patch token, (N,) float64."""
     rows = rows.reset_index(drop=True)
-    labels, last = rows["label"].to_numpy(int), expert.backbone.depth
+    labels, last = rows["label"].fillna(-1).to_numpy(int), expert.backbone.depth
     places = limit_per_class(rows.assign(place=rows.index), IMAGES_PER_CLASS, recipe.seed)["place"].tolist()
     size, sums = recipe.score_batch_size, FisherSums()
     batches = [places[first : first + size] for first in range(0, len(places), size)]

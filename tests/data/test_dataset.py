@@ -33,8 +33,8 @@ def make_train(
 ) -> TrainDataset:
     """Return the data set of a manifest or its rows; options are those of the augmentation and of the set."""
     rows = read_manifest(rows) if isinstance(rows, Path) else rows
-    keys = ("stage", "views", "equalization", "cache", "weights")
-    others = {key: options.pop(key) for key in keys if key in options}
+    own = ("stage", "views", "inputs", "targets", "equalization", "cache", "weights")
+    others = {key: options.pop(key) for key in own if key in options}
     return TrainDataset(rows, preprocessing, policy, seed, Augmentation(**options), **others)
 
 

@@ -113,6 +113,7 @@ def test_the_list_shows_dimensions_and_licence_of_every_backbone(capsys):
         "clip_b16": "86.2 224 512 196 x 768 16 MIT",
         "tiny_clip": "0.3 96 64 36 x 96 16 no published weights",
         "tiny_siglip": "0.3 96 96 36 x 96 16 no published weights",
+        "tiny_student": "0.1 96 64 36 x 64 16 no published weights",
     }
 
 

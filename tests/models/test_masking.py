@@ -29,8 +29,9 @@ from featdistill.training.tasks import ClassifyTask, DistillTask
 from featdistill.training.teachers import FrozenTeacher
 
 CLIP_GRAY = (123, 117, 104)  # CLIP's mean color, 0.4815, 0.4578 and 0.4082, in 8 bits
-SMALL = ["--recipe", "demo_clip_a", "--input-size", "32", "--batch-size", "8", "--epochs", "1"]
-SMALL += ["--workers", "0", "--score-batch-size", "8", "--log-every", "1"]
+SMALL_STAGE_2 = ["--recipe", "demo_clip_a", "--batch-size", "8", "--epochs", "1", "--workers", "0"]
+SMALL_STAGE_2 += ["--score-batch-size", "8", "--log-every", "1"]
+SMALL = [*SMALL_STAGE_2, "--input-size", "32"]
 
 
 def masking_of(expert, kind: str, seed: int = 0, **options) -> PatchMasking:
@@ -429,7 +430,7 @@ def test_both_stages_train_with_masking_and_it_changes_the_loss(sets, tmp_path):
         curves[name] = curve(tmp_path / name)
     assert len({tuple(losses) for losses in curves.values()}) == 3
     flags = ["--teacher", str(tmp_path / "plain" / "expert"), *runs["token"], "--objective", "dense"]
-    assert distill.main([*SMALL, *sets, *flags, "--out", str(tmp_path / "two")]) == 0
+    assert distill.main([*SMALL_STAGE_2, *sets, *flags, "--out", str(tmp_path / "two")]) == 0
     assert all(np.isfinite(curve(tmp_path / "two")))
 
 

@@ -176,6 +176,10 @@ def test_the_supervised_contrastive_loss_equals_its_formula(temperature):
         losses.append(np.mean([-np.log(np.exp(z[i] @ z[p] / temperature) / total) for p in positives]))
     found = supervised_contrastive(values, torch.tensor(label), temperature)
     assert found.item() == pytest.approx(np.mean(losses), rel=1e-5)
+    # Images of no known class are not compared.
+    more = torch.cat([values[:3], features(2, 9), values[3:]])
+    unknown = torch.tensor([*label[:3], np.nan, np.nan, *label[3:]])
+    assert supervised_contrastive(more, unknown, temperature).item() == pytest.approx(found.item(), rel=1e-5)
     # The length of a feature does not matter.
     assert supervised_contrastive(3 * values, torch.tensor(label), temperature).item() == pytest.approx(
         found.item(), rel=1e-5

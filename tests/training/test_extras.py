@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import erf
 from task_steps import make_batch, take_steps
-from training_runs import SMALL, losses, weights
+from training_runs import SMALL, SMALL_STAGE_2, losses, weights
 
 import distill
 import train
@@ -190,4 +190,4 @@ def test_a_killed_run_with_extras_ends_like_an_undisturbed_one(options, sets, tm
     assert weights(run) == weights(whole) and losses(run) == losses(whole)
     assert not any("extras" in name for name in load_expert(run / "expert").state_dict())
     taught = ["--teacher", str(run / "expert"), "--epochs", "1", "--out", str(tmp_path / "two")]
-    assert distill.main([*arguments, *taught]) == 0
+    assert distill.main([*SMALL_STAGE_2, *sets, *flags, *taught]) == 0

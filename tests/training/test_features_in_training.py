@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from processes import fork, needs_fork, statuses
-from training_runs import SMALL, losses, weights
+from training_runs import SMALL, SMALL_STAGE_2, losses, weights
 
 import distill
 import predict
@@ -27,7 +27,8 @@ def test_both_stages_and_predict_take_a_feature_of_several_layers(sets, tmp_path
     assert expert.feature_dim == 2 * 96 and expert.preprocessing.resize == "squash"
     for objective in ("dense", "crd"):
         run = tmp_path / objective
-        distill.main([*plain, "--objective", objective, "--teacher", str(teacher), "--out", str(run)])
+        taught = ["--objective", objective, "--teacher", str(teacher), "--epochs", "1"]
+        distill.main([*SMALL_STAGE_2, *sets, *taught, "--out", str(run)])
         card = read_card(run / "expert")
         assert card["recipe"]["feature"] == card["backbone"]["feature"] == "layers:1,2"
         assert card["preprocessing"]["resize"] == "squash"
@@ -58,7 +59,8 @@ def test_top_tokens_are_chosen_from_training_images_and_stay_when_a_run_goes_on(
     monkeypatch.setattr("featdistill.training.top_tokens._scores", None)
     assert train.main(arguments) == 0
     student = tmp_path / "second"
-    distill.main([*SMALL, *sets, "--teacher", str(run / "expert"), "--epochs", "1", "--out", str(student)])
+    taught = ["--teacher", str(run / "expert"), "--epochs", "1", "--out", str(student)]
+    distill.main([*SMALL_STAGE_2, *sets, *taught])
     assert read_card(student / "expert")["backbone"]["positions"] == positions
 
 

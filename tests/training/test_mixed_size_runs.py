@@ -7,7 +7,7 @@ from conftest import smooth_picture
 from PIL import Image
 from processes import fork, needs_fork, statuses
 from torch.nn.functional import binary_cross_entropy_with_logits
-from training_runs import SMALL, last_line, lines, losses, weights
+from training_runs import SMALL, SMALL_STAGE_2, last_line, lines, losses, weights
 
 import distill
 import train
@@ -98,7 +98,7 @@ def test_a_run_of_both_stages_is_repeated_bit_for_bit(sets, tmp_path):
     card = read_card(tmp_path / "one" / "expert")
     assert card["preprocessing"]["sizes"] == [32, 48, 96] and card["recipe"]["input_sizes"] == "32,48,96"
     teacher = ["--teacher", str(tmp_path / "one" / "expert-last"), "--objective", "dense"]
-    distill.main([*SMALL, *sets, "--epochs", "1", *teacher, "--out", str(tmp_path / "stage2")])
+    distill.main([*SMALL_STAGE_2, *sets, "--epochs", "1", *teacher, "--out", str(tmp_path / "stage2")])
     assert {"bce", "dense", "token_cosine"} <= lines(tmp_path / "stage2")[0].keys()
     assert load_expert(tmp_path / "stage2" / "expert").preprocessing.sizes == (32, 48, 96)
     assert last_line(tmp_path / "stage2")["holdout_images"] == 12

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from quoted_commands import ROOT
-from training_runs import SMALL, weights
+from training_runs import SMALL, SMALL_STAGE_2, weights
 
 import train
 from data_prep import equalize
@@ -108,7 +108,8 @@ def test_a_missing_path_is_told_before_pytorch_is_loaded(sets, tmp_path, script,
         "finally: print('torch' in sys.modules)"
     )
     data = sets[:2] if "--val" in options else sets
-    command = [str(ROOT / script), *SMALL, *data, "--out", str(tmp_path / "run"), *options]
+    small = SMALL_STAGE_2 if script == "distill.py" else SMALL
+    command = [str(ROOT / script), *small, *data, "--out", str(tmp_path / "run"), *options]
     ended = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2 and message in ended.stderr and ended.stderr.count("\n") == 1
     assert ended.stdout.splitlines()[-1] == "False"

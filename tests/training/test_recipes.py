@@ -8,7 +8,7 @@ import train
 from featdistill.command_line import Parser, UserError
 from featdistill.distortions.presets import parse_policy
 from featdistill.training import recipe as recipes
-from featdistill.training.recipe import DistillRecipe, Recipe
+from featdistill.training.recipe import DistillRecipe, Recipe, StudentRecipe
 
 
 def resolve(recipe_class, *argv):
@@ -29,7 +29,7 @@ def test_flags_win_over_the_config_and_the_config_over_the_recipe(tmp_path):
 
 
 @pytest.mark.parametrize("name", recipes.list_recipes())
-@pytest.mark.parametrize("recipe_class", [Recipe, DistillRecipe])
+@pytest.mark.parametrize("recipe_class", [Recipe, DistillRecipe, StudentRecipe])
 def test_every_recipe_resolves_for_both_stages_and_survives_a_round_trip(name, recipe_class):
     recipe = resolve(recipe_class, "--recipe", name)
     assert recipe.name == name
@@ -172,9 +172,13 @@ def test_none_is_a_value_where_the_key_allows_it():
 @pytest.mark.parametrize("script", [train, distill])
 def test_help_shows_the_important_flags_first_and_all_keys(script):
     flags = re.findall(r"^  (--[a-z0-9-]+)", script.build_parser().format_help(), re.M)
-    first = ["--train", "--val", "--out", "--resume", *(["--teacher"] if script is distill else [])]
+    first = ["--train", "--val", "--out", "--resume"]
+    if script is distill:
+        first += ["--teacher", "--teachers", "--predictions"]
+        first += ["--student", "--unlabeled", "--fusion", "--fusion-weights"]
     first += ["--recipe", "--distortions", "--epochs", "--batch-size", "--learning-rate", "--precision"]
     assert flags[1 : len(first) + 1] == first  # after --debug
-    keys = dataclasses.asdict(Recipe() if script is train else DistillRecipe())
+    kinds = [Recipe] if script is train else [DistillRecipe, StudentRecipe]
+    keys = {key for kind in kinds for key in dataclasses.asdict(kind())}
     assert {f"--{key.replace('_', '-')}" for key in keys if key != "name"} <= set(flags)
     assert "--skipped-steps" not in flags

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from processes import fork, needs_fork, statuses
-from training_runs import SMALL, lines, losses, weights
+from training_runs import SMALL, SMALL_STAGE_2, lines, losses, weights
 
 import distill
 import train
@@ -97,7 +97,7 @@ def test_the_card_carries_the_limit_on_the_longer_side_and_scoring_applies_it(se
 def test_stage_2_starts_from_its_teacher_and_logs_its_parts(sets, tmp_path):
     train.main([*SMALL, *sets, "--out", str(tmp_path / "one")])
     teacher = tmp_path / "one" / "expert"
-    arguments = ["--recipe", "demo_siglip_a", *SMALL[2:], "--teacher", str(teacher)]
+    arguments = ["--recipe", "demo_siglip_a", *SMALL_STAGE_2[2:], "--teacher", str(teacher)]
     distill.main([*arguments, *sets, "--out", str(tmp_path / "two")])
     first = lines(tmp_path / "two")[0]
     assert {"bce", "dense", "token_cosine"} <= first.keys()
@@ -133,7 +133,7 @@ def test_data_that_cannot_be_trained_on_are_one_clear_error(tmp_path, make_set, 
     with pytest.raises(UserError, match="40 training images are fewer than one batch of 64"):
         train.main([*SMALL, *sets, "--out", str(tmp_path / "run"), "--batch-size", "64"])
     with pytest.raises(UserError, match="is not an expert"):
-        distill.main([*SMALL, "--teacher", str(tmp_path), *sets, "--out", str(tmp_path / "run")])
+        distill.main([*SMALL_STAGE_2, "--teacher", str(tmp_path), *sets, "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
@@ -158,8 +158,8 @@ READINGS = {
 
 def arguments_of(reading: str, sets: list[str], teacher: Path) -> tuple[str, list[str]]:
     script, own = READINGS[reading]
-    taught = ["--teacher", str(teacher)] if script == "distill.py" else []
-    return script, [*SMALL, *sets, *own, *taught, "--checkpoint-every-s", "0", "--log-every", "3"]
+    small = [*SMALL_STAGE_2, "--teacher", str(teacher)] if script == "distill.py" else SMALL
+    return script, [*small, *sets, *own, "--checkpoint-every-s", "0", "--log-every", "3"]
 
 
 def call(script: str, arguments: list[str]) -> int:
@@ -398,9 +398,10 @@ def test_gradient_checkpointing_and_a_balance_and_a_cache_keep_the_run_going(set
 def test_stage_2_sees_no_image_of_stage_1_again(sets, teacher, tmp_path, monkeypatch):
     seen: dict[str, list] = {"one": [], "two": []}
     take = Trainer._next_batch
-    for name, call, more in (
-        ("one", train.main, []),
-        ("two", distill.main, ["--teacher", str(teacher), "--objective", "crd", "--teacher-view", "same"]),
+    taught = ["--teacher", str(teacher), "--objective", "crd", "--teacher-view", "same"]
+    for name, call, flags in (
+        ("one", train.main, SMALL),
+        ("two", distill.main, [*SMALL_STAGE_2, *taught]),
     ):
 
         def keep(trainer, stream, name=name):
@@ -411,9 +412,8 @@ def test_stage_2_sees_no_image_of_stage_1_again(sets, teacher, tmp_path, monkeyp
         monkeypatch.setattr(Trainer, "_next_batch", keep)
         call(
             [
-                *SMALL,
+                *flags,
                 *sets,
-                *more,
                 "--epochs",
                 "1",
                 "--distortions",

@@ -1,0 +1,123 @@
+"""The teachers of a student: experts that run along, or files that `predict.py` has written with them.
+
+Files are computed once, for any number of students.
+"""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from featdistill import atomic
+from featdistill.command_line import UserError
+from featdistill.inference.fusion import Fusion, logits_of, parse_fusion, parse_weights
+from featdistill.inference.predictor import load_ensemble
+from featdistill.records.manifest import read_manifest
+from featdistill.records.predictions import (
+    match_names,
+    name_list,
+    read_errors,
+    read_predictions,
+    read_sidecar,
+)
+from featdistill.training.student import Teachers
+
+# Logits that differ in size have different weights in a mean of probabilities, which saturates: ours.
+DEFAULT_FUSION = "logit_mean"
+
+
+def find(arguments: Namespace) -> tuple[Teachers | None, "StoredTargets | None", dict[str, Any]]:
+    """Return the teachers that the flags of `distill.py` name, or their stored logits, and a description.
+
+    Raises:
+        UserError: an expert cannot be loaded, or see `StoredTargets`.
+    """
+    fusion, weights = arguments.fusion, arguments.fusion_weights
+    if arguments.predictions:
+        manifests = [*(arguments.train or ()), *(arguments.unlabeled or ())]
+        stored = StoredTargets(arguments.predictions, manifests, fusion, weights)
+        return None, stored, stored.description
+    ensemble = load_ensemble(arguments.teachers, device="cpu", precision="fp32", workers=0)
+    teachers = Teachers(ensemble.experts, make_fusion(fusion, weights, ensemble.names))
+    experts = {
+        name: {"path": ensemble.sources[name]["folder"], "sha256": ensemble.hashes[name]}
+        for name in ensemble.names
+    }
+    return teachers, None, {"experts": experts, "fusion": teachers.fusion.describe()}
+
+
+def make_fusion(how: str | None, weights: str | None, names: Sequence[str]) -> Fusion:
+    """Return the fusion of teachers with these names.
+
+    Args:
+        how: see `parse_fusion`; None: the default.
+        weights: see `parse_weights`; None: those of the fusion.
+
+    Raises:
+        UserError: it is not a fusion of exactly these teachers.
+    """
+    fusion = parse_fusion(how or DEFAULT_FUSION)
+    if weights:
+        fusion = Fusion(fusion.method, parse_weights(weights, names), fusion.temperature)
+    fusion.check(names)
+    return fusion
+
+
+class StoredTargets:
+    """The fused logit of every image of some manifests.
+
+    Args:
+        predictions: a predictions file for each manifest, in their order, with the same experts in all.
+        manifests: of the training images.
+        fusion, weights: see `make_fusion`.
+
+    Raises:
+        UserError: files and manifests do not match, or an image has no score and no reason for that.
+    """
+
+    def __init__(
+        self, predictions: Sequence[str], manifests: Sequence[str], fusion: str | None, weights: str | None
+    ) -> None:
+        if len(predictions) != len(manifests):
+            raise UserError(
+                f"--predictions: {len(predictions)} files for {len(manifests)} manifests; name one for each "
+                "manifest of --train and then --unlabeled, in their order"
+            )
+        tables = [read_predictions(path) for path in predictions]
+        made_by = [(read_sidecar(path) or {}).get("experts") for path in predictions]
+        names = [[column for column in table if column not in ("name", "score")] for table in tables]
+        for path, own, experts in zip(predictions, names, made_by, strict=True):
+            if own != names[0] or experts != made_by[0]:
+                raise UserError(f"--predictions: {path} is not from the same experts as {predictions[0]}")
+        # The score of a file without experts is all that is known.
+        self.names = names[0] or ["score"]
+        self.fusion = make_fusion(fusion, weights, self.names)
+        self._logit: dict[str, float] = {}
+        for path, table, manifest in zip(predictions, tables, manifests, strict=True):
+            rows = read_manifest(manifest)
+            positions = match_names(rows["name"], table["name"])
+            broken = [name for name, _ in read_errors(path)]
+            missing = rows["name"][(positions < 0) & (match_names(rows["name"], broken) < 0)]
+            if len(missing):
+                raise UserError(
+                    f"{path} has no score for {len(missing)} of {len(rows)} images of {manifest}: "
+                    f"{name_list(missing)}"
+                )
+            logits = logits_of(table[self.names].to_numpy(np.float64).T)
+            fused = logits_of(self.fusion.apply(logits, self.names))
+            self._logit |= {
+                image: float(fused[position])
+                for image, position in zip(rows["image"], positions, strict=True)
+                if position >= 0
+            }
+        self.description: dict[str, Any] = {
+            "experts": made_by[0],
+            "fusion": self.fusion.describe(),
+            "predictions": [{"path": path, "sha256": atomic.sha256_of(path)} for path in predictions],
+        }
+
+    def __call__(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return the fused logit of rows of the manifests, (rows,) float32; NaN if it cannot be read."""
+        return np.array([self._logit.get(image, np.nan) for image in rows["image"]], dtype=np.float32)

@@ -1,0 +1,251 @@
+"""`distill.py --teachers`: from experts, or from their predictions, to an ordinary expert."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import fork, needs_fork, statuses
+from quoted_commands import ROOT
+from training_runs import SMALL, SMALL_STAGE_2, lines, losses, weights
+
+import distill
+import predict
+import train
+from featdistill.command_line import UserError
+from featdistill.models.expert import load_expert, read_card
+from featdistill.training.run_folder import RunFolder
+from featdistill.training.trainer import Trainer
+
+# Three forward passes of a tiny transformer without BatchNorm and dropout.
+STUDENT = [*SMALL, "--student", "timm:test_vit", "--resize", "squash", "--head-dropout", "0"]
+
+
+@pytest.fixture(scope="module")
+def teachers(sets, tmp_path_factory) -> list[str]:
+    """Two experts of one epoch, with inputs of different sizes."""
+    runs = tmp_path_factory.mktemp("teachers")
+    for name, recipe, size in (("a", "demo_clip_a", "32"), ("b", "demo_siglip_a", "48")):
+        flags = ["--recipe", recipe, *SMALL[2:], "--epochs", "1", "--resize", "squash"]
+        train.main([*flags, *sets, "--input-size", size, "--out", str(runs / name)])
+    return [str(runs / name / "expert") for name in "ab"]
+
+
+@pytest.fixture
+def student(sets, teachers, tmp_path):
+    """Return a function that trains a student of both experts and gives its run."""
+
+    experts = ("--teachers", *teachers)
+
+    def run(name: str, *flags: str, data: list[str] = sets, taught: tuple[str, ...] = experts) -> Path:
+        assert distill.main([*STUDENT, *data, *taught, *flags, "--out", str(tmp_path / name)]) == 0
+        return tmp_path / name
+
+    return run
+
+
+def test_a_student_of_experts_is_an_ordinary_expert_in_an_ordinary_run(student, teachers, sets, tmp_path):
+    run = student("run", "--token-weight", "0.5", "--fusion-weights", "a=1,b=3")
+    first = lines(run)[0]
+    names = {"bce", "distill", "distill_clean", "tokens", "tokens_clean"}
+    assert names <= first.keys()
+    loss = first["bce"] + (first["distill"] + first["distill_clean"]) / 2
+    loss += 0.5 * (first["tokens"] + first["tokens_clean"]) / 2
+    assert first["loss"] == pytest.approx(loss, rel=1e-5)
+    assert [line["epoch"] for line in lines(run) if "holdout_robust_auc" in line] == [1, 2]
+    card = read_card(run / "expert-last")
+    assert card["backbone"]["name"] == "test_vit" and card["recipe"]["backbone"] == "timm:test_vit"
+    recorded = card["teacher"]
+    assert recorded["fusion"] == {
+        "method": "logit_mean",
+        "weights": {"a": 0.25, "b": 0.75},
+        "temperature": None,
+    }
+    hashes = [read_card(teacher)["weights_sha256"] for teacher in teachers]
+    assert [recorded["experts"][name]["sha256"] for name in "ab"] == hashes
+    expert = load_expert(run / "expert")
+    assert not [name for name in expert.state_dict() if "project" in name]
+    scored = ["--manifest", sets[3], "--experts", str(run / "expert"), "--workers", "0"]
+    assert predict.main([*scored, "--out", str(tmp_path / "scores.csv")]) == 0
+    with pytest.raises(UserError, match=r"different settings: teacher\.fusion\.weights.*a"):
+        student("run", "--token-weight", "0.5")
+
+
+def test_images_without_labels_are_added_and_labels_in_them_do_not_count(student, make_set, capsys):
+    more = make_set("more", 16, first=3000)
+    text = more.read_text()
+    unknown = more.with_name("unknown.csv")
+    unknown.write_text(text.replace(",0,", ",,").replace(",1,", ",,"))
+    labeled = student("labeled", "--unlabelled", str(more))
+    assert "16 labels of" in capsys.readouterr().out
+    unlabeled = student("unlabeled", "--unlabeled", str(unknown))
+    assert "labels of" not in capsys.readouterr().out
+    assert weights(labeled) == weights(unlabeled)
+    assert len(losses(labeled)) == 2 * (40 + 16) // 8
+    data = json.loads((labeled / "run.json").read_text())["data"]
+    assert [len(data[name]) for name in ("train", "val", "unlabeled")] == [1, 1, 1]
+
+
+def test_a_student_needs_no_labels_at_all(student, make_set, sets):
+    more = make_set("more", 16, first=3000)
+    run = student("run", "--unlabeled", str(more), data=sets[2:])
+    assert {line["bce"] for line in lines(run) if "bce" in line} == {0}
+    assert len(losses(run)) == 4
+
+
+def test_a_student_that_dies_ends_like_an_undisturbed_one(student, make_set, monkeypatch):
+    flags = ["--unlabeled", str(make_set("more", 8, first=3000)), "--token-weight", "1", "--ema", "0.9"]
+    flags += ["--checkpoint-every-s", "0", "--log-every", "3"]
+    whole = student("whole", *flags)
+
+    class Killed(BaseException):
+        """Stands for SIGKILL."""
+
+    take_step = Trainer._step
+
+    def step(trainer, stream):
+        take_step(trainer, stream)
+        if trainer.step == 8:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", step)
+        with pytest.raises(Killed):
+            student("run", *flags)
+    assert RunFolder(whole.parent / "run").load_state()["step"] == 7
+    run = student("run", *flags)
+    assert weights(run) == weights(whole) and losses(run) == losses(whole)
+
+
+def test_a_student_with_inputs_of_several_sizes_learns_from_teachers_with_one(student):
+    sizes = ["--input-size", "none", "--input-sizes", "32,48,64", "--epochs", "1"]
+    run = student("run", *sizes)
+    assert all(line["distill"] > 0 for line in lines(run) if "distill" in line)
+    assert load_expert(run / "expert").preprocessing.sizes == (32, 48, 64)
+    with pytest.raises(UserError, match="token_weight needs inputs of one size"):
+        student("tokens", *sizes, "--token-weight", "1")
+    with pytest.raises(
+        UserError, match="teacher run of a student with other inputs needs inputs of one size"
+    ):
+        student("other", taught=("--teachers", str(run / "expert")))
+
+
+@needs_fork
+def test_two_processes_take_the_steps_of_one(student, teachers, sets, tmp_path):
+    flags = ["--epochs", "1", "--token-weight", "1"]
+    one = student("one", *flags)
+    command = [*STUDENT, *sets, "--teachers", *teachers, *flags, "--out", str(tmp_path / "two")]
+    assert statuses(fork(lambda: distill.main(command), world=2)) == [0, 0]
+    found, wanted = ([loss for _, loss in losses(run)] for run in (tmp_path / "two", one))
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def scored(sets, teachers, tmp_path_factory) -> Path:
+    """Predictions of both experts for the training images."""
+    out = tmp_path_factory.mktemp("scored") / "train.csv"
+    command = ["--manifest", sets[1], "--experts", *teachers, "--workers", "0", "--out", str(out)]
+    assert predict.main(command) == 0
+    return out
+
+
+def test_stored_scores_teach_what_the_experts_would(student, scored):
+    """Without crop and flip, the clean image in training is that of the predictions."""
+    still = ["--flip", "0", "--crop", "center", "--epochs", "1", "--distill-temperature", "2"]
+    stored = student("stored", *still, taught=("--predictions", str(scored)))
+    live = student("live", *still, "--distill-target", "clean")
+    for one, two in zip(lines(stored)[:-1], lines(live)[:-1], strict=True):
+        for name in ("loss", "distill", "distill_clean"):
+            assert one[name] == pytest.approx(two[name], rel=1e-4)
+    recorded = json.loads((stored / "run.json").read_text())["teacher"]
+    assert recorded["experts"] == json.loads((scored.parent / "train.csv.json").read_text())["experts"]
+    assert recorded["predictions"][0]["path"] == str(scored)
+
+
+def test_scores_that_do_not_fit_the_images_are_refused(student, scored, make_set, tmp_path):
+    def refused(*flags: str) -> str:
+        with pytest.raises(UserError) as error:
+            student("run", *flags[1:], taught=("--predictions", *flags[0].split()))
+        assert not (tmp_path / "run").exists()
+        return str(error.value)
+
+    more = ["--unlabeled", str(make_set("more", 8, first=3000))]
+    assert "1 files for 2 manifests" in refused(str(scored), *more)
+    assert "has no score for 8 of 8 images" in refused(f"{scored} {scored}", *more)
+    other = tmp_path / "other.csv"
+    other.write_text(scored.read_text().replace("name,score,a,b", "name,score,a,c", 1))
+    assert "not from the same experts" in refused(f"{scored} {other}", *more)
+    assert "no weight for expert b" in refused(str(scored), "--fusion-weights", "a=1")
+    assert "needs the teachers themselves" in refused(str(scored), "--token-weight", "1")
+    assert "needs the teachers themselves" in refused(str(scored), "--distill-target", "view")
+
+
+def test_an_image_that_could_not_be_scored_has_no_target(student, scored, tmp_path):
+    head, first, *rest = scored.read_text().splitlines()
+    partial, name = tmp_path / "partial.csv", first.split(",")[0]
+    partial.write_text("\n".join([head, *rest]) + "\n")
+    with pytest.raises(UserError, match=f"has no score for 1 of 40 images .*: {name}"):
+        student("run", taught=("--predictions", str(partial)))
+    (tmp_path / "partial.errors.csv").write_text(f"name,reason\n{name},damaged\n")
+    run = student("run", taught=("--predictions", str(partial)))
+    assert all(line["distill"] > 0 for line in lines(run) if "distill" in line)
+
+
+TAUGHT = ["--train", "t.csv", "--val", "v.csv", "--out", "run"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--teacher", "e", "--backbone", "tiny_clip"], r"--backbone: no effect with --teacher, since"),
+        (
+            ["--teacher", "e", "--weights", "random", "--input-size", "32"],
+            "--weights, --input-size: no effect",
+        ),
+        (
+            ["--teacher", "e", "--resize", "squash", "--head-hidden", "0"],
+            "--resize, --head-hidden: no effect",
+        ),
+        (["--teacher", "e", "--head-dropout", "0"], "--head-dropout: no effect with --teacher"),
+        (["--teacher", "e", "--token-weight", "1"], "--token-weight: no effect with --teacher; they are for"),
+        (
+            ["--teacher", "e", "--student", "tiny_clip"],
+            "--student has no effect with --teacher; did you mean",
+        ),
+        (["--teacher", "e", "--fusion", "logit_mean"], "--fusion has no effect with --teacher"),
+        (["--teachers", "e", "--dense-weight", "2"], "--dense-weight: no effect on a student of several"),
+        (["--teachers", "e", "--student", "a", "--backbone", "b"], "--student and --backbone are the same"),
+        (["--teachers", "e", "--teacher", "f"], "not allowed with argument"),
+        ([], "one of the arguments --teacher --teachers --predictions is required"),
+    ],
+)
+def test_flags_without_effect_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        distill.main(["--recipe", "demo_clip_a", *TAUGHT, *flags])
+
+
+def test_what_is_missing_is_named(teachers, sets, tmp_path):
+    with pytest.raises(UserError, match="the following arguments are required: --recipe"):
+        distill.main(["--teacher", teachers[0], *TAUGHT])
+    with pytest.raises(UserError, match="the following arguments are required: --train"):
+        distill.main([*SMALL_STAGE_2, "--teacher", teachers[0], *TAUGHT[2:]])
+    with pytest.raises(UserError, match="no training images; use --train, --unlabeled, or both"):
+        distill.main(["--teachers", *teachers, *TAUGHT[2:]])
+    run = Path(teachers[0]).parent
+    with pytest.raises(
+        UserError, match=f"is not an expert: it has no expert.json; did you mean {teachers[0]}"
+    ):
+        distill.main(["--teachers", str(run), *sets, "--out", str(tmp_path / "run")])
+
+
+def test_a_missing_teacher_is_told_before_pytorch_is_loaded(sets, tmp_path):
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    command = ["distill.py", "--teachers", "/none", *sets, "--out", str(tmp_path / "run")]
+    ended = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and "/none is not an expert" in ended.stderr
+    assert ended.stdout.splitlines()[-1] == "False"
