@@ -37,9 +37,9 @@ def moved(expert: Expert, seed: int = 1) -> Expert:
     return expert
 
 
-def images(seed: int, count: int = 8) -> torch.Tensor:
+def images(seed: int, count: int = 8, side: int = 32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, 32, 32), generator=generator).to(torch.uint8)
+    return torch.randint(0, 256, (count, 3, side, side), generator=generator).to(torch.uint8)
 
 
 def test_the_average_forgets_its_first_weights_soon():
@@ -91,6 +91,15 @@ def test_the_equal_average_of_adapters_is_that_of_the_weights_they_are_merged_in
     found = average.expert.backbone.model.blocks[0].attn.qkv.weight
     torch.testing.assert_close(found, (states[0] + states[1]) / 2)
     assert not torch.equal(states[0], states[1])
+
+
+def test_the_equal_average_reads_the_tokens_that_a_run_chooses_at_its_start():
+    expert = create_expert("timm:test_vit", "random", feature="top_tokens:2", input_size=64)
+    average = EqualAverage(expert, 1)
+    expert.choose_tokens([0, 3])
+    average.after_epoch(expert, 1)
+    assert average.expert.feature.positions == average.expert.spec.positions == (0, 3)
+    assert torch.equal(average.expert(images(0, side=64)), expert.eval()(images(0, side=64)))
 
 
 def statistics(expert: Expert) -> dict[str, np.ndarray]:
