@@ -22,7 +22,7 @@ from pathlib import Path
 
 # All else is imported when a command runs, so that --help answers at once.
 from featdistill import atomic, command_line
-from featdistill.command_line import Parser, UserError, one_of, within
+from featdistill.command_line import Parser, UserError, one_of, within, worker_count
 
 _log = logging.getLogger("featdistill.evaluate")
 
@@ -143,7 +143,9 @@ def sweep_parser() -> Parser:
         "--tta", default="none", metavar="VIEWS", help="views of an image to average over, as for predict.py"
     )
     experts.add_argument("--batch-size", default="auto", metavar="N", help="images per batch")
-    experts.add_argument("--workers", type=int, help="loader processes (default: 8, or the number of cores)")
+    experts.add_argument(
+        "--workers", type=worker_count(), help="loader processes (default: 8, or the number of cores)"
+    )
     experts.add_argument(
         "--precision", metavar="NAME", help="fp32, bf16, ... (default: bf16 on a GPU, or fp32)"
     )

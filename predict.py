@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from featdistill import command_line
-from featdistill.command_line import Parser, UserError
+from featdistill.command_line import Parser, UserError, worker_count
 
 
 def build_parser() -> Parser:
@@ -76,7 +76,9 @@ def build_parser() -> Parser:
         help="images per batch; auto: 32 on a CPU, as many as the free memory allows on a GPU",
     )
     speed.add_argument(
-        "--workers", type=int, help="loader processes (default: the cores of each process, at most 8)"
+        "--workers",
+        type=worker_count(),
+        help="loader processes (default: the cores of each process, at most 8)",
     )
     speed.add_argument(
         "--precision",

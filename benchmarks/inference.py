@@ -40,7 +40,7 @@ from benchmarks.scenes import jpegs, read_scenes
 from benchmarks.scoring_rates import INPUTS, from_files_per_s, measure_preparation, model_only_per_s
 from featdistill import command_line
 from featdistill.atomic import write_json
-from featdistill.command_line import Parser, within
+from featdistill.command_line import Parser, within, worker_count
 from featdistill.inference import compute
 from featdistill.inference.float8 import require_float8, with_float8
 from featdistill.models.expert import Expert, create_expert, load_expert
@@ -74,7 +74,7 @@ def build_parser() -> Parser:
         help="default: bf16 on a GPU, fp32 on a CPU",
     )
     parser.add_argument("--compile", action="store_true", help="also measure compiled experts")
-    parser.add_argument("--workers", type=within(0), default=min(8, CORES), help="loader processes")
+    parser.add_argument("--workers", type=worker_count(), default=min(8, CORES), help="loader processes")
     parser.add_argument("--threads", type=number, help="PyTorch's threads in the main process")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--seconds", type=positive, default=10, help="measuring time per figure")

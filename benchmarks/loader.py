@@ -35,7 +35,7 @@ from benchmarks.scenes import jpegs, print_table, read_scenes, synthetic_scene
 from benchmarks.timing import Yardstick
 from featdistill import command_line
 from featdistill.atomic import write_json
-from featdistill.command_line import Parser, within
+from featdistill.command_line import Parser, within, worker_count
 from featdistill.data import loading, train_dataset
 from featdistill.data.loading import make_loader
 from featdistill.data.preprocessing import Preprocessing
@@ -73,7 +73,7 @@ def build_parser() -> Parser:
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), help="or PRESET,key=value")
     parser.add_argument("--sizes", nargs="+", type=number, default=[224, 384], help="input sizes in px")
     parser.add_argument(
-        "--workers", nargs="+", type=within(0), default=[0, CORES], help="0: one core, in parts"
+        "--workers", nargs="+", type=worker_count(), default=[0, CORES], help="0: one core, in parts"
     )
     parser.add_argument("--count", type=number, default=16, help="different images")
     parser.add_argument("--batch", type=number, default=32, help="images per batch")

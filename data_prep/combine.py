@@ -38,7 +38,7 @@ from data_prep.writing.flags import add_flags, csv_file
 from data_prep.writing.manifests import remove_old_holdout, write_or_remove
 from data_prep.writing.sampling import hash_positions
 from featdistill import command_line, text_tables
-from featdistill.command_line import Parser, UserError, nearest, within
+from featdistill.command_line import Parser, UserError, counted, nearest, within
 from featdistill.records.manifest import read_manifest, split_holdout, write_manifest
 
 _log = logging.getLogger(__name__)
@@ -235,12 +235,12 @@ def _save(
     _log.info(table(rows, held))
     reasons = pd.Series([reason for _, reason, _ in dropped], dtype="object").value_counts()
     for reason, count in reasons.items():
-        _log.info(f"{count} images dropped ({reason}); see {dropped_path}")
+        _log.info(f"{counted(count, 'image')} dropped ({reason}); see {dropped_path}")
     if faults:
-        _log.info(f"{len(faults)} images cannot be read and are left out; see {errors_path}")
+        _log.info(f"left out, cannot be read: {counted(len(faults), 'image')}; see {errors_path}")
     for path, frame in frames.items():
         counts = frame["label"].value_counts()
-        _log.info(f"{path}: {len(frame)} rows, {counts.get(0, 0)} real, {counts.get(1, 0)} AI")
+        _log.info(f"{path}: {counted(len(frame), 'row')}, {counts.get(0, 0)} real, {counts.get(1, 0)} AI")
 
 
 if __name__ == "__main__":

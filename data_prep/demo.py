@@ -88,7 +88,7 @@ SPLITS: dict[str, Split] = {
     ),
     "toy": Split("toy.zip", "images", None, {"small": 40, "tiny": 12}, (*_SEEN, "pixel_shuffle")),
 }
-_ORGANISERS_ONLY = ("private_test", "toy")
+_ORGANIZERS_ONLY = ("private_test", "toy")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def build(folder: Path, seed: int, size: str, workers: int) -> dict[str, int]:
         # File names are hashes, so their order does not depend on the label.
         images.sort(key=lambda image: image.name)
         _write_split(folder, SPLITS[name], images)
-        path = "organisers/generators.csv" if name in _ORGANISERS_ONLY else "generators.csv"
+        path = "organisers/generators.csv" if name in _ORGANIZERS_ONLY else "generators.csv"
         makers[path] += [(image.name, image.generator, image.scene) for image in images]
     for path, rows in makers.items():
         atomic.write_text(folder / path, atomic.csv_text(("image_name", "generator", "scene"), rows))

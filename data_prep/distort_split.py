@@ -27,7 +27,7 @@ from data_prep.writing.copies import ImageCopy, file_names
 from data_prep.writing.flags import add_flags, copy_parser
 from data_prep.writing.sampling import hash_positions
 from featdistill import atomic, command_line
-from featdistill.command_line import Parser, UserError, within
+from featdistill.command_line import Parser, UserError, counted, within
 from featdistill.distortions.plan import Plan, apply_plan, describe
 from featdistill.distortions.presets import PRESETS, parse_policy
 from featdistill.images.reading import encode_jpeg, limit_side, read_image
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     atomic.write_text(copy.out / "labels.csv", text)
     status = copy.finish(rows, frame, errors)
     distorted = sum(rows["is_distorted"])
-    _log.info(f"{copy.out}: {len(rows)} images, {distorted} of them distorted, preset {arguments.preset}")
+    _log.info(f"{copy.out}: {counted(len(rows), 'image')}, {distorted} distorted, preset {arguments.preset}")
     return status
 
 

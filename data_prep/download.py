@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from featdistill import atomic, command_line
-from featdistill.command_line import UserError, within
+from featdistill.command_line import UserError, counted, worker_count
 from featdistill.records.provenance import read_record
 
 if TYPE_CHECKING:
@@ -237,7 +237,9 @@ def _print_list() -> None:
 def _print_plan(plan: Plan, *, list_files: bool) -> None:
     missing = plan.missing()
     total, rest = (_readable(sum(sizes.values())) for sizes in (plan.sizes, missing))
-    print(f"{plan.name}: {plan.repo} at commit {plan.commit[:12]}: {len(plan.sizes)} files, {total}")
+    print(
+        f"{plan.name}: {plan.repo} at commit {plan.commit[:12]}: {counted(len(plan.sizes), 'file')}, {total}"
+    )
     for file, size in plan.sizes.items() if list_files else ():
         print(f"  {_readable(size):>10}  {file}{'' if file in missing else '  (present)'}")
     print(f"  {len(missing)} of them, {rest}, are not in {plan.folder} yet")
@@ -257,7 +259,9 @@ def build_parser() -> command_line.Parser:
         "--revision", help="branch, tag or commit; default: that of the earlier run, else main"
     )
     parser.add_argument("--repo", metavar="OWNER/ID", help="another id on the hub (one NAME only)")
-    parser.add_argument("--workers", type=within(1), default=8, help="number of files to fetch in parallel")
+    parser.add_argument(
+        "--workers", type=worker_count(1), default=8, help="number of files to fetch in parallel"
+    )
     parser.add_argument("--force", action="store_true", help="fetch even if the disk seems too small")
     return parser
 
@@ -305,7 +309,9 @@ def main(argv: list[str] | None = None) -> int:
             for plan in plans:
                 fetch(api, plan, args)
                 module = plan.name.partition("-")[0].removesuffix("_small")
-                print(f"{plan.folder}: all {len(plan.sizes)} files are there; next: data_prep.{module}")
+                print(
+                    f"{plan.folder}: complete, {counted(len(plan.sizes), 'file')}; next: data_prep.{module}"
+                )
     except Timeout as error:
         raise UserError(f"another download into {args.out} is running; wait for it") from error
     return 0

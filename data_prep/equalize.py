@@ -35,7 +35,7 @@ import pandas as pd
 from data_prep.writing.copies import ImageCopy, file_names
 from data_prep.writing.flags import add_flags, copy_parser
 from featdistill import atomic, command_line
-from featdistill.command_line import Parser, UserError, within
+from featdistill.command_line import Parser, UserError, counted, within
 from featdistill.images.equalization import FITS, MIN_SIDE_PX, Equalization, common_sizes, equalized_jpeg
 from featdistill.images.reading import BrokenImage, read_bytes, read_image, upright_size
 from featdistill.records.manifest import read_manifest
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     tasks = list(zip(frame["name"], frame["image"], strict=True))
     errors = copy.make(tasks, partial(make_image, settings=settings), arguments.workers, "equalizing")
     status = copy.finish(renamed.drop(index=list(errors)), frame, errors)
-    _log.info(f"{arguments.out}: {len(frame) - len(errors)} images")
+    _log.info(f"{arguments.out}: {counted(len(frame) - len(errors), 'image')}")
     return status
 
 

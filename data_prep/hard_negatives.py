@@ -26,7 +26,7 @@ from dataclasses import asdict
 from data_prep.writing.copies import ImageCopy, file_names
 from data_prep.writing.flags import add_flags, copy_parser
 from featdistill import atomic, command_line
-from featdistill.command_line import Parser, UserError, within
+from featdistill.command_line import Parser, UserError, counted, within
 from featdistill.records.manifest import read_manifest
 
 _log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     made = describe(rows.iloc[good], [scores[row] for row in good], attack, generator)
     made["name"] = [names[row] for row in good]
     status = copy.finish(made, rows, errors)
-    _log.info(f"{arguments.out}: {len(made)} images")
+    _log.info(f"{arguments.out}: {counted(len(made), 'image')}")
     for label, same_label in made.groupby(rows["label"].iloc[good]) if arguments.expert else ():
         before, after = (same_label[f"score_{when}"].astype(float).mean() for when in ("before", "after"))
         wrong = (same_label["survives"] == "1").mean()

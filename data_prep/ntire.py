@@ -29,7 +29,7 @@ from data_prep.reading.files import FAULT
 from data_prep.writing.flags import add_flags, folder
 from data_prep.writing.manifests import LeftOut, remove_old_holdout, take_left_out, write_readable
 from featdistill import command_line
-from featdistill.command_line import UserError
+from featdistill.command_line import UserError, counted
 from featdistill.images.listing import printable
 from featdistill.records import label_files, manifest
 from featdistill.records.predictions import name_key
@@ -173,14 +173,16 @@ def join_extra(frame: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
 
 def _check_match(images: pd.DataFrame, labels: pd.DataFrame) -> None:
     repeated, missing = labels[labels.index.duplicated()], labels[~labels.index.isin(images.index)]
-    advice = f"which does not exist; {len(missing)} images are missing: download or unpack them again"
+    advice = f"which does not exist; {counted(len(missing), 'image')} missing: download or unpack again"
     for rows, problem in ((repeated, "as another label file does"), (missing, advice)):
         if len(rows):
             raise UserError(f"{rows['file'].iloc[0]} names {rows['image_name'].iloc[0]}, {problem}")
     unlabeled = images["image"][~images.index.isin(labels.index) & (images[FAULT] == "")]
     if len(unlabeled):
         first, file = unlabeled.iloc[0], labels["file"].iloc[0]
-        raise UserError(f"{first} has no label in {file} or another file; {len(unlabeled)} images have none")
+        raise UserError(
+            f"{first} has no label in {file} or another file; {counted(len(unlabeled), 'image')} without one"
+        )
 
 
 def _gaps(containers: list[Container]) -> list[str]:

@@ -25,7 +25,7 @@ import pandas as pd
 from data_prep.writing.copies import finished_status, write_listing
 from data_prep.writing.flags import add_flags, copy_parser
 from featdistill import atomic, command_line
-from featdistill.command_line import Parser, UserError
+from featdistill.command_line import Parser, UserError, counted
 from featdistill.images import reading as image_io
 from featdistill.images.archive_index import name_fault
 from featdistill.images.formats import suffix_of, without_extension
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     atomic.write_json(out / _RECORD, {**made_from, "finished": True})
     skipped = f"; {len(errors)} could not be read, see {out / 'errors.csv'}" if errors else ""
     size_gb = (out / "images.zip").stat().st_size / 1e9
-    _log.info(f"{out}: {len(members)} images, {size_gb:.2f} GB{skipped}")
+    _log.info(f"{out}: {counted(len(members), 'image')}, {size_gb:.2f} GB{skipped}")
     return status
 
 

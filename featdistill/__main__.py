@@ -8,7 +8,7 @@ import sys
 
 from featdistill import atomic, command_line
 from featdistill.bank import embed_flags
-from featdistill.command_line import Parser, UserError, within
+from featdistill.command_line import Parser, UserError, counted, within
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def explain(arguments: list[str]) -> None:
     parser = Parser(description="Draw what an expert sees in an image, and where it looks.")
     parser.add_argument("image", metavar="IMAGE", help="an image file, or archive.zip::member")
     parser.add_argument("--expert", required=True, metavar="DIR", help="folder of the expert")
-    parser.add_argument("--out", required=True, metavar="FILE.png", help="where to write the picture")
+    _add_picture(parser)
     for flag, choices, purpose in (
         ("--mask", ("texture", "smooth", "random"), "which patches to hide"),
         ("--mask-select", ("top", "sample"), "by the order of texture, or drawn in proportion to it"),
@@ -115,7 +115,8 @@ def fuse(arguments: list[str]) -> None:
         content = fusion_weights.report(rows, fusion_weights.by_robust_auc(rows, args.method), files)
         atomic.write_json(args.out, content)
         print(fusion_weights.score_table(content))
-        print(f"{args.out}: weights by the AUC of {content['measured_on']['distorted']:,} distorted images")
+        count = counted(content["measured_on"]["distorted"], "distorted image")
+        print(f"{args.out}: weights by the AUC of {count}")
         return
     fitted = fusion_fit.fit(rows, args.method, args.folds, args.seed)
     content = fusion_fit.report(rows, fitted, files, args.seed)
@@ -126,7 +127,9 @@ def fuse(arguments: list[str]) -> None:
         f"gain over {gain['over']} with equal weights, mean of the held-out folds: {gain['auc']:+.5f} AUC, "
         f"standard error {gain['standard_error']:.5f}"
     )
-    print(f"{args.out}: fitted on {len(rows.label):,} rows, pull to equal weights {fitted.strength:g}")
+    print(
+        f"{args.out}: fitted on {counted(len(rows.label), 'row')}, pull to equal weights {fitted.strength:g}"
+    )
     if gain["auc"] <= 0:
         _log.warning(
             "the fitted weights are not better than equal ones on held-out folds; use probability_mean or "
@@ -138,12 +141,22 @@ def plot(arguments: list[str]) -> None:
     """plot the training curves of one or several runs"""
     parser = Parser(description="Draw the curves of one or several training runs in one PNG.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of train.py and distill.py")
-    parser.add_argument("--out", required=True, metavar="FILE.png", help="where to write the picture")
+    _add_picture(parser)
     args = parser.parse_args(arguments)
     from featdistill.training import plot_run
 
     plot_run.draw(plot_run.read_runs(args.runs), args.out)
-    print(f"{len(args.runs)} runs -> {args.out}")
+    print(f"{counted(len(args.runs), 'run')} -> {args.out}")
+
+
+def _add_picture(parser: Parser) -> None:
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=command_line.file_name(".png"),
+        metavar="FILE.png",
+        help="where to write the picture",
+    )
 
 
 def probe(arguments: list[str]) -> None:

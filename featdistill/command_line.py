@@ -19,6 +19,9 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+# More processes than any machine has cores for: a slip of the pen, which would exhaust the memory.
+MAX_WORKERS = 256
+
 
 class UserError(Exception):
     """Something the user can put right. The message says what is wrong, where, and what to do."""
@@ -37,6 +40,12 @@ def one_of(what: str, name: str, choices: Iterable[str]) -> str:
         known = ", ".join(choices)
         raise UserError(f"unknown {what} '{name}'{nearest(name, choices)}; known: {known}")
     return name
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, `1 image` or `1,234 images`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -103,6 +112,22 @@ def within(
     return parse
 
 
+def worker_count(low: int = 0) -> Callable[[str], float]:
+    """Return a `type` for a number of processes or threads, from `low` to `MAX_WORKERS`."""
+    return within(low, MAX_WORKERS)
+
+
+def file_name(suffix: str) -> Callable[[str], str]:
+    """Return a `type` for the name of a file to write, which must end in `suffix`, such as `.png`."""
+
+    def parse(text: str) -> str:
+        if Path(text).suffix.lower() != suffix:
+            raise argparse.ArgumentTypeError(f"must be the name of a {suffix} file, not {text}")
+        return text
+
+    return parse
+
+
 def progress(total: int, what: str, *, initial: int = 0, show: bool = True) -> tqdm:
     """Return a bar that counts images; a log file gets a line every half minute instead of a moving bar."""
     every_s = 0.2 if sys.stderr.isatty() else 30
@@ -138,7 +163,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     Statuses: 0 done; 1 done, but some images could not be read; 2 a user's error; 3 an unexpected error, with
     its traceback; 130 interrupted; 141 the reader of the output has closed it.
     """
-    arguments, program = sys.argv[1:], Path(sys.argv[0]).name
+    arguments, script = sys.argv[1:], Path(sys.argv[0])
+    program = f"python -m {script.parent.name}" if script.name == "__main__.py" else script.name
     for stream in (sys.stdout, sys.stderr):
         # Text that the terminal's encoding lacks is escaped: a name must not cost the result.
         if isinstance(stream, io.TextIOWrapper):

@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from featdistill.command_line import UserError, one_of
+from featdistill.command_line import MAX_WORKERS, UserError, one_of
 
 
 def option(
@@ -263,7 +263,9 @@ class Runtime(Group):
     None of this changes the result, so a run may continue with other values.
     """
 
-    workers: int = option(8, "loader processes per training process; 0: load in the training process", 0)
+    workers: int = option(
+        8, "loader processes per training process; 0: load in the training process", 0, MAX_WORKERS
+    )
     score_batch_size: int = option(128, "images per batch when the hold-out is scored", 1)
     cache: str | None = option(
         None, "folder for decoded and resized images (needs distort_at=input in distortions)"

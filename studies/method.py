@@ -30,7 +30,7 @@ import distill
 import train
 from featdistill import command_line, text_tables
 from featdistill.atomic import sha256_of, write_json, write_text
-from featdistill.command_line import Parser, UserError
+from featdistill.command_line import Parser, UserError, counted
 from featdistill.distortions.presets import parse_policy
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.inference.scoring import score
@@ -145,7 +145,7 @@ def _logits(expert, rows: pd.DataFrame, **distortions) -> np.ndarray:
     for batch in score([expert], rows, batch_size=64, workers=2, **distortions):
         logits[batch.rows] = batch.logits[0]
     if np.isnan(logits).any():
-        raise UserError(f"{int(np.isnan(logits).sum())} test images cannot be read")
+        raise UserError(f"{counted(int(np.isnan(logits).sum()), 'test image')} not readable")
     return logits
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from featdistill import command_line
+from featdistill.__main__ import main as tools
 from featdistill.command_line import Parser, UserError
 
 
@@ -23,6 +24,15 @@ def ending_of(main, arguments, monkeypatch) -> int:
     with pytest.raises(SystemExit) as ended:
         command_line.run(main)
     return ended.value.code
+
+
+def test_a_package_that_is_run_has_its_name_in_errors(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["/somewhere/featdistill/__main__.py", "fus"])
+    with pytest.raises(SystemExit):
+        command_line.run(tools)
+    assert capsys.readouterr().err.startswith(
+        "python -m featdistill: error: unknown tool 'fus' (did you mean fuse?)"
+    )
 
 
 @pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (1, 1)])
@@ -194,6 +204,37 @@ def test_a_number_out_of_range_is_an_error_that_names_the_flag_and_the_range(fla
     assert (args.limit, args.share, args.quality) == (3, 0.5, 100)
     with pytest.raises(UserError, match=message):
         parser.parse_args([flag, text])
+
+
+def test_a_number_of_workers_has_an_upper_bound():
+    parser = Parser()
+    parser.add_argument("--workers", type=command_line.worker_count(1))
+    assert parser.parse_args(["--workers", "256"]).workers == 256
+    for text in ("0", "257", "1000000"):
+        with pytest.raises(UserError, match=f"--workers: must be from 1 to 256, not {text}"):
+            parser.parse_args(["--workers", text])
+
+
+def test_the_name_of_a_file_must_have_its_suffix():
+    parser = Parser()
+    parser.add_argument("--out", type=command_line.file_name(".png"))
+    assert parser.parse_args(["--out", "a/b.PNG"]).out == "a/b.PNG"
+    for text in ("a.jpg", "a", ".png"):
+        with pytest.raises(UserError, match=r"must be the name of a \.png file"):
+            parser.parse_args(["--out", text])
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "image", "0 images"),
+        (1, "image", "1 image"),
+        (1234, "cell", "1,234 cells"),
+        (2, "copy", "2 copies"),
+    ],
+)
+def test_a_number_has_its_noun_in_the_singular_or_the_plural(number, noun, text):
+    assert command_line.counted(number, noun) == text
 
 
 @pytest.mark.parametrize("again", [["--train", "b"], ["--train=b"]])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featdistill.command_line import UserError
+from featdistill.command_line import UserError, counted
 from featdistill.images.archives import ARCHIVE_SUFFIXES, COMPRESSED_TAR_SUFFIXES, Archive, ArchiveError
 from featdistill.images.formats import refusal_of_file
 from featdistill.images.listing import (
@@ -153,11 +153,11 @@ def note_ignored(containers: Sequence[Container], outside: Sequence[str] = ()) -
     for container in containers:
         if container.unusable:
             count, first = len(container.unusable), container.unusable[0]
-            _log.info(f"note: {container.path}: {count} members are left out, such as {first}")
+            _log.info(f"note: {container.path}: {counted(count, 'member')} left out, such as {first}")
 
 
 def note_archives(files: Sequence[str], why: str) -> None:
     """Say which of some files are archives that are not looked into."""
     if found := [file for file in files if is_archive(file) or cannot_be_read_in_place(file)]:
         names = ", ".join(map(printable, found[:3])) + (", .." if len(found) > 3 else "")
-        _log.info(f"note: {len(found)} archives are ignored ({names}): {why}")
+        _log.info(f"note: {counted(len(found), 'archive')} ignored ({names}): {why}")

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from featdistill.command_line import Parser, within
+from featdistill.command_line import MAX_WORKERS, Parser, within, worker_count
 
 
 def add_flags(parser: Parser, *names: str) -> None:
@@ -48,5 +48,9 @@ _FLAGS = {
     "holdout": {"type": _SHARE, "metavar": "SHARE", "help": "share of images for a hold-out manifest"},
     "seed": {"type": within(0), "default": 0, "help": "random seed"},
     "verify": {"action": "store_true", "help": "decode every image and leave out broken ones"},
-    "workers": {"type": within(1), "default": os.cpu_count() or 1, "help": "number of processes"},
+    "workers": {
+        "type": worker_count(1),
+        "default": min(os.cpu_count() or 1, MAX_WORKERS),
+        "help": "number of processes",
+    },
 }

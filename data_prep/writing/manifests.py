@@ -10,6 +10,7 @@ import pandas as pd
 from data_prep.reading.files import FAULT
 from data_prep.writing.parallel import map_in_order
 from featdistill import atomic
+from featdistill.command_line import counted
 from featdistill.images.reading import BrokenImage, read_image
 from featdistill.records import manifest
 
@@ -42,7 +43,9 @@ def write_manifests(frame: pd.DataFrame, args: Namespace, left_out: LeftOut = ()
     for path, part in frames.items():
         real, ai = ((part["label"] == label).sum() for label in (0, 1))
         sources = part["source"].nunique()
-        _log.info(f"{path}: {len(part)} images, {real} real, {ai} AI, from {sources} sources")
+        _log.info(
+            f"{path}: {counted(len(part), 'image')}, {real} real, {ai} AI, from {counted(sources, 'source')}"
+        )
         unreadable += write_readable(part, path, args, left_out if path == args.out else ())
     return 1 if unreadable else 0
 
@@ -61,7 +64,7 @@ def write_readable(frame: pd.DataFrame, path: Path, args: Namespace, left_out: L
     errors = [*left_out, *((name, faults[image]) for name, image in rows)]
     write_or_remove(errors_path, ("name", "reason"), errors)
     if errors:
-        _log.info(f"{len(errors)} unreadable images are left out of {path}; see {errors_path}")
+        _log.info(f"{counted(len(errors), 'unreadable image')} left out of {path}; see {errors_path}")
     return len(errors)
 
 

@@ -22,7 +22,7 @@ from data_prep.writing.flags import add_flags, csv_file, existing
 from data_prep.writing.manifests import take_left_out, write_manifests
 from data_prep.writing.sampling import proportional_subset
 from featdistill import command_line
-from featdistill.command_line import Parser, UserError
+from featdistill.command_line import Parser, UserError, counted
 from featdistill.records import manifest
 from featdistill.text_tables import table
 
@@ -135,7 +135,7 @@ def keep_once(frame: pd.DataFrame) -> pd.DataFrame:
     dropped: list[duplicates.Dropped] = []
     kept = duplicates.drop_equal(frame, sets, dropped).reset_index(drop=True)
     if dropped:
-        _log.info(f"note: {len(dropped)} images are byte-for-byte copies of others and are left out")
+        _log.info(f"note: {counted(len(dropped), 'byte-for-byte copy')} of other images left out")
     return kept
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from featdistill.bank.store import FORMAT, build_always_alike, state_hash
 from featdistill.bank.views import CLEAN_ONLY, ViewDataset, ViewPlan
 from featdistill.bank.writing import BankWriter, claim_bank
-from featdistill.command_line import UserError, progress
+from featdistill.command_line import UserError, counted, progress
 from featdistill.data.loading import make_loader
 from featdistill.data.preprocessing import Preprocessing
 from featdistill.distortions.presets import parse_policy
@@ -172,12 +172,12 @@ def embed(settings: Settings, manifests: Sequence[str | Path], out: str | Path, 
     share = processes.on_main(writer.missing)[processes.rank :: processes.world]
     if processes.is_main:
         names = ", ".join(atom.name for atom in encoder.atoms)
-        _log.info("%s: %d images x %d views on %s in %s: %s", out, len(rows), len(settings.views.names),
-                  encoder.device, encoder.precision, names)  # fmt: skip
+        work = f"{counted(len(rows), 'image')} x {counted(len(settings.views.names), 'view')}"
+        _log.info("%s: %s on %s in %s: %s", out, work, encoder.device, encoder.precision, names)
     dataset = ViewDataset(rows, encoder.preprocessing, settings.views)
     processes.together(lambda: _fill(writer, encoder, dataset, share, settings, show=processes.is_main))
     processes.on_main(lambda: writer.finish(rows, versions()))
-    return processes.on_main(lambda: _report(out, f"{len(rows)} images embedded"))
+    return processes.on_main(lambda: _report(out, f"{counted(len(rows), 'image')} embedded"))
 
 
 def _fill(
@@ -290,5 +290,5 @@ def _report(out: Path, what: str) -> int:
     for name, reason in errors[:_MAX_SHOWN]:
         _log.info("could not be read: %s: %s", name, reason)
     if errors:
-        _log.info("%d images could not be read; all of them are in %s", len(errors), out / "errors.csv")
+        _log.info("%s could not be read, listed in %s", counted(len(errors), "image"), out / "errors.csv")
     return 1 if errors else 0

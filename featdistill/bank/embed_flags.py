@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from featdistill.command_line import Parser, UserError, within
+from featdistill.command_line import Parser, UserError, within, worker_count
 
 
 def add_arguments(parser: Parser) -> None:
@@ -76,7 +76,9 @@ def add_arguments(parser: Parser) -> None:
     speed.add_argument(
         "--batch-size", type=within(1), default=32, metavar="N", help="images per batch (default: 32)"
     )
-    speed.add_argument("--workers", type=within(0), help="loader processes (default: the cores, at most 8)")
+    speed.add_argument(
+        "--workers", type=worker_count(), help="loader processes (default: the cores, at most 8)"
+    )
     speed.add_argument(
         "--precision", metavar="NAME", help="fp32, bf16 or fp16 (default: bf16 on a GPU, fp32 on a CPU)"
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from featdistill.command_line import UserError, one_of
+from featdistill.command_line import UserError, counted, one_of
 from featdistill.records.strata import column_strata
 from featdistill.seeds import hash_ranks, order_generator
 
@@ -148,7 +148,7 @@ class TrainBatches:
         images = rows if weights is None else int(weights.sum() * (1 + 1e-9))
         if images < batch_size:
             raise UserError(
-                f"{images} training images are fewer than one batch of {batch_size}; lower --batch-size"
+                f"{counted(images, 'training image')}, fewer than a batch of {batch_size}; lower --batch-size"
             )
         self.rows, self.batch_size, self.seed, self.stage = rows, batch_size, seed, stage
         self.weights, self.images, self.epochs = weights, images, epochs

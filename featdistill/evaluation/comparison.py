@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from featdistill.command_line import UserError
+from featdistill.command_line import UserError, counted
 from featdistill.evaluation.intervals import METHOD, auc_bounds, difference_bounds
 from featdistill.evaluation.metrics import parts_of, roc_auc
 from featdistill.evaluation.stratified import aucs, count_pairs
@@ -104,7 +104,7 @@ def markdown(result: dict) -> str:
     left_out = f"; {result['left_out']:,} that some run did not score are left out"
     parts = [
         "# Comparison",
-        f"{result['images']:,} images that all runs scored{left_out if result['left_out'] else ''}.",
+        f"{counted(result['images'], 'image')} that all runs scored{left_out if result['left_out'] else ''}.",
         table(["place", "run", *titles.values()], runs),
         "## Differences",
         "First minus second, with the paired 95 % interval (DeLong). Pairs are not corrected for their "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from featdistill.command_line import UserError, one_of
+from featdistill.command_line import UserError, counted, one_of
 from featdistill.evaluation.metrics import THRESHOLD, headline
 from featdistill.evaluation.splits import label_sources
 from featdistill.records.labels import label_rows
@@ -251,7 +251,7 @@ def _notes(result: dict) -> list[str]:
     mean = result["mean"]
     notes = [
         f"accuracies at {result['threshold']}; each set against its own real images, shared ones in each of "
-        f"their sets; {result['images']:,} images"
+        f"their sets; {counted(result['images'], 'image')}"
     ]
     reasons = dict.fromkeys(row["missing"] for row in result["sets"] if row["missing"])
     for reason in reasons:

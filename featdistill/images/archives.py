@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from functools import lru_cache
 
+from featdistill.command_line import counted
 from featdistill.images.archive_index import VERSION, Entry, Index, name_fault, normalized
 from featdistill.images.formats import HEAD_BYTES
 
@@ -195,7 +196,7 @@ def _list_tar(path: str) -> Index:
         except (*_TAR_ERRORS, OSError) as error:
             damage = " ".join(str(error).split()) or type(error).__name__
         if damage:
-            damage = f"the archive is damaged or truncated after {len(entries)} members ({damage})"
+            damage = f"the archive is damaged or truncated after {counted(len(entries), 'member')} ({damage})"
     return Index.build(entries, damage)
 
 

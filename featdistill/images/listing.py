@@ -78,7 +78,7 @@ def is_system_file(path: str) -> bool:
 def ignored_note(ignored: list[str]) -> str:
     """Return the line that says how many hidden and system files were left out."""
     example = printable(ignored[0])
-    return f"note: {len(ignored)} hidden or system files and folders are ignored, such as {example}"
+    return f"note: hidden or system files and folders ignored: {len(ignored)}, such as {example}"
 
 
 def printable(name: str) -> str:

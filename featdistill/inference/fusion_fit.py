@@ -14,6 +14,7 @@ one side counts as a poor one, whatever its AUC.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -27,7 +28,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 
 from featdistill import __version__, atomic
-from featdistill.command_line import UserError
+from featdistill.command_line import UserError, counted
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.evaluation.splits import label_sources
 from featdistill.inference.fusion import FORMAT_VERSION, METHODS, Fusion, logits_of, probabilities
@@ -204,8 +205,8 @@ def assign_folds(rows: Labeled, folds: int, seed: int) -> np.ndarray:
         groups = len(set(rows.group[rows.label == label]))
         if groups < folds:
             raise UserError(
-                f"label {label} is in {groups} groups of the labeled rows, too few for --folds {folds}; "
-                "use more rows, or fewer folds"
+                f"label {label} is in {counted(groups, 'group')} of the labeled rows, too few for --folds "
+                f"{folds}; use more rows, or fewer folds"
             )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     fold = np.empty(len(rows.label), dtype=np.int64)
@@ -231,6 +232,8 @@ def read_labeled(
         UserError: the number of label files does not fit, the files have different experts, a column does not
             hold probabilities, or a name has no label.
     """
+    if len({os.path.realpath(path) for path in predictions}) < len(predictions):
+        raise UserError("a predictions file is named twice: its rows would count twice")
     parts, files = [], []
     for path, source in zip(predictions, label_sources(predictions, label_files), strict=True):
         part = labels.labeled(path, source)
@@ -246,7 +249,7 @@ def read_labeled(
         files.append(used | {"experts": (read_sidecar(path) or {}).get("experts")})
     names = parts[0].attrs["experts"]
     if len(names) < 2:
-        raise UserError(f"{predictions[0]} has columns of {len(names)} experts; a fit needs two")
+        raise UserError(f"{predictions[0]} has columns of {counted(len(names), 'expert')}; a fit needs two")
     rows = pd.concat(parts, ignore_index=True)
     # A row without a group is its own group, as in a hold-out.
     group = rows["group"].where(rows["group"] != "", "name:" + rows["name"])

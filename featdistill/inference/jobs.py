@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from featdistill import command_line
-from featdistill.command_line import UserError
+from featdistill.command_line import UserError, counted
 from featdistill.images.archives import ARCHIVE_SUFFIXES, COMPRESSED_TAR_SUFFIXES
 from featdistill.images.formats import IMAGE_SUFFIXES
 from featdistill.images.listing import absolute, ignored_note, image_files, list_folder, printable
@@ -43,7 +43,7 @@ def run(args: Namespace, processes: Processes) -> int:
     if processes.is_main:
         several = f", {processes.world} processes" if processes.world > 1 else ""
         where = f"{predictor.device} in {predictor.precision}{several}"
-        _log.info("%d experts on %s: %s", len(predictor.names), where, ", ".join(predictor.names))
+        _log.info("%s on %s: %s", counted(len(predictor.names), "expert"), where, ", ".join(predictor.names))
     jobs = processes.on_main(lambda: _plan(args, folders))
     return max(predict(predictor, manifest, out, processes) for manifest, out in jobs)
 
@@ -175,7 +175,7 @@ def _write(predictor: Predictor, rows: pd.DataFrame, partial: PartialScores) -> 
     predictions.write_predictions(partial.out, names[good].tolist(), fused, single, partial.sidecar, errors)
     partial.remove()
     mean = f", mean P(AI) {fused.mean():.3f}" if len(fused) else ""
-    return _report(partial.out, f"{len(fused)} images scored{mean}")
+    return _report(partial.out, f"{counted(len(fused), 'image')} scored{mean}")
 
 
 def _report(out: Path, what: str) -> int:

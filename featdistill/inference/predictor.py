@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from featdistill.command_line import UserError
+from featdistill.command_line import MAX_WORKERS, UserError
 from featdistill.data.loading import ScoreDataset
 from featdistill.data.views import PLAIN, View, parse_tta
 from featdistill.inference import compute
@@ -181,8 +181,8 @@ def load_ensemble(
     """
     if not experts and not released:
         raise UserError("no experts are given; name their folders with --experts, or use --released DIR")
-    if workers is not None and workers < 0:
-        raise UserError("--workers must be at least 0")
+    if workers is not None and not 0 <= workers <= MAX_WORKERS:
+        raise UserError(f"--workers must be from 0 to {MAX_WORKERS}, not {workers}")
     chosen = compute.choose_device(device)
     precision = compute.choose_precision(precision, chosen)
     images_per_batch = _batch_size(str(batch_size), chosen)

@@ -17,6 +17,7 @@ import torch
 from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import prepare
+from featdistill.images.listing import printable
 from featdistill.images.reading import BrokenImage, read_image
 from featdistill.models.expert import Expert, load_expert, read_card
 from featdistill.models.masking import PatchMasking, fill_patches, texture_scores
@@ -89,11 +90,11 @@ def explain_file(location: str, folder: str, out: str, options: Masking = TEXTUR
     try:
         image = read_image(location)
     except BrokenImage as error:
-        raise UserError(f"cannot read {location}: {error}") from error
+        raise UserError(f"cannot read {printable(location)}: {error}") from error
     maps = explain(expert, image, options, seed)
     hidden = maps["mask"]
     mask_title = f"{options.mask} masked, {hidden.sum()} of {hidden.size} patches"
-    draw(maps, f"{Path(location).name}, seen by {_name(expert, folder)}", mask_title, out)
+    draw(maps, f"{printable(Path(location).name)}, seen by {_name(expert, folder)}", mask_title, out)
     return f"P(AI) {maps['probability']:.4f}; {maps['map_kind']} -> {out}"
 
 
@@ -147,7 +148,8 @@ def draw(maps: dict[str, Any], title: str, mask_title: str, out: str | Path) -> 
         scale = panel.inset_axes((0.05, -0.05, 0.9, 0.03))
         figure.colorbar(shown, cax=scale, orientation="horizontal", ticks=MaxNLocator(5))
         scale.tick_params(labelsize=7)
-    figure.text(0.006, 0.94, title, fontsize=12, va="center")
+    # A name may hold dollar signs, which would be read as a formula.
+    figure.text(0.006, 0.94, title, fontsize=12, va="center", parse_math=False)
     text = f"P(AI) = {maps['probability']:.3f}"
     figure.text(0.994, 0.94, text, fontsize=12, va="center", ha="right", weight="bold")
     with atomic.replace_file(out) as temporary:

@@ -56,10 +56,10 @@ BACKBONES: dict[str, BackboneSpec] = {
     "tiny_siglip": BackboneSpec("tiny", "siglip"),
     "tiny_student": BackboneSpec("tiny", "student"),
 }
-# By the tag of weights for which timm states no licence, or its default instead of the authors'.
-_LICENCES = {"openai": "MIT", "laion2b_s13b_b90k": "MIT"}
-_LICENCE_NAMES = {"mit": "MIT", "apache-2.0": "Apache-2.0", "dinov3-license": "DINOv3 licence"}
-_LICENCE_NAMES |= {"cc-by-nc-4.0": "CC BY-NC 4.0"}
+# By the tag of weights for which timm states no license, or its default instead of the authors'.
+_LICENSES = {"openai": "MIT", "laion2b_s13b_b90k": "MIT"}
+_LICENSE_NAMES = {"mit": "MIT", "apache-2.0": "Apache-2.0", "dinov3-license": "DINOv3 license"}
+_LICENSE_NAMES |= {"cc-by-nc-4.0": "CC BY-NC 4.0"}
 
 
 def resolve_spec(name: str, input_size: int | None = None, feature: str | None = None) -> BackboneSpec:
@@ -170,7 +170,7 @@ class Facts(NamedTuple):
     tokens: int
     width: int
     stride_px: int
-    licence: str
+    license: str
 
 
 def facts(spec: BackboneSpec) -> Facts:
@@ -182,28 +182,28 @@ def facts(spec: BackboneSpec) -> Facts:
     parameters = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
     count, width = tokens.shape[1:]
     stride = size // round(count**0.5)
-    return Facts(parameters, size, backbone.feature_dim, count, width, stride, _licence(spec))
+    return Facts(parameters, size, backbone.feature_dim, count, width, stride, _license(spec))
 
 
-def _licence(spec: BackboneSpec) -> str:
+def _license(spec: BackboneSpec) -> str:
     if spec.library == "tiny":
         return "no published weights"
     if spec.tag in FILE_WEIGHTS:
-        return FILE_WEIGHTS[spec.tag].licence
+        return FILE_WEIGHTS[spec.tag].license
     stated = None
     if spec.library == "timm":
         import timm
 
         stated = timm.get_pretrained_cfg(spec.full_name).license
-    return _LICENCES.get(spec.tag) or _LICENCE_NAMES.get(stated, stated) or f"not stated by {spec.library}"
+    return _LICENSES.get(spec.tag) or _LICENSE_NAMES.get(stated, stated) or f"not stated by {spec.library}"
 
 
 def facts_table(names: list[str]) -> str:
     """Return the facts of backbones by name as a table."""
-    header = ("name", "params (M)", "input px", "feature", "tokens", "px/token", "licence of the weights")
+    header = ("name", "params (M)", "input px", "feature", "tokens", "px/token", "license of the weights")
     rows = []
     for name in names:
         row = facts(resolve_spec(name))
         sizes = (f"{row.parameters:.1f}", str(row.input_px), str(row.feature))
-        rows.append((name, *sizes, f"{row.tokens} x {row.width}", str(row.stride_px), row.licence))
+        rows.append((name, *sizes, f"{row.tokens} x {row.width}", str(row.stride_px), row.license))
     return table(header, rows)

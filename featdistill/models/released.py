@@ -31,7 +31,7 @@ from featdistill.models.released_files import ReleasedFile, ReleasedTensors
 
 _log = logging.getLogger(__name__)
 
-_LICENCE = "The authors gave no licence with these weights."
+_LICENSE = "The authors gave no license with these weights."
 # Of the release: dropout before the last layer of the head.
 _HEAD_DROPOUT = 0.3
 # Sizes of transformers' ViT-L/14 and So400M/14 towers and of timm's models of those names.
@@ -194,12 +194,12 @@ def convert(folder: str | Path, out: str | Path) -> None:
     released_files.verify(missing.values())
     for name, file in files.items():
         if name in missing:
-            released = {"file": file.path.name, "sha256": file.sha256, "licence": _LICENCE}
+            released = {"file": file.path.name, "sha256": file.sha256, "licence": _LICENSE}
             save_expert(read_file(file), Path(out) / name, {"released": released})
         _log.info(
             f"{Path(out) / name}: {'written' if name in missing else 'already up to date'}, from {file.path}"
         )
-    _log.info(_LICENCE)
+    _log.info(_LICENSE)
 
 
 def _is_made_from(target: Path, file: ReleasedFile) -> bool:

@@ -191,7 +191,7 @@ def build_timm(spec: BackboneSpec, weights: str) -> Backbone:
     elif file_weights:
         raise UserError(
             f"the weights '{spec.tag}' cannot be downloaded by name: get {file_weights.source} "
-            f"(licence {file_weights.licence}) and pass the file with --weights FILE"
+            f"(license {file_weights.license}) and pass the file with --weights FILE"
         )
     else:
         model = from_hub(name, lambda: timm.create_model(name, pretrained=True, **options))

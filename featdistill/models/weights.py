@@ -12,7 +12,7 @@ class FileWeights(NamedTuple):
     """Published weights that neither library downloads, and the normalization they were trained with."""
 
     source: str
-    licence: str
+    license: str
     encoder: str  # prefix of the image encoder's keys
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

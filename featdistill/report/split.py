@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from featdistill.command_line import counted
 from featdistill.evaluation.metrics import ACCURACIES, THRESHOLD, one_class, parts_of, roc_curve, tpr_at_fpr
 from featdistill.evaluation.splits import Split
 from featdistill.report import charts
@@ -127,7 +128,7 @@ def _metric_rows(metrics: dict) -> list[list[str]]:
         if within and key in _CURVES:
             row = within[key]
             value, title = with_interval(row["auc"], row["low"], row["high"]), f"{title} within strata"
-            meaning = f"the same over {integer(row['pairs'])} pairs of images alike in {within['column']}"
+            meaning = f"the same over {counted(row['pairs'], 'pair')} of images alike in {within['column']}"
             rows.append([title, value, integer(row["images"]), row.get("content"), meaning])
     if "threshold" in metrics:
         at = metrics["threshold"]
@@ -201,7 +202,10 @@ def _histogram(element_id: str, split: Split) -> Chart:
             f"{element_id}-scores", "Scores of real and AI-generated images", edges, shares
         ),
         ("Images by score", ["score", *(titles[color] for color in counts)], rows),
-        legend=[(color, f"{titles[color]}, {count.sum():,} images") for color, count in counts.items()],
+        legend=[
+            (color, f"{titles[color]}, {counted(int(count.sum()), 'image')}")
+            for color, count in counts.items()
+        ],
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featdistill import atomic
-from featdistill.command_line import UserError
+from featdistill.command_line import UserError, counted
 from featdistill.data.loading import Broken, load_image
 from featdistill.data.preprocessing import InputKey, fit
 from featdistill.data.views import PLAIN, View, cut_view, cut_views
@@ -153,7 +153,7 @@ def run(args: Namespace) -> int:
         _log.info("%s: finished; nothing to do", out)
     else:
         where = f"{predictor.device} in {made_by['precision']}"
-        count = f"{len(sample.rows):,} images in {len(cells)} cells"
+        count = f"{counted(len(sample.rows), 'image')} in {counted(len(cells), 'cell')}"
         _log.info("%s on %s: %s", count, where, ", ".join(predictor.sources))
         result = _sweep(predictor, sample, cells, out, made_by, left_out)
     print(sweep_tables.summary(result), end="")

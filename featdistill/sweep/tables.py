@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from featdistill.command_line import counted
 from featdistill.text_tables import number, table, with_interval
 
 # Of a cell: its AUC and how far that is below the AUC of the undistorted images, with their intervals.
@@ -65,8 +66,8 @@ def _headline(result: dict[str, Any]) -> list[str]:
     at = result["made_by"]["sweep"]["distort_at"]
     size = "their stored size" if at == "native" else "the input size"
     text = (
-        f"{result['images']:,} images ({result['real']:,} real, {result['ai']:,} AI-generated) in "
-        f"{len(result['cells'])} cells, distorted at {size}."
+        f"{counted(result['images'], 'image')} ({result['real']:,} real, {result['ai']:,} AI-generated) in "
+        f"{counted(len(result['cells']), 'cell')}, distorted at {size}."
     )
     return [text + (f" Left out: {reasons}." if reasons else ""), table(["", "AUC [95 %]"], rows)]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from featdistill import atomic
 from featdistill.command_line import UserError
+from featdistill.images.listing import printable
 
 # Panels with titles of their own, in this order, by the key in `metrics.jsonl`; losses come first.
 PANELS = {
@@ -100,7 +101,9 @@ def draw(runs: dict[str, Curves], out: str | Path) -> None:
         marker = {"marker": "o", "markersize": 3} if points <= 30 else {}
         for (name, curves), (color, style) in zip(runs.items(), cycle(styles), strict=False):
             steps, values = curves.get(key, ([], []))
-            panel.plot(steps, values, color=color, linestyle=style, linewidth=1.4, label=name, **marker)
+            panel.plot(
+                steps, values, color=color, linestyle=style, linewidth=1.4, label=printable(name), **marker
+            )
         panel.set_title(PANELS.get(key, key.replace("_", " ")), fontsize=10, loc="left")
         panel.set_xlim(0, last_step * 1.02)
         panel.set_ylim(bottom=0 if key in _FROM_ZERO else None, top=1 if key == "data_wait" else None)
@@ -111,9 +114,12 @@ def draw(runs: dict[str, Curves], out: str | Path) -> None:
             panel.yaxis.set_major_formatter("{x:.1e}")
     for panel in panels[max(0, len(keys) - _COLUMNS) : len(keys)]:
         panel.set_xlabel("optimizer step", fontsize=8)
-    figure.legend(
+    legend = figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=_COLUMNS, frameon=False
     )
+    for text in legend.get_texts():
+        # A name may hold dollar signs, which would be read as a formula.
+        text.set_parse_math(False)
     with atomic.replace_file(out) as temporary:
         # Without matplotlib's version in the file, its bytes depend on the curves alone.
         figure.savefig(temporary, format="png", metadata={"Software": None})

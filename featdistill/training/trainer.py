@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor, nn
 
-from featdistill.command_line import UserError, progress
+from featdistill.command_line import UserError, counted, progress
 from featdistill.data.loading import make_loader
 from featdistill.data.mixed_sizes import batch_pieces
 from featdistill.data.sampling import TrainBatches
@@ -138,7 +138,7 @@ class Trainer:
         """Log how many images could not be read, and return the exit status."""
         count = len(self.run.unreadable())
         if count:
-            _log.info(f"{count} images could not be read; all of them are in {self.run.unreadable_csv}")
+            _log.info(f"{counted(count, 'image')} could not be read, listed in {self.run.unreadable_csv}")
         return 1 if count else 0
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:

@@ -49,9 +49,9 @@ def test_where_an_image_has_no_amplitude_its_phase_is_0():
     """A flat image has none but in its mean; rounding alone would give it phases by chance."""
     other = smooth_picture(4, 48, 48)
     lent = np.abs(np.fft.fft2(other, axes=(0, 1)))
-    for grey in (0, 37, 255):
-        flat = np.full((48, 48, 3), grey, np.uint8)
+    for gray in (0, 37, 255):
+        flat = np.full((48, 48, 3), gray, np.uint8)
         amplitude = 0.3 * lent
-        amplitude[0, 0] += 0.7 * 48 * 48 * grey
+        amplitude[0, 0] += 0.7 * 48 * 48 * gray
         expected = np.clip(np.fft.ifft2(amplitude, axes=(0, 1)).real, 0, 255)
         np.testing.assert_allclose(mix_amplitudes(flat, other, 0.3), expected, rtol=0, atol=0.51)

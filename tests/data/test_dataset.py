@@ -8,7 +8,7 @@ import torch
 from conftest import smooth_picture
 from PIL import Image
 
-from data_prep import equalize as equalise_command
+from data_prep import equalize as equalize_command
 from featdistill.command_line import UserError
 from featdistill.data.amplitude_mixup import mix_amplitudes
 from featdistill.data.loading import Broken, ScoreDataset, collate, make_loader
@@ -340,9 +340,9 @@ def test_an_image_too_small_to_be_distorted_is_broken_and_the_others_go_on(make_
     assert "too small" in batch["broken"][0].reason
 
 
-def test_equalised_images_are_those_of_the_equalised_copy(make_set, tmp_path):
+def test_equalized_images_are_those_of_the_equalized_copy(make_set, tmp_path):
     manifest = make_set("train", 6)
-    assert equalise_command.main([str(manifest), "--out", str(tmp_path / "equal"), "--workers", "1"]) == 0
+    assert equalize_command.main([str(manifest), "--out", str(tmp_path / "equal"), "--workers", "1"]) == 0
     settings = read_settings(tmp_path / "equal" / "equalise.json")
     policy = DistortionPolicy(probability=0)
     on_the_fly = make_train(manifest, policy=policy, equalization=settings)

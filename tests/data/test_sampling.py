@@ -49,7 +49,7 @@ def test_a_resumed_stream_is_the_rest_of_the_whole_one():
 
 
 def test_batches_that_cannot_be_made_are_an_error():
-    with pytest.raises(UserError, match="fewer than one batch of 8"):
+    with pytest.raises(UserError, match="fewer than a batch of 8"):
         TrainBatches(7, 8, 1, 0)
     with pytest.raises(UserError, match="is not a multiple of 3 processes"):
         TrainBatches(70, 8, 1, 0, world=3)

@@ -292,7 +292,7 @@ def test_a_name_cannot_break_a_table():
         (["--near-duplicates", "-1"], "argument --near-duplicates: must be from 0 to 10"),
         (["--limit", "0"], "argument --limit: must be 1 or more"),
         (["--seed", "-1"], "argument --seed: must be 0 or more"),
-        (["--workers", "0"], "argument --workers: must be 1 or more"),
+        (["--workers", "0"], "argument --workers: must be from 1 to 256"),
     ],
 )
 def test_a_flag_that_makes_no_sense_is_an_error(clean, tmp_path, flags, message):

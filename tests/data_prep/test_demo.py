@@ -186,7 +186,7 @@ def test_file_size_and_picture_statistics_do_not_tell_the_classes(sample):
     assert 0.35 < roc_auc_score(labels, scores) < 0.65
 
 
-def test_only_camera_pictures_carry_the_trace_of_a_colour_mosaic(sample):
+def test_only_camera_pictures_carry_the_trace_of_a_color_mosaic(sample):
     real = [mosaic_trace(decode(image.data)) for image in sample if image.label == 0]
     ai = [mosaic_trace(decode(image.data)) for image in sample if image.label == 1]
     assert min(real) > 0.04 and np.mean(real) > 0.2
@@ -194,7 +194,7 @@ def test_only_camera_pictures_carry_the_trace_of_a_colour_mosaic(sample):
 
 
 @pytest.mark.parametrize("edge_aware", [False, True])
-def test_demosaicing_a_uniform_surface_gives_its_colour_back(edge_aware):
+def test_demosaicing_a_uniform_surface_gives_its_color_back(edge_aware):
     surface = np.tile(np.float32([0.9, 0.5, 0.1]), (16, 16, 1))
     restored = demo_camera.demosaic(demo_camera.mosaic(surface), edge_aware)
     np.testing.assert_allclose(restored, surface, atol=1e-4)

@@ -452,7 +452,7 @@ def test_a_damaged_note_is_said(server, tmp_path, content):
         (["ntire-val", "ditfake", "--out", "x", "--repo", "a/b"], "one data set at a time"),
         (["ntire-val", "ditfake", "--out", "x", "--revision", "main"], "one data set at a time"),
         (["ntire-val", "--out", "x", "--repo", "a"], "must be OWNER/ID, not a"),
-        (["ntire-val", "--out", "x", "--workers", "0"], "argument --workers: must be 1 or more"),
+        (["ntire-val", "--out", "x", "--workers", "0"], "argument --workers: must be from 1 to 256"),
     ],
 )
 def test_wrong_command_lines_are_refused_without_the_network(arguments, message):

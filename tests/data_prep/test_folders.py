@@ -141,7 +141,7 @@ def test_equal_files_are_kept_once_the_first_by_path(tmp_path, capsys):
         },
     )
     assert rows_of(root).index.tolist() == ["a/0_real/1.png", "b/0_real/3.png", "b/1_fake/1.png"]
-    assert "note: 2 images are byte-for-byte copies of others" in capsys.readouterr().out
+    assert "note: 2 byte-for-byte copies of other images" in capsys.readouterr().out
 
 
 def test_equal_files_with_two_labels_are_an_error_that_names_both(tmp_path):

@@ -38,11 +38,11 @@ def expert_folder(tmp_path_factory) -> Path:
     expert = create_expert("tiny_clip", "random", input_size=48, resize="crop", head_hidden=8)
     images = torch.stack([prepare(read_image(path), 48, "crop") for path in rows["image"]])
     labels = torch.tensor(rows["label"].tolist(), dtype=torch.float32)
-    optimiser = torch.optim.AdamW(expert.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(expert.parameters(), lr=2e-3)
     for _ in range(12):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.binary_cross_entropy_with_logits(expert(images), labels).backward()
-        optimiser.step()
+        optimizer.step()
     save_expert(expert.eval(), root / "expert")
     return root / "expert"
 

@@ -335,7 +335,7 @@ def test_verify_leaves_unreadable_images_out_and_lists_them(root, tmp_path, caps
     names = set(read_manifest(tmp_path / "out" / "val.csv")["name"])
     assert len(names) == IMAGES["val"] - 2 and not names & set(errors["name"])
     assert not (tmp_path / "out" / "toy.errors.csv").exists()
-    assert "2 unreadable images are left out" in capsys.readouterr().out
+    assert "2 unreadable images left out" in capsys.readouterr().out
 
     write_zip(root / "val_images.zip", official_files()["val_images"])
     image_io._open_archive.cache_clear()
@@ -440,9 +440,12 @@ FAILURES = {
     "no images": (no_images, "val_images.zip holds no images"),
     "an image missing": (
         without_image,
-        rf"val_labels\.csv names {VAL[0]}\.jpg, which does not exist; 1 images are missing",
+        rf"val_labels\.csv names {VAL[0]}\.jpg, which does not exist; 1 image missing",
     ),
-    "a label missing": (without_label, rf"{VAL[-1]}\.jpg has no label in .*val_labels\.csv .*; 1 images"),
+    "a label missing": (
+        without_label,
+        rf"{VAL[-1]}\.jpg has no label in .*val_labels\.csv .*; 1 image without one",
+    ),
     "a label of 2": (relabel(f"{VAL[3]}.jpg,1", f"{VAL[3]}.jpg,2"), rf"row 4 \({VAL[3]}.jpg\): label is '2'"),
     "a label left out": (
         relabel(f"{VAL[3]}.jpg,1", f"{VAL[3]}.jpg,"),
@@ -492,7 +495,7 @@ def test_wrong_data_end_in_an_error_that_names_them_and_nothing_is_written(root,
         (("--holdout", "1.5"), "argument --holdout: must be between 0 and 1"),
         (("--holdout", "0.0001"), "leaves one side empty"),
         (("--extra", "nowhere.csv"), "cannot read nowhere.csv"),
-        (("--verify", "--workers", "0"), "argument --workers: must be 1 or more"),
+        (("--verify", "--workers", "0"), "argument --workers: must be from 1 to 256"),
         (("--hold", "0.1"), "unknown argument --hold"),
     ],
 )
@@ -528,7 +531,7 @@ def test_a_member_that_cannot_be_used_is_listed_and_the_others_are_written(root,
     assert prepare(root, tmp_path / "after", "--splits", "val") == 1
     errors = (tmp_path / "after" / "val.errors.csv").read_text().splitlines()
     assert len(errors) == 2 and reason in errors[1]
-    assert "1 unreadable images are left out" in capsys.readouterr().out
+    assert "1 unreadable image left out" in capsys.readouterr().out
     before, after = (set(read_manifest(tmp_path / out / "val.csv")["name"]) for out in ("before", "after"))
     assert after == before - {errors[1].split(",")[0]}
     assert len(before - after) == (1 if case == "an encrypted member" else 0)

@@ -34,7 +34,7 @@ def test_ditfake_keeps_the_photographs_that_repeat_once(tmp_path, capsys, kind):
     assert rows.loc[f"test1/{SD3}/1_fake/2.png", "group"] == real.loc[f"test1/{FLUX}/0_real/2.png", "group"]
     assert set(rows["source"]) == {"ditfake"} and set(rows["licence"]) == {UNKNOWN}
     shown = capsys.readouterr()
-    assert "note: 6 images are byte-for-byte copies of others" in shown.out
+    assert "note: 6 byte-for-byte copies of other images" in shown.out
     assert "warning: 9 real images found, 15000 published" in shown.err
     assert f"warning: 3 AI images of {FLUX} found, 5000 published" in shown.err
 

@@ -221,7 +221,7 @@ def test_every_help_says_where_the_data_come_from_and_under_what_terms(module, c
     [
         (["--limit", "0"], "argument --limit: must be 1 or more, not 0"),
         (["--holdout", "1"], "argument --holdout: must be between 0 and 1, not 1"),
-        (["--workers", "0"], "argument --workers: must be 1 or more"),
+        (["--workers", "0"], "argument --workers: must be from 1 to 256"),
         (["--out", "m.txt"], "argument --out: m.txt must be the name of a .csv file"),
         (["--root", "nowhere"], "argument --root: nowhere does not exist"),
         (["--limt", "3"], "unknown argument --limt .did you mean --limit"),

@@ -41,8 +41,8 @@ def test_shards_of_every_spelling_are_found(tmp_path, capsys):
     (root / "shard_5.tar.gz").write_bytes(b"x")
     assert prepare(root, tmp_path / "out") == [f"{n}_{i}.jpg" for n in range(5) for i in range(4)]
     out = capsys.readouterr().out
-    assert "note: 2 archives are ignored (extra.zip, shard_5.tar.gz)" in out
-    assert "note: 1 hidden or system files and folders are ignored" in out
+    assert "note: 2 archives ignored (extra.zip, shard_5.tar.gz)" in out
+    assert "note: hidden or system files and folders ignored: 1," in out
 
 
 @pytest.mark.parametrize("copy", ["shard_0 (1).zip", "shard_0 (12).ZIP", "shard_00.zip", "shard_0 copy.zip"])
@@ -76,7 +76,7 @@ def test_what_a_desktop_left_in_folders_and_archives_is_not_data(tmp_path, capsy
     for name in ("tree", "x.zip", "x.tar"):
         assert aigcdetect.main(["--root", str(tmp_path / name), "--out", str(tmp_path / "out.csv")]) == 0
         assert read_manifest(tmp_path / "out.csv")["label"].tolist() == [0, 1]
-        assert "hidden or system files and folders are ignored" in capsys.readouterr().out
+        assert "hidden or system files and folders ignored" in capsys.readouterr().out
 
 
 def test_images_of_unsupported_kinds_and_with_odd_names_are_listed_or_used(tmp_path):

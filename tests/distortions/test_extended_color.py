@@ -47,7 +47,7 @@ def test_linear_light_and_back_is_the_identity():
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_cast_tints_grey_by_its_share_in_the_drawn_hue(level):
+def test_a_cast_tints_gray_by_its_share_in_the_drawn_hue(level):
     share, hues = OPERATIONS["color_cast"].scales[level - 1], []
     for seed in range(12):
         tint = gains("color_cast", level, seed)
@@ -61,7 +61,7 @@ def test_a_cast_tints_grey_by_its_share_in_the_drawn_hue(level):
     assert np.ptp(hues) > np.pi
 
 
-def test_a_cast_keeps_the_luminance_of_grey():
+def test_a_cast_keeps_the_luminance_of_gray():
     for level in LEVELS:
         for seed in range(8):
             assert LUMINANCE @ gains("color_cast", level, seed) == pytest.approx(1, abs=0.015)

@@ -267,7 +267,7 @@ def test_an_unreadable_image_is_named_and_left_out(manifest, tmp_path):
         (("--size", "square", "64", "64"), "a side of 16 px or more"),
         (("--quality-range", "95", "75"), "--quality-range needs the lower quality first"),
         (("--quality-range", "0", "75"), "argument --quality-range: must be from 1 to 100"),
-        (("--workers", "0"), "argument --workers: must be 1 or more"),
+        (("--workers", "0"), "argument --workers: must be from 1 to 256"),
     ],
 )
 def test_flags_that_make_no_sense_are_one_clear_error(manifest, tmp_path, flags, message):

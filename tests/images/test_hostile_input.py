@@ -49,7 +49,7 @@ def test_of_an_animated_gif_the_first_frame_counts():
 
 
 @pytest.mark.filterwarnings("error")
-def test_alpha_in_a_palette_and_beside_grey_is_dropped():
+def test_alpha_in_a_palette_and_beside_gray_is_dropped():
     palette = Image.fromarray(FIRST).quantize(8)
     data = encode(palette, "PNG", transparency=bytes([0, 128, 255, 0]))
     assert Image.open(io.BytesIO(data)).info["transparency"]
@@ -107,7 +107,7 @@ def test_16_bit_color_is_cut_to_its_upper_8_bits():
     assert np.array_equal(decode(data.tobytes()), (samples >> 8).astype(np.uint8))
 
 
-def test_32_bit_grey_is_scaled_by_what_it_holds():
+def test_32_bit_gray_is_scaled_by_what_it_holds():
     ramp = np.linspace(0, 1, 24 * 40).reshape(24, 40)
     for samples, expected in (
         (ramp.astype(np.float32), np.rint(ramp * 255)),

@@ -64,7 +64,7 @@ def test_simplejpeg_and_pillow_give_equal_pixels(subsampling, progressive, quali
     assert np.array_equal(image_io.decode(data), by_pillow(data))
 
 
-def test_a_grey_jpeg_and_one_stored_as_rgb_give_pillows_pixels():
+def test_a_gray_jpeg_and_one_stored_as_rgb_give_pillows_pixels():
     gray = encode(Image.fromarray(pixels()).convert("L"))
     assert np.array_equal(image_io.decode(gray), by_pillow(gray))
     assert (np.ptp(image_io.decode(gray), axis=2) == 0).all()
@@ -118,7 +118,7 @@ def test_a_cmyk_jpeg_has_the_colors_of_its_rgb_picture():
 
 
 @pytest.mark.parametrize("top", [65535, 4000, 200])
-def test_16_bit_grey_is_scaled_by_its_own_range_whatever_it_holds(top):
+def test_16_bit_gray_is_scaled_by_its_own_range_whatever_it_holds(top):
     gray = np.linspace(0, top, 24 * 40).reshape(24, 40).astype(np.uint16)
     for data in (encode(gray, "PNG"), encode(gray, "TIFF")):
         found = image_io.decode(data)

@@ -74,7 +74,7 @@ def test_system_files_are_ignored_in_folders_and_counted(tmp_path):
     found = listing.list_folder(tmp_path)
     assert found.files == ["a.jpg", "x/b.jpg"]
     assert len(found.ignored) == len(SYSTEM_FILES)
-    assert listing.ignored_note(found.ignored).startswith(f"note: {len(SYSTEM_FILES)} hidden or system files")
+    assert listing.ignored_note(found.ignored).endswith(f" ignored: {len(SYSTEM_FILES)}, such as #recycle")
     assert all(map(listing.is_system_file, SYSTEM_FILES))
     assert not any(map(listing.is_system_file, ("a/../b.jpg", "./a.jpg", "icon.jpg", "eaDir/a.jpg")))
 

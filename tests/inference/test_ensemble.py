@@ -59,7 +59,7 @@ def test_scores_are_those_of_each_expert_on_its_own_batches(make_set, experts):
     assert np.array_equal(some[1].logits, found[0].logits)
 
 
-def test_what_an_image_scores_does_not_depend_on_whether_its_neighbours_can_be_read(make_set, experts):
+def test_what_an_image_scores_does_not_depend_on_whether_its_neighbors_can_be_read(make_set, experts):
     manifest = make_set("val", 9)
     rows = read_manifest(manifest)
     whole = logits_of(score(experts, rows, batch_size=4))
@@ -133,10 +133,10 @@ def test_each_crop_of_five_shows_its_own_corner():
         assert all(cut.shape == (3, 32, 32) and cut.dtype == np.uint8 for cut in cuts)
         for place, (row, column) in enumerate([(s, t) for s in (1, 30) for t in (1, 30)]):
             assert cuts[place][place % 3, row, column] > 100 and cuts[4][:, row, column].max() < 20
-    # Corners together show all of the shorter side, the centre alone 7 / 8 of it.
+    # Corners together show all of the shorter side, the center alone 7 / 8 of it.
     ramp = np.repeat(np.arange(224, dtype=np.uint8)[:, None, None], 224, 1).repeat(3, 2)
-    top, centre = (cut_view(ramp, 224, "shorter", view=corners[place])[0, :, 0].numpy() for place in (0, 4))
-    assert top[0] == 0 and abs(int(top[-1]) - 195) <= 1 and abs(int(centre[0]) - 14) <= 1
+    top, center = (cut_view(ramp, 224, "shorter", view=corners[place])[0, :, 0].numpy() for place in (0, 4))
+    assert top[0] == 0 and abs(int(top[-1]) - 195) <= 1 and abs(int(center[0]) - 14) <= 1
 
 
 def test_scales_show_more_or_less_of_the_image_and_reflect_what_lies_beyond():

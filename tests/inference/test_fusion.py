@@ -445,10 +445,11 @@ def test_input_that_cannot_be_fitted_is_refused_by_its_path(make_files, tmp_path
     one, _ = make_files("one", experts=("clip",), noise=(1.0,))
     cases = [
         ([path, other], None, "other.csv has the experts clip, dino"),
-        ([one], None, "columns of 1 experts; a fit needs two"),
+        ([one], None, "columns of 1 expert; a fit needs two"),
         ([path], [tmp_path / "absent.csv"], "absent.csv do not exist"),
         ([path], [tmp_path / "other_manifest.csv"], "val.csv: names that are not in"),
         ([path], [manifest] * 2, "2 label files for 1 predictions"),
+        ([path, tmp_path / "." / path.name], None, "named twice: its rows would count twice"),
     ]
     for predictions, labels, message in cases:
         with pytest.raises(UserError, match=message):

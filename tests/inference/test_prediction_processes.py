@@ -64,17 +64,17 @@ def break_image(path: Path, way: int) -> None:
 
 
 def odd_images(folder: Path) -> list[Path]:
-    """Images that look unlike a photograph in colour and can be read all the same."""
+    """Images that look unlike a photograph in color and can be read all the same."""
     picture = Image.fromarray(smooth_picture(0, 44, 40))
     made = {
-        "grey16.png": Image.fromarray(np.arange(40 * 44, dtype=np.uint16).reshape(44, 40) * 30),
+        "gray16.png": Image.fromarray(np.arange(40 * 44, dtype=np.uint16).reshape(44, 40) * 30),
         "cmyk.jpg": picture.convert("CMYK"),
         "palette.gif": picture.convert("P"),
         "alpha.png": picture.convert("RGBA"),
         "black_white.png": picture.convert("1"),
         "strip.png": picture.resize((1, 600)),
         "dot.png": picture.resize((1, 1)),
-        "grey.jpg": picture.convert("L"),
+        "gray.jpg": picture.convert("L"),
     }
     for name, image in made.items():
         image.save(folder / name)
@@ -154,7 +154,7 @@ def test_killed_three_times_and_shared_by_processes_every_image_is_accounted_for
     assert len(set(broken)) == 20 and sorted(name for name, _ in read_errors(out)) == sorted(broken)
     assert all(reason for _, reason in read_errors(out))
     found = read_predictions(out)
-    assert len(found) == COUNT - 20 and {"strip.png", "grey16.png", "cmyk.jpg"} <= set(found["name"])
+    assert len(found) == COUNT - 20 and {"strip.png", "gray16.png", "cmyk.jpg"} <= set(found["name"])
 
 
 def fail_in_process_1(failure) -> list[int | None]:

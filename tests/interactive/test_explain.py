@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import open_clip.transformer
 import pytest
@@ -157,9 +159,9 @@ def test_an_overlay_colors_the_part_of_the_image_behind_each_token(kind):
     found = {"image": np.full((12, 12, 3), 100, np.uint8), "map": values, "map_kind": kind}
     painted = overlay(found).reshape(2, 6, 3, 4, 3).swapaxes(1, 2)
     assert (painted == painted[:, :, :1, :1]).all()
-    colours = painted[:, :, 0, 0].astype(int)
-    assert (colours[1] == colours[0, 1]).all() and (colours[0, 0] != colours[0, 2]).any()
-    red_over_blue = colours[..., 0] - colours[..., 2]
+    colors = painted[:, :, 0, 0].astype(int)
+    assert (colors[1] == colors[0, 1]).all() and (colors[0, 0] != colors[0, 2]).any()
+    red_over_blue = colors[..., 0] - colors[..., 2]
     if kind == LOGIT:
         assert red_over_blue[0, 0] < -50 < 50 < red_over_blue[0, 2] and abs(red_over_blue[1, 0]) < 5
     # What is below stays visible: 0.3 of a step of 100.
@@ -179,6 +181,15 @@ def test_the_command_writes_a_picture_and_the_same_bytes_again(tmp_path, capsys)
     assert width > 3 * height / 1.5 and height > 300
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"$a_$b.png"])
+def test_an_image_may_have_any_name(name, tmp_path, capsys):
+    save_expert(expert_of("tiny_siglip"), tmp_path / "expert")
+    path = tmp_path / os.fsdecode(name)
+    Image.fromarray(smooth_picture(1)).save(path)
+    main(["explain", str(path), "--expert", str(tmp_path / "expert"), "--out", str(tmp_path / "out.png")])
+    assert (tmp_path / "out.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -186,6 +197,7 @@ def test_the_command_writes_a_picture_and_the_same_bytes_again(tmp_path, capsys)
         (["photo.png", "--mask-ratio", "1.5"], "--mask-ratio: must be from 0 to 1, not 1.5"),
         (["photo.png", "--mask", "textur"], "invalid choice: 'textur'"),
         (["photo.png", "--seed", "-1"], "--seed: must be 0 or more, not -1"),
+        (["photo.png", "--out", "out.jpg"], r"--out: must be the name of a \.png file, not out\.jpg"),
     ],
 )
 def test_bad_input_is_one_clear_error(tmp_path, flags, message):
@@ -193,5 +205,5 @@ def test_bad_input_is_one_clear_error(tmp_path, flags, message):
     Image.fromarray(smooth_picture(1)).save(tmp_path / "photo.png")
     flags = [str(tmp_path / flags[0]), *flags[1:], "--expert", str(tmp_path / "expert")]
     with pytest.raises(UserError, match=message):
-        main(["explain", *flags, "--out", str(tmp_path / "out.png")])
+        main(["explain", "--out", str(tmp_path / "out.png"), *flags])
     assert not (tmp_path / "out.png").exists()

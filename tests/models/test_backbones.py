@@ -99,11 +99,11 @@ def test_the_list_shows_dimensions_and_licence_of_every_backbone(capsys):
         "coca_l14": "306.7 224 768 256 x 1024 14 MIT",
         "clip_l14": "304.0 224 768 256 x 1024 14 MIT",
         "siglip_so400m": "428.2 384 1152 729 x 1152 14 Apache-2.0",
-        "dinov3_s": "21.6 256 384 256 x 384 16 DINOv3 licence",
-        "dinov3_b": "85.6 256 768 256 x 768 16 DINOv3 licence",
-        "dinov3_l": "303.1 256 1024 256 x 1024 16 DINOv3 licence",
-        "dinov3_h_plus": "840.5 256 1280 256 x 1280 16 DINOv3 licence",
-        "dinov3_7b": "6716.0 256 4096 256 x 4096 16 DINOv3 licence",
+        "dinov3_s": "21.6 256 384 256 x 384 16 DINOv3 license",
+        "dinov3_b": "85.6 256 768 256 x 768 16 DINOv3 license",
+        "dinov3_l": "303.1 256 1024 256 x 1024 16 DINOv3 license",
+        "dinov3_h_plus": "840.5 256 1280 256 x 1280 16 DINOv3 license",
+        "dinov3_7b": "6716.0 256 4096 256 x 4096 16 DINOv3 license",
         "dinov2_reg_l": "303.2 224 1024 256 x 1024 14 Apache-2.0",
         "siglip2_giant": "1163.7 384 1536 576 x 1536 16 Apache-2.0",
         "metaclip2_giant": "1845.7 378 1280 729 x 1664 14 CC BY-NC 4.0",
@@ -268,7 +268,7 @@ def test_an_input_size_that_does_not_fit_is_named(name, size, message):
         build(resolve_spec(name, size))
 
 
-def test_an_open_clip_expert_keeps_its_normalisation_and_activation_when_it_is_loaded():
+def test_an_open_clip_expert_keeps_its_normalization_and_activation_when_it_is_loaded():
     """They are facts of the weights' tag, and must not depend on the weights being downloaded."""
     with torch.device("meta"):
         plain = build(resolve_spec("open_clip:ViT-B-32"))

@@ -156,7 +156,7 @@ def test_draws_are_uniform_and_differ_by_seed_epoch_index_and_place():
     counts = torch.histc(found.float(), bins=16, min=0, max=1)
     assert (counts / counts.mean() - 1).abs().max() < 0.08
     assert found.unique().numel() > 0.9999 * found.numel()
-    # Neither neighbouring images nor neighbouring places go together.
+    # Neither neighboring images nor neighboring places go together.
     for one, other in ((found[1:], found[:-1]), (found[:, 1:], found[:, :-1])):
         assert abs(np.corrcoef(one.flatten(), other.flatten())[0, 1]) < 0.02
     for seed, epoch in ((4, 0), (3, 1)):
@@ -214,18 +214,18 @@ def test_chance_does_not_tell_the_classes_apart(expert):
     assert share == pytest.approx([0.25, 0.25], abs=0.02)
 
 
-def test_pixels_are_painted_with_the_mean_colour_exactly_where_the_mask_is():
+def test_pixels_are_painted_with_the_mean_color_exactly_where_the_mask_is():
     torch.manual_seed(0)
     tiny = create_expert("tiny_clip", "random", input_size=32)
     masking, images = masking_of(tiny, "texture"), random_images(3, 32)
     painted, keep = masking(batch_of(images))
     mask = masking.mask(images)
     assert keep is None and painted.dtype == torch.uint8
-    grey = torch.tensor(CLIP_GRAY, dtype=torch.uint8)
+    gray = torch.tensor(CLIP_GRAY, dtype=torch.uint8)
     for image in range(3):
         for place in range(4):
             part = (slice(None), *(slice(16 * side, 16 * side + 16) for side in divmod(place, 2)))
-            expected = grey[:, None, None].expand(3, 16, 16) if mask[image, place] else images[image][part]
+            expected = gray[:, None, None].expand(3, 16, 16) if mask[image, place] else images[image][part]
             assert torch.equal(painted[image][part], expected)
 
 

@@ -209,12 +209,12 @@ def test_released_experts_are_converted_once_and_load_as_they_were_read(tmp_path
     for name, expert in read_released(folder).items():
         card = read_card(out / name)
         assert card["released"]["file"] == f"{name}.pth" and card["released"]["sha256"] == hashes[name]
-        assert "no licence" in card["released"]["licence"]
+        assert "no license" in card["released"]["licence"]
         size = expert.preprocessing.size
         loaded = load_expert(out / name)
         with torch.inference_mode():
             assert torch.equal(loaded(images[..., :size, :size]), expert(images[..., :size, :size]))
-    assert "no licence" in capsys.readouterr().out
+    assert "no license" in capsys.readouterr().out
     # Made of another file, one is made anew, and the other, whose file has not changed, is not read.
     before = {path: path.stat().st_ino for path in out.glob("*/*")}
     torch.save(random_weights(clip_shapes(depth=1)), folder / "Expert_clip.pth")

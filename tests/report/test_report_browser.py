@@ -26,8 +26,8 @@ FAINT = """() => {
     const cell = node.matches('svg g > text') && node.previousElementSibling;
     if (cell) return rgb(getComputedStyle(cell).fill);
     for (let own = node; own; own = own.parentElement) {
-      const colour = rgb(getComputedStyle(own).backgroundColor);
-      if (colour.length < 4 || colour[3] > 0) return colour;
+      const color = rgb(getComputedStyle(own).backgroundColor);
+      if (color.length < 4 || color[3] > 0) return color;
     }
   };
   const found = [];

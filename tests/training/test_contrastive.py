@@ -45,7 +45,7 @@ def test_info_nce_equals_its_formula():
     assert found.item() == pytest.approx(np.mean(losses), rel=1e-9)
 
 
-def test_the_module_projects_and_normalises_both_sides():
+def test_the_module_projects_and_normalizes_both_sides():
     crd = contrast(crd_temperature=0.2)
     crd.teacher_projection.weight.data.mul_(2).add_(0.3)
     crd.queue.enqueue(unit(5, 9), torch.arange(100, 105), torch.zeros(5))

@@ -35,7 +35,7 @@ def test_unreadable_images_of_both_sets_are_listed_and_counted_and_the_status_is
     arguments = [*SMALL, "--train", str(manifest), "--val", str(val), "--out", str(run)]
     assert train.main(arguments) == 1
     out = capsys.readouterr().out
-    assert f"5 images could not be read; all of them are in {run / 'unreadable.csv'}" in out.splitlines()[-1]
+    assert f"5 images could not be read, listed in {run / 'unreadable.csv'}" in out.splitlines()[-1]
     assert "on 13 images" in out and lines(run)[-1]["holdout_images"] == 13
     listed = (run / "unreadable.csv").read_text().splitlines()
     assert sorted(line.split(",")[0] for line in listed[1:]) == sorted(map(str, victims))

@@ -130,7 +130,7 @@ def test_data_that_cannot_be_trained_on_are_one_clear_error(tmp_path, make_set, 
         train.main([*SMALL, *sets, "--out", str(tmp_path / "run"), "--precision", "fp16"])
     with pytest.raises(UserError, match=r"unknown distortion preset 'ofical'.*did you mean official"):
         train.main([*SMALL, *sets, "--out", str(tmp_path / "run"), "--distortions", "ofical"])
-    with pytest.raises(UserError, match="40 training images are fewer than one batch of 64"):
+    with pytest.raises(UserError, match="40 training images, fewer than a batch of 64"):
         train.main([*SMALL, *sets, "--out", str(tmp_path / "run"), "--batch-size", "64"])
     with pytest.raises(UserError, match="is not an expert"):
         distill.main([*SMALL_STAGE_2, "--teacher", str(tmp_path), *sets, "--out", str(tmp_path / "run")])
