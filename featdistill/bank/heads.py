@@ -22,7 +22,7 @@ from featdistill.inference.fusion import probabilities
 KINDS = ("linear", "mlp")
 FOLDS = 5
 # Inverse strengths of regularization, scikit-learn's C, from strong to weak.
-STRENGTHS = tuple(float(value) for value in np.logspace(-6, 0, 20))
+STRENGTHS = tuple(float(value) for value in np.logspace(-7, 0, 20))
 # Penalties of the perceptron, scikit-learn's alpha, from strong to weak.
 PENALTIES = (10.0, 1.0, 0.1, 0.001)
 _MLP_EPOCHS = 30

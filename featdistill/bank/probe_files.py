@@ -149,7 +149,10 @@ def markdown(content: dict[str, Any]) -> str:
     if settings["train"]:
         lines.append(f"Trained on {' and '.join(settings['train'])}; the other images are the hold-out.")
     lines.append(f"Held out: {content['held_out']}; balance {settings['balance']}, seed {settings['seed']}.")
-    lines.append("AUC with 95 % intervals (DeLong); robust: mean over the distorted views.")
+    lines.append(
+        "AUC with 95 % intervals (DeLong); robust: mean over the distorted views; within folds: mean of the"
+    )
+    lines.append("AUCs of the folds, whose heads are of different scale.")
     has_control = any("control" in part["clean"] for each in results for part in each["parts"].values())
     if has_control:
         lines.append("Control: the same on the content control, on the same images.")
@@ -189,13 +192,15 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _table(results: Sequence[dict[str, Any]], has_control: bool) -> str:
     more = ("control, clean", "exceeds it, clean", "exceeds it, robust") if has_control else ()
-    header = ("feature", "values", "C or alpha", "part", "real + AI", "clean AUC", "robust AUC", *more)
+    first = ("feature", "values", "C or alpha", "part", "real + AI", "clean AUC", "robust AUC")
+    header = (*first, "within folds, clean", "robust", *more)
     rows = []
     for each in results:
         for name, part in each["parts"].items():
             counts = f"{part['real']} + {part['ai']}"
             cells = [each["feature"], str(each["dim"]), f"{each['strength']:.2g}", name, counts]
             cells += [_interval(part[kind]) for kind in _KINDS]
+            cells += [_interval(part[kind].get("within_folds", {})) for kind in _KINDS]
             if has_control:
                 cells.append(_interval(part["clean"].get("control", {})))
                 cells += [_difference(part[kind].get("exceeds", {})) for kind in _KINDS]

@@ -60,3 +60,24 @@ def test_what_is_wrong_is_refused_before_anything_is_trained(study, tmp_path, fl
     with pytest.raises(UserError, match=message):
         study(*flags)
     assert not (tmp_path / "study").exists()
+
+
+def test_a_study_probes_frozen_backbones_and_shows_each_feature(study, tmp_path, read_rows, capsys):
+    folder = tmp_path / "study"
+    flags = ["--backbones", "timm:test_vit", "--probe-views", "2", "--probe", "pool", "mean:1,2"]
+    assert study(*flags) == 0
+    table = read_rows(folder / "table.csv").set_index("backbone")
+    rows = table.loc[["timm:test_vit"]]
+    assert list(rows["feature"]) == ["pool", "mean:1,2"] and (rows["note"] == "").all()
+    probed = read_rows(folder / "timm_test_vit" / "probe" / "probe.csv")
+    assert list(probed["part"]) == ["holdout", "holdout"]
+    for key in ("clean_auc", "robust_auc"):
+        assert list(rows[key]) == list(probed[key]) and (rows[key].astype(float) >= 0).all()
+    assert (rows["images_per_s"].astype(float) > 0).all() and (rows["parameters_m"] == "0.3").all()
+    assert "views embedded/s" in (folder / "table.md").read_text()
+    bank = folder / "timm_test_vit" / "train" / "bank.json"
+    before = bank.stat().st_mtime_ns
+    assert study(*flags, "mean:3") == 1
+    note = read_rows(folder / "table.csv").set_index("backbone").loc["timm:test_vit"]["note"]
+    assert "was produced with different settings" in note
+    assert bank.stat().st_mtime_ns == before
