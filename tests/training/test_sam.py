@@ -7,7 +7,7 @@ import pytest
 import torch
 from processes import fork, needs_fork, statuses
 from torch import nn
-from training_runs import SMALL, lines, losses, weights
+from training_runs import SMALL, SMALL_STAGE_2, lines, losses, weights
 
 import distill
 import train
@@ -116,7 +116,7 @@ def test_the_queue_of_reading_b_gets_each_key_once(sets, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_step", counted)
     own = ["--teacher", str(tmp_path / "one" / "expert"), "--objective", "crd", "--crd-queue", "100"]
-    distill.main([*SMALL, *sets, *SAM, *own, "--epochs", "1", "--out", str(tmp_path / "two")])
+    distill.main([*SMALL_STAGE_2, *sets, *SAM, *own, "--epochs", "1", "--out", str(tmp_path / "two")])
     assert filled == [8, 16, 24, 32, 40]
 
 
