@@ -232,7 +232,9 @@ def _content_table(splits: dict[str, dict]) -> str:
             shown.append((key + WITHIN, row["auc"], _bounds(row), row["content"]))
         for key, auc, bounds, content in shown:
             title = metric_title(key, within["column"] if within else None)
-            rows.append([name, title, with_interval(auc, bounds), *_content_cells(content)])
+            # What is not defined is in the tables above, with the reason.
+            if auc is not None:
+                rows.append([name, title, with_interval(auc, bounds), *_content_cells(content)])
     return table(["split", "of", "AUC", "content control", "exceeds it by"], rows)
 
 

@@ -108,7 +108,7 @@ def split_section(
         "content_rows": [
             [split.name, _METRICS[key][0], auc, *content_cells(metrics["content"][key])]
             for key, auc in shown_aucs.items()
-            if "content" in metrics
+            if "content" in metrics and metrics[key] is not None
         ],
         "charts": [chart for chart in drawn if chart],
         "experts": compare_experts(element_id, split, metrics),

@@ -171,6 +171,23 @@ def test_the_content_control_is_next_to_every_auc_on_the_same_images(tmp_path, s
     )
 
 
+def test_an_auc_that_is_not_defined_has_no_control(tmp_path, split):
+    own = split[1]
+    with_control(tmp_path, own)
+    flags = ["--audit", tmp_path / "audit"]
+    undistorted = make_split(
+        tmp_path, "val", ROWS, experts=("clip", "dino"), changes={"is_distorted": [0] * ROWS}
+    )
+    assert run(tmp_path, undistorted, *flags)["splits"]["val"]["content"]["robust_auc"]["auc"] is None
+    page = read_page(tmp_path / "out" / "report.html")
+    rows = table_rows(page, "AUCs, content control, and what exceeds it")
+    assert [row[1] for row in rows[1:]] == ["Clean AUC", "AUC"]
+    metrics = table_rows(page, "All metrics of the split")
+    assert len({len(row) for row in metrics}) == 1 and "n/a: no distorted images" in metrics[1]
+    text = (tmp_path / "out" / "metrics.md").read_text().split("## Content control")[1].split("## ")[0]
+    assert "clean AUC" in text and "robust" not in text
+
+
 def test_a_control_of_some_images_is_compared_on_these(tmp_path, split, capsys):
     path, own = split
     control = with_control(tmp_path, own, slice(40, None))
