@@ -23,7 +23,7 @@ class Content:
     Attributes:
         facts: how it was measured: `side` in px, `backbone`, `feature`, `folds`, and its AUCs.
         path: of `content.csv`.
-        table: its rows: `name`, `label` (0 or 1), `score` (P(AI) by a head that saw none of their group).
+        table: its rows: `name`, `label` (0, 1, NaN unknown), `score` (P(AI) by a head that did not see them).
     """
 
     facts: dict
@@ -72,10 +72,10 @@ def read_content(folder: str | Path) -> Content | None:
         raise UserError(f"{path} must have the columns name,label,score, not {','.join(header)}; {remedy}")
     table = pd.DataFrame(rows, columns=header, dtype=object)
     label, score = (to_numbers(table[column]) for column in ("label", "score"))
-    is_wrong = ~(np.isin(label, (0, 1)) & np.isfinite(score))
+    is_wrong = ~((np.isin(label, (0, 1)) | (table["label"] == "").to_numpy()) & np.isfinite(score))
     if is_wrong.any():
         raise UserError(
-            f"{path}: label must be 0 or 1 and score a number, unlike those of "
+            f"{path}: label must be 0, 1 or empty and score a number, unlike those of "
             f"{name_list(table['name'][is_wrong])}; {remedy}"
         )
     return Content(facts, path, pd.DataFrame({"name": table["name"], "label": label, "score": score}))
@@ -100,7 +100,7 @@ def content_scores(content: Content, frame: pd.DataFrame) -> np.ndarray:
             f"{content.path}: names of several images: {name_list(names[twice])}; audit the manifest of "
             "these predictions alone"
         )
-    differs = known["label"].to_numpy() != frame["label"].to_numpy()[is_there]
+    differs = np.abs(known["label"].to_numpy() - frame["label"].to_numpy()[is_there]) > 0.5
     if differs.any():
         raise UserError(
             f"{content.path}: labels are not those of the predictions for {name_list(names[differs])}; audit "

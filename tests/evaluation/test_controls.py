@@ -221,13 +221,15 @@ def test_a_control_of_other_images_is_one_line(tmp_path, split):
             good.replace(lines[1], f"{name},{1 - int(label)},{score}"),
             "labels are not those of the predictions",
         ),
-        (good.replace(lines[1], f"{name},,{score}"), "label must be 0 or 1"),
+        (good.replace(lines[1], f"{name},2,{score}"), "label must be 0, 1 or empty"),
         (good.replace("name,label", "name,class"), "must have the columns name,label,score"),
         (lines[0] + "other.jpg,0,0.5\n", "has none of the images; audit the manifest"),
     ):
         content.write_text(text)
         with pytest.raises(UserError, match=message):
             run(tmp_path, path, *flags)
+    content.write_text(good.replace(lines[1], f"{name},,{score}"))
+    assert run(tmp_path, path, *flags)["splits"]["val"]["content"]["auc"]["images"] == ROWS
     content.unlink()
     with pytest.raises(
         UserError, match=r"content\.csv.* does not exist; run data_prep\.audit with --content"
