@@ -115,6 +115,8 @@ def _teach(arguments: Namespace) -> int:
     """A student of several experts."""
     if not (arguments.train or arguments.unlabeled):
         raise UserError("there are no training images; use --train, --unlabeled, or both")
+    if arguments.tokens:
+        raise UserError("--tokens has no effect on a student of several, whose teachers need images")
     if arguments.student and hasattr(arguments, "recipe_backbone"):
         raise UserError("--student and --backbone are the same; use one of them")
     if arguments.student:

@@ -40,6 +40,7 @@ from featdistill.models.backbones import resolve_spec
 from featdistill.models.encoders import Backbone, BackboneSpec
 from featdistill.models.expert import load_expert, versions
 from featdistill.models.features import POOLED, Atom, parse, read_atoms
+from featdistill.models.frozen import layer_hashes
 from featdistill.process_setup import keep_freed_memory
 from featdistill.recipe_groups import Augmentation
 from featdistill.records import predictions
@@ -85,7 +86,7 @@ def settings_of(args: Namespace) -> Settings:
     """Return the settings of a command line, see `embed_flags`."""
     drawn = {"distortions": args.distortions or "none", "crop": args.crop, "flip": args.flip}
     augmentation = Augmentation(**{name: value for name, value in drawn.items() if value is not None})
-    views = ViewPlan(args.views - 1, args.draw, args.seed, augmentation, args.control_side)
+    views = ViewPlan(args.views - 1, args.draw, args.seed, augmentation, args.control_side, args.stage)
     names = ("backbone", "expert", "input_size", "resize", "features", "tokens_before_last", "keep_tokens")
     names += ("dtype", "precision", "batch_size", "workers", "device")
     values = {name: getattr(args, name) for name in names}
@@ -131,6 +132,9 @@ class Encoder:
             path = os.path.abspath(settings.weights) if is_file else settings.weights
             self.weights = {"kind": "backbone", "path": path}
         self.weights["sha256"] = state_hash(self.backbone)
+        if settings.tokens_before_last:
+            # Whoever trains from the tokens must have the same frozen layers.
+            self.weights["layers"] = layer_hashes(self.backbone)
         self.atoms = _atoms(self.backbone, settings)
         self.backbone.requires_grad_(False).eval()
         self.backbone.to(self.device, PRECISIONS[self.precision], memory_format=torch.channels_last)

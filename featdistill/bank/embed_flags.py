@@ -64,6 +64,13 @@ def add_arguments(parser: Parser) -> None:
     views.add_argument("--crop", choices=("random", "center", "random_resized"), help="with --draw training")
     views.add_argument("--flip", type=within(0, 1, float), metavar="P", help="with --draw training")
     views.add_argument(
+        "--stage",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="of training, with --draw training; stage 2 draws anew (default: 1)",
+    )
+    views.add_argument(
         "--control-side",
         type=within(1),
         metavar="PX",

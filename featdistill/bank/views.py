@@ -28,10 +28,11 @@ class ViewPlan:
 
     Attributes:
         distorted: number of distorted views, in addition to the clean one.
-        draw: `training`: view v is what `TrainDataset` shows in epoch v - 1 of stage 1; `evaluation`: it is
+        draw: `training`: view v is what `TrainDataset` shows in epoch v - 1; `evaluation`: it is
             what `ScoreDataset` scores with the seed `seed + v - 1`.
         seed: of the distortions, and in training of crops and mirroring.
         augmentation: the policy of the distortions, and in training the crop and the mirroring.
+        stage: of training, 1 or 2, which draws anew.
         control_side: side in px of the content control; None: no control.
     """
 
@@ -40,6 +41,7 @@ class ViewPlan:
     seed: int = 0
     augmentation: Augmentation = _UNCHANGED
     control_side: int | None = None
+    stage: int = 1
 
     @property
     def names(self) -> list[str]:
@@ -56,6 +58,7 @@ class ViewPlan:
                 drawn |= {
                     name: getattr(self.augmentation, name) for name in ("crop", "flip", "crop_min_area")
                 }
+                drawn |= {"stage": self.stage} if self.stage != 1 else {}
         control = {"control_side_px": self.control_side} if self.control_side else {}
         return {"names": self.names, **drawn, **control}
 
@@ -80,7 +83,9 @@ class ViewDataset(Dataset):
         self.preprocessing, self.plan = preprocessing, plan
         self.policy = parse_policy(plan.augmentation.distortions)
         labels = rows.assign(label=rows["label"].astype("float32").fillna(0))
-        self.training = TrainDataset(labels, preprocessing, self.policy, plan.seed, plan.augmentation)
+        self.training = TrainDataset(
+            labels, preprocessing, self.policy, plan.seed, plan.augmentation, stage=plan.stage
+        )
 
     def __len__(self) -> int:
         return len(self.images)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch.utils.data import Dataset
 
 from featdistill.command_line import UserError, one_of
@@ -133,6 +134,12 @@ class TrainDataset(Dataset):
         if self.targets is not None:
             item["targets"] = self.targets[index].tolist()
         return item | {"label": label, "epoch": epoch, "index": index}
+
+    def blank(self, count: int) -> dict[str, torch.Tensor]:
+        """Return black images, and targets if there are any, in place of `count` items."""
+        sides = self.sides_px.items()
+        blank = {name: torch.zeros(count, 3, side, side, dtype=torch.uint8) for name, side in sides}
+        return blank if self.targets is None else blank | {"targets": torch.as_tensor(self.targets[:count])}
 
     def draw(self, epoch: int, index: int) -> tuple[dict[str, Plan], dict[str, Place]]:
         """Return the distortions and the crop of each view of an item, `images` among them."""

@@ -74,6 +74,8 @@ class Expert(nn.Module):
         self.preprocessing = Preprocessing(
             size, resize, backbone.mean, backbone.std, max_side_px, tuple(sizes)
         )
+        if self.feature.top_count:
+            self.preprocessing.require_one_size("feature top_tokens")
         if head_hidden:
             layers = [nn.Linear(self.feature_dim, head_hidden), nn.ReLU()]
             self.head = nn.Sequential(*layers, nn.Dropout(head_dropout), nn.Linear(head_hidden, 1))

@@ -146,6 +146,7 @@ class PatchMasking(nn.Module):
             )
         size = backbone.input_size
         self.patch_px = size // backbone.grid if backbone.grid else min(_PATCH_PX, size)
+        self.patches = (size // self.patch_px) ** 2
         color = (torch.tensor(backbone.mean) * 255).round().to(torch.uint8)
         self.register_buffer("color", color.view(3, 1, 1), persistent=False)
 
@@ -153,10 +154,11 @@ class PatchMasking(nn.Module):
         """Return the images that the student sees, and the tokens that it keeps.
 
         Args:
-            batch: `images` (B, 3, S, S) uint8; for random masks also `epoch` and `index` (B,) int64.
+            batch: `images` (B, 3, S, S) uint8, or tokens (B, T, C); for random masks also `epoch` and `index`
+                (B,) int64.
 
         Returns:
-            Images (B, 3, S, S) uint8, and the positions (B, K) int64 of the tokens to keep, ascending, or
+            Images or tokens, and the positions (B, K) int64 of the tokens to keep, ascending, or
             None for all.
         """
         images = batch["images"]
@@ -171,8 +173,12 @@ class PatchMasking(nn.Module):
         return images, torch.argsort(mask.byte(), dim=1, stable=True)[:, :kept]
 
     def mask(self, images: Tensor, epoch: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-        """Return (B, N) bool: which patches of the images (B, 3, S, S) uint8 are masked."""
-        patches = (images.shape[-1] // self.patch_px) ** 2
+        """Return (B, N) bool: which patches are masked.
+
+        Args:
+            images: (B, 3, S, S) uint8, or tokens of a random mask.
+        """
+        patches = self.patches if images.ndim == 3 else (images.shape[-1] // self.patch_px) ** 2
         is_chance = self.level == "pixel" and self.probability < 1
         draws = None
         if self.is_drawn or is_chance:

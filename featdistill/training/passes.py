@@ -12,14 +12,12 @@ from featdistill.data.loading import make_loader
 from featdistill.data.mixed_sizes import pieces
 from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
+from featdistill.training.from_tokens import TokenDataset
 
 
-def blank_batch(dataset: TrainDataset) -> dict[str, Tensor]:
-    """Return black images for a process that has none: the others wait for its gradient."""
-    sides = dataset.sides_px.items()
-    blank = {name: torch.zeros(2, 3, side, side, dtype=torch.uint8) for name, side in sides}
-    if dataset.targets is not None:
-        blank["targets"] = torch.as_tensor(dataset.targets[:2])
+def blank_batch(dataset: TrainDataset | TokenDataset) -> dict[str, Tensor]:
+    """Return blank images or tokens for a process that has none: the others wait for its gradient."""
+    blank = dataset.blank(2)
     numbers = torch.zeros(2, dtype=torch.int64)
     return blank | {"label": numbers.float(), "epoch": numbers, "index": numbers}
 

@@ -6,9 +6,10 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
 from featdistill.command_line import UserError
+from featdistill.models.expert import Expert
 from featdistill.training.log import tracker_names
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder
@@ -46,3 +47,18 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
         # One process reports for all.
         logging.getLogger("featdistill").setLevel(logging.WARNING)
     return accelerator
+
+
+def gradient_options(expert: Expert, has_statistics: bool) -> DistributedDataParallelKwargs:
+    """Return how processes average the gradients of a task with this expert.
+
+    Args:
+        has_statistics: whether there are BatchNorm layers, whose statistics drift apart between processes;
+            other buffers, such as a queue, do not, and are large.
+    """
+    return DistributedDataParallelKwargs(
+        broadcast_buffers=has_statistics,
+        gradient_as_bucket_view=True,
+        # A feature may leave out a backbone's pooling, or its last blocks.
+        find_unused_parameters=expert.spec.feature != expert.backbone.kind,
+    )

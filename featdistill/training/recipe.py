@@ -136,6 +136,17 @@ def add_run_arguments(parser: Parser, *, needs_train: bool = True) -> Any:
         default="auto",
         help="continue the run in RUN if there is one, or refuse to",
     )
+    group.add_argument(
+        "--tokens",
+        metavar="BANK",
+        help="train the last layers from tokens that embed --tokens-before-last has kept of the training "
+        "images, with the same weights as from images (needs --finetune last_n)",
+    )
+    group.add_argument(
+        "--val-tokens",
+        metavar="BANK",
+        help="with --tokens, score the hold-out from tokens of a bank of embed --draw evaluation as well",
+    )
     return group
 
 
@@ -227,13 +238,18 @@ def check_paths(arguments: argparse.Namespace, recipe: Recipe) -> None:
     """Refuse paths that do not exist, before anything takes time.
 
     Raises:
-        UserError: a manifest, a teacher, the backbone's weights or the settings of an equalized copy are
-            missing.
+        UserError: a manifest, a bank, a teacher, the backbone's weights or the settings of an equalized copy
+            are missing.
     """
     given = {"teacher": None, "teachers": None, "unlabeled": None} | vars(arguments)
     for path in map(Path, (*(arguments.train or ()), *arguments.val, *(given["unlabeled"] or ()))):
         if not path.is_file():
             raise UserError(f"manifest {path} does not exist")
+    for flag, bank in (("--tokens", arguments.tokens), ("--val-tokens", arguments.val_tokens)):
+        if bank and not (Path(bank) / "bank.json").is_file():
+            raise UserError(f"{flag} {bank} is not a bank: it has no bank.json; make one with embed")
+    if arguments.val_tokens and not arguments.tokens:
+        raise UserError("--val-tokens is for a run from tokens; add --tokens, or leave it out")
     has_file = recipe.weights not in ("hub", "random") and given["teacher"] is None
     if has_file and not Path(recipe.weights).is_file():
         raise UserError(

@@ -18,13 +18,14 @@ from featdistill.data.image_cache import build_cache
 from featdistill.data.loading import ScoreDataset
 from featdistill.data.sampling import balance_weights, limit_per_class
 from featdistill.data.train_dataset import TrainDataset, check_cache
+from featdistill.distortions.policy import DistortionPolicy
 from featdistill.distortions.presets import parse_policy
 from featdistill.images.equalization import read_settings
 from featdistill.models import expert as experts
 from featdistill.process_setup import keep_freed_memory
 from featdistill.records.manifest import fingerprint, join_rows, read_manifest, read_manifests
 from featdistill.records.provenance import Claim
-from featdistill.training import top_tokens
+from featdistill.training import from_tokens, top_tokens
 from featdistill.training.processes import make_accelerator
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder, git_commit
@@ -67,21 +68,58 @@ def run(
     # Whoever scores with the expert must reduce large images as training did.
     preprocessing = dataclasses.replace(task.expert.preprocessing, max_side_px=policy.max_side_px)
     task.evaluated.preprocessing = task.expert.preprocessing = preprocessing
+    if arguments.tokens:
+        dataset = from_tokens.training_set(arguments.tokens, rows, task, policy, recipe, stage)
+        clean = from_tokens.TokenScores(dataset.tokens, 0, preprocessing.key)
+    else:
+        values = targets(rows) if targets else None
+        with accelerator.local_main_process_first():
+            dataset = _image_set(rows, weights, values, task, policy, recipe, stage, description["data"])
+        clean = ScoreDataset(rows, [preprocessing.key], equalization=dataset.equalization)
+    scored = holdout
+    if arguments.val_tokens:
+        scored = from_tokens.TokenHoldout(arguments.val_tokens, holdout, task.expert)
+    _log.info(
+        f"stage {stage}, {recipe.name}: {recipe.backbone} at {preprocessing.span}, "
+        f"{len(rows)} training and {len(holdout)} hold-out images -> {folder.path}"
+    )
+    card = {key: value for key, value in description.items() if key != "versions"}
+    trainer = Trainer(task, dataset, scored, recipe, folder, accelerator, card, weights)
+    # Every process has looked at the folder, and nothing was refused, before the run begins in it.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        folder.start(description)
+    top_tokens.choose(task, rows, clean, recipe, folder, accelerator, is_new=state is Claim.NEW)
+    status = trainer.fit()
+    accelerator.end_training()
+    return status
+
+
+def _image_set(
+    rows: pd.DataFrame,
+    weights: np.ndarray | None,
+    targets: np.ndarray | None,
+    task: nn.Module,
+    policy: DistortionPolicy,
+    recipe: Recipe,
+    stage: int,
+    manifests: dict[str, list[dict[str, str]]],
+) -> TrainDataset:
+    """Return the training set, with a cache of its images if the recipe asks for one."""
+    preprocessing, cache = task.expert.preprocessing, None
     equalization = read_settings(recipe.equalize) if recipe.equalize else None
-    cache, manifests = None, description["data"]
     if recipe.cache:
         check_cache(policy, recipe)
-        with accelerator.local_main_process_first():
-            cache = build_cache(
-                recipe.cache,
-                rows,
-                preprocessing,
-                equalization=equalization,
-                max_side_px=policy.max_side_px,
-                key_parts=[part["sha256"] for part in manifests["train"] + manifests.get("unlabeled", [])],
-                workers=recipe.workers,
-            )
-    dataset = TrainDataset(
+        cache = build_cache(
+            recipe.cache,
+            rows,
+            preprocessing,
+            equalization=equalization,
+            max_side_px=policy.max_side_px,
+            key_parts=[part["sha256"] for part in manifests["train"] + manifests.get("unlabeled", [])],
+            workers=recipe.workers,
+        )
+    return TrainDataset(
         rows,
         preprocessing,
         policy,
@@ -90,26 +128,11 @@ def run(
         stage=stage,
         views=task.views,
         inputs=task.inputs,
-        targets=targets(rows) if targets else None,
+        targets=targets,
         equalization=equalization,
         cache=cache,
         weights=weights,
     )
-    _log.info(
-        f"stage {stage}, {recipe.name}: {recipe.backbone} at {preprocessing.span}, "
-        f"{len(rows)} training and {len(holdout)} hold-out images -> {folder.path}"
-    )
-    card = {key: value for key, value in description.items() if key != "versions"}
-    trainer = Trainer(task, dataset, holdout, recipe, folder, accelerator, card, weights)
-    # Every process has looked at the folder, and nothing was refused, before the run begins in it.
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        folder.start(description)
-    clean = ScoreDataset(rows, [preprocessing.key], equalization=equalization)
-    top_tokens.choose(task, rows, clean, recipe, folder, accelerator, is_new=state is Claim.NEW)
-    status = trainer.fit()
-    accelerator.end_training()
-    return status
 
 
 def describe(
@@ -120,6 +143,7 @@ def describe(
     if unlabeled := getattr(arguments, "unlabeled", None):
         data["unlabeled"] = unlabeled
     files = {"equalize": recipe.equalize} if recipe.equalize else {}
+    banks = {"tokens": arguments.tokens, "val_tokens": arguments.val_tokens}
     if stage == 1 and os.path.isfile(recipe.weights):
         files["weights"] = recipe.weights
     return {
@@ -129,9 +153,8 @@ def describe(
             name: [{"path": str(path), "sha256": fingerprint(read_manifest(path))} for path in paths]
             for name, paths in data.items()
         },
-        "files": {
-            key: {"path": path, "sha256": atomic.sha256_of(path)} for key, path in files.items() if path
-        },
+        "files": {key: {"path": path, "sha256": atomic.sha256_of(path)} for key, path in files.items()}
+        | {key: from_tokens.identity(path) for key, path in banks.items() if path},
         "teacher": teacher,
         "versions": experts.versions(),
         "git_commit": git_commit(),

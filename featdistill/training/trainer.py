@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from featdistill.command_line import UserError, counted, progress
@@ -34,8 +34,10 @@ from featdistill.data.train_dataset import TrainDataset
 from featdistill.inference.compute import failed_compilation_is_an_error, full_memory_is_an_error
 from featdistill.models.expert import Expert, load_expert, save_expert
 from featdistill.training import averages, finetuning, optimizer, passes, sharding
+from featdistill.training.from_tokens import TokenDataset, TokenHoldout
 from featdistill.training.holdout import score_holdout
 from featdistill.training.log import TrainingLog, start_trackers
+from featdistill.training.processes import gradient_options
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder
 from featdistill.training.selection import BestEpoch
@@ -55,7 +57,7 @@ class Trainer:
 
     Args:
         task: see `tasks`.
-        holdout: labeled rows, scored after each epoch.
+        holdout: labeled rows, scored after each epoch, perhaps from their tokens.
         card: entries of the expert's card in addition to its metrics.
         weights: (rows,) how often a row of the data set appears in an epoch, or None: once.
     """
@@ -63,8 +65,8 @@ class Trainer:
     def __init__(
         self,
         task: nn.Module,
-        dataset: TrainDataset,
-        holdout: pd.DataFrame,
+        dataset: TrainDataset | TokenDataset,
+        holdout: pd.DataFrame | TokenHoldout,
         recipe: Recipe,
         run: RunFolder,
         accelerator: Accelerator,
@@ -164,14 +166,7 @@ class Trainer:
             if isinstance(part, nn.modules.batchnorm._BatchNorm)
             for buffer in part.buffers()
         ]
-        # Statistics of BatchNorm drift apart between processes; the queue's buffers do not, and are large.
-        expert = self.task.expert
-        accelerator.ddp_handler = DistributedDataParallelKwargs(
-            broadcast_buffers=bool(self.statistics),
-            gradient_as_bucket_view=True,
-            # A feature may leave out a backbone's pooling, or its last blocks.
-            find_unused_parameters=expert.spec.feature != expert.backbone.kind,
-        )
+        accelerator.ddp_handler = gradient_options(self.task.expert, bool(self.statistics))
         plain_optimizer = optimizer.make_optimizer(self.task, recipe, accelerator.device)
         if state:
             if not self.is_sharded:

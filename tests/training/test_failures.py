@@ -57,7 +57,7 @@ def test_a_learning_rate_that_is_far_too_high_is_one_line(sets, tmp_path):
 
 
 def test_a_run_that_diverges_later_keeps_the_experts_of_earlier_epochs(sets, tmp_path, monkeypatch):
-    run, score, calls = tmp_path / "run", holdout.score, []
+    run, score, calls = tmp_path / "run", holdout.score_dataset, []
 
     def diverged(*arguments, **options):
         calls.append(1)
@@ -66,7 +66,7 @@ def test_a_run_that_diverges_later_keeps_the_experts_of_earlier_epochs(sets, tmp
                 batch.logits[:, 0] = float("inf")
             yield batch
 
-    monkeypatch.setattr(holdout, "score", diverged)
+    monkeypatch.setattr(holdout, "score_dataset", diverged)
     with pytest.raises(UserError, match=r"diverged: 2 of 12 scores .* earlier epochs are kept"):
         train.main([*SMALL, *sets, "--out", str(run)])
     for name in ("expert", "expert-last"):

@@ -172,7 +172,7 @@ def test_none_is_a_value_where_the_key_allows_it():
 @pytest.mark.parametrize("script", [train, distill])
 def test_help_shows_the_important_flags_first_and_all_keys(script):
     flags = re.findall(r"^  (--[a-z0-9-]+)", script.build_parser().format_help(), re.M)
-    first = ["--train", "--val", "--out", "--resume"]
+    first = ["--train", "--val", "--out", "--resume", "--tokens", "--val-tokens"]
     if script is distill:
         first += ["--teacher", "--teachers", "--predictions"]
         first += ["--student", "--unlabeled", "--fusion", "--fusion-weights"]
