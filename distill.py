@@ -51,6 +51,13 @@ def build_parser() -> Parser:
         "this order",
     )
     student = parser.add_argument_group("student of several experts")
+    student.add_argument(
+        "--banks",
+        nargs="+",
+        metavar="BANK",
+        help="banks of the training images, made with embed --expert for each of the teachers, which then do "
+        "not run",
+    )
     student.add_argument("--student", metavar="BACKBONE", help="the student's backbone, as --backbone")
     student.add_argument(
         "--unlabeled",
@@ -80,7 +87,7 @@ def _refine(arguments: Namespace) -> int:
     for flag in ("recipe", "train"):
         if getattr(arguments, flag) is None:
             raise UserError(f"the following arguments are required: --{flag}; see --help")
-    for flag in ("student", "unlabeled", "fusion", "fusion_weights"):
+    for flag in ("banks", "student", "unlabeled", "fusion", "fusion_weights"):
         if getattr(arguments, flag) is not None:
             raise UserError(
                 f"--{flag.replace('_', '-')} has no effect with --teacher; did you mean --teachers?"
@@ -117,6 +124,8 @@ def _teach(arguments: Namespace) -> int:
         raise UserError("there are no training images; use --train, --unlabeled, or both")
     if arguments.tokens:
         raise UserError("--tokens has no effect on a student of several, whose teachers need images")
+    if arguments.banks and not arguments.teachers:
+        raise UserError("--banks holds features; name the experts whose they are with --teachers")
     if arguments.student and hasattr(arguments, "recipe_backbone"):
         raise UserError("--student and --backbone are the same; use one of them")
     if arguments.student:
@@ -131,12 +140,12 @@ def _teach(arguments: Namespace) -> int:
     from featdistill.training import stages, student_targets
     from featdistill.training.student import StudentTask
 
-    teachers, targets, description = student_targets.find(arguments)
+    teachers, targets, description = student_targets.find(arguments, recipe)
 
     def make_task() -> StudentTask:
         expert = create_expert(**values_of(Architecture, recipe))
         masking = make_masking(expert, recipe, stage_seed(recipe.seed, 1))
-        return StudentTask(expert, recipe, teachers, masking)
+        return StudentTask(expert, recipe, teachers, masking, targets.drawn if targets else 0)
 
     return stages.run(arguments, recipe, make_task, stage=1, teacher=description, targets=targets)
 

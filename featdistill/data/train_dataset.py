@@ -60,6 +60,7 @@ class TrainDataset(Dataset):
         views: `clean` (not distorted) and `other` (distorted by a second draw).
         inputs: inputs of other networks, by the view that they see: `images`, `images_clean`, `images_other`.
         targets: (rows, ...) float32, numbers that belong to the rows: `targets` of an item.
+        repeat: number of epochs after which the draws repeat; 0: never.
         equalization: assigns sizes and JPEG qualities that do not depend on the class, before all else.
         cache: the rows' images, already resized, see `check_cache`.
         weights: (rows,) how often each row appears in an epoch, see `sampling.balance_weights`; rows that
@@ -81,6 +82,7 @@ class TrainDataset(Dataset):
         views: Sequence[str] = (),
         inputs: Mapping[str, Sequence[InputKey]] | None = None,
         targets: np.ndarray | None = None,
+        repeat: int = 0,
         equalization: Equalization | None = None,
         cache: ImageCache | None = None,
         weights: np.ndarray | None = None,
@@ -90,7 +92,7 @@ class TrainDataset(Dataset):
         self.preprocessing, self.policy, self.seed, self.stage = preprocessing, policy, seed, stage
         self.augmentation, self.equalization, self.cache = augmentation, equalization, cache
         self.views = tuple(one_of("view", view, VIEWS) for view in views)
-        self.targets = targets
+        self.targets, self.repeat = targets, repeat
         self.inputs = {name: tuple(keys) for name, keys in (inputs or {}).items() if keys}
         if self.inputs or targets is not None:
             _check_teachers(policy, augmentation, bool(self.inputs))
@@ -125,11 +127,12 @@ class TrainDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any] | Broken:
         epoch, index = item
+        drawn = epoch % self.repeat if self.repeat else epoch
         try:
-            squares = self._augmented(epoch, index)
+            squares = self._augmented(drawn, index)
         except BrokenImage as error:
             return Broken(index, str(error))
-        label = self._cut_mix(squares, epoch, index)
+        label = self._cut_mix(squares, drawn, index)
         item = {name: to_planes(square) for name, square in squares.items()}
         if self.targets is not None:
             item["targets"] = self.targets[index].tolist()

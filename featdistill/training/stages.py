@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,19 @@ from featdistill.training.trainer import Trainer
 _log = logging.getLogger(__name__)
 
 
+class Targets(Protocol):
+    """The fused logits of a student's teachers, computed beforehand.
+
+    Attributes:
+        drawn: how many distorted views of each image have a target.
+    """
+
+    drawn: int
+
+    def __call__(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return the targets of training rows, (rows,) or (rows, 1 + drawn) float32, clean ones first."""
+
+
 def run(
     arguments: argparse.Namespace,
     recipe: Recipe,
@@ -41,7 +54,7 @@ def run(
     *,
     stage: int,
     teacher: dict[str, Any] | None = None,
-    targets: Callable[[pd.DataFrame], np.ndarray] | None = None,
+    targets: Targets | None = None,
 ) -> int:
     """Train what `make_task` builds, as the recipe says, and return the exit status.
 
@@ -49,7 +62,7 @@ def run(
         arguments: see `recipe.add_run_arguments`; with `unlabeled`, more manifests whose labels do not count.
         make_task: called once, after torch is seeded.
         teacher: description of the teacher for `run.json`.
-        targets: returns `targets` of `TrainDataset` for training rows.
+        targets: see `Targets`; None: teachers, if any, run along.
     """
     policy = parse_policy(recipe.distortions)
     rows, weights = _training_rows(arguments, recipe)
@@ -72,9 +85,8 @@ def run(
         dataset = from_tokens.training_set(arguments.tokens, rows, task, policy, recipe, stage)
         clean = from_tokens.TokenScores(dataset.tokens, 0, preprocessing.key)
     else:
-        values = targets(rows) if targets else None
         with accelerator.local_main_process_first():
-            dataset = _image_set(rows, weights, values, task, policy, recipe, stage, description["data"])
+            dataset = _image_set(rows, weights, targets, task, policy, recipe, stage, description["data"])
         clean = ScoreDataset(rows, [preprocessing.key], equalization=dataset.equalization)
     scored = holdout
     if arguments.val_tokens:
@@ -98,7 +110,7 @@ def run(
 def _image_set(
     rows: pd.DataFrame,
     weights: np.ndarray | None,
-    targets: np.ndarray | None,
+    targets: Targets | None,
     task: nn.Module,
     policy: DistortionPolicy,
     recipe: Recipe,
@@ -128,7 +140,8 @@ def _image_set(
         stage=stage,
         views=task.views,
         inputs=task.inputs,
-        targets=targets,
+        targets=targets(rows) if targets else None,
+        repeat=targets.drawn if targets else 0,
         equalization=equalization,
         cache=cache,
         weights=weights,

@@ -92,6 +92,7 @@ class StudentTask(ClassifyTask):
         expert: the student.
         teachers: None if their logits come with the batch.
         masking: see `ClassifyTask`; teachers see whole images.
+        drawn: how many distorted views have stored logits, one for each epoch; they repeat after that.
 
     Raises:
         UserError: settings that need teachers without any, or tokens that cannot be compared.
@@ -103,20 +104,22 @@ class StudentTask(ClassifyTask):
         options: Student,
         teachers: Teachers | None,
         masking: PatchMasking | None = None,
+        drawn: int = 0,
     ) -> None:
         super().__init__(expert, options, masking)
-        self.teachers, self.compared = teachers, _VIEWS[options.distill_views]
-        target = options.distill_target
-        if teachers is None and (target == "view" or options.token_weight):
-            what = "distill_target view" if target == "view" else "token_weight"
+        self.teachers, self.drawn, self.compared = teachers, drawn, _VIEWS[options.distill_views]
+        target, sees_views = options.distill_target, teachers is not None or drawn > 0
+        if target == "view" and not sees_views:
             raise UserError(
-                f"{what} needs the teachers themselves (--teachers): stored scores are of clean images, and "
-                "hold no tokens"
+                "distill_target view needs the teachers themselves, or a bank with the views of this run: "
+                "these scores are of clean images"
             )
+        if options.token_weight and teachers is None:
+            raise UserError("token_weight needs the teachers themselves: stored scores come without tokens")
         for name, teacher in zip(teachers.names, teachers.experts, strict=True) if teachers else ():
             if not self._is_own(teacher.preprocessing.key):
                 teacher.preprocessing.require_one_size(f"teacher {name} of a student with other inputs")
-        self.sees_clean = target == "clean" or (target == "auto" and teachers is None)
+        self.sees_clean = target == "clean" or not sees_views
         parts = [_part("distill", view) for view in self.compared]
         self.weights |= dict.fromkeys(parts, options.distill_weight / len(parts))
         if options.token_weight:
@@ -159,8 +162,8 @@ class StudentTask(ClassifyTask):
 
         Args:
             batch: see `ClassifyTask.forward`; a label of NaN is unknown. The teachers' images are named as by
-                `input_name`. Without teachers, `targets` (B,) holds their fused logit of the clean image, NaN
-                where there is none.
+                `input_name`. Without teachers, `targets` holds their fused logit: (B,) of the clean image, or
+                (B, 1 + drawn) of the clean image and the distorted views; NaN where there is none.
         """
         images, keep = self._student_input(batch)
         layers = 1 if "projections" in self.extras else 0
@@ -173,7 +176,7 @@ class StudentTask(ClassifyTask):
         for view in self.compared:
             student, kept = seen[view]
             if self.teachers is None:
-                target, teacher_tokens = batch["targets"], []
+                target, teacher_tokens = self._stored(view, batch), []
             else:
                 target, teacher_tokens = taught["images_clean" if self.sees_clean else view]
             temperature = self.options.distill_temperature
@@ -182,6 +185,13 @@ class StudentTask(ClassifyTask):
                 distance = self._token_distance(student.tokens[-1], teacher_tokens, kept)
                 parts[_part("tokens", view)] = distance
         return self._output(logit, parts)
+
+    def _stored(self, view: str, batch: dict[str, Tensor]) -> Tensor:
+        """Return the stored logits (B,) of a view."""
+        targets = batch["targets"].reshape(len(batch["label"]), -1)
+        if self.sees_clean or view == "images_clean":
+            return targets[:, 0]
+        return targets.gather(1, 1 + batch["epoch"][:, None] % self.drawn)[:, 0]
 
     def _is_own(self, key: InputKey) -> bool:
         """Whether a teacher's input has the pixels of the student's."""

@@ -1,6 +1,6 @@
-"""The teachers of a student: experts that run along, or files that `predict.py` has written with them.
+"""The teachers of a student: experts that run along, or their scores, from banks or from prediction files.
 
-Files are computed once, for any number of students.
+Banks and files are computed once, for any number of students.
 """
 
 from argparse import Namespace
@@ -22,17 +22,22 @@ from featdistill.records.predictions import (
     read_predictions,
     read_sidecar,
 )
+from featdistill.training import student_banks
+from featdistill.training.recipe import StudentRecipe
+from featdistill.training.stages import Targets
 from featdistill.training.student import Teachers
 
 # Logits that differ in size have different weights in a mean of probabilities, which saturates: ours.
 DEFAULT_FUSION = "logit_mean"
 
 
-def find(arguments: Namespace) -> tuple[Teachers | None, "StoredTargets | None", dict[str, Any]]:
+def find(
+    arguments: Namespace, recipe: StudentRecipe
+) -> tuple[Teachers | None, Targets | None, dict[str, Any]]:
     """Return the teachers that the flags of `distill.py` name, or their stored logits, and a description.
 
     Raises:
-        UserError: an expert cannot be loaded, or see `StoredTargets`.
+        UserError: an expert cannot be loaded, or see `StoredTargets` and `BankTargets`.
     """
     fusion, weights = arguments.fusion, arguments.fusion_weights
     if arguments.predictions:
@@ -40,12 +45,16 @@ def find(arguments: Namespace) -> tuple[Teachers | None, "StoredTargets | None",
         stored = StoredTargets(arguments.predictions, manifests, fusion, weights)
         return None, stored, stored.description
     ensemble = load_ensemble(arguments.teachers, device="cpu", precision="fp32", workers=0)
-    teachers = Teachers(ensemble.experts, make_fusion(fusion, weights, ensemble.names))
+    fused = make_fusion(fusion, weights, ensemble.names)
     experts = {
         name: {"path": ensemble.sources[name]["folder"], "sha256": ensemble.hashes[name]}
         for name in ensemble.names
     }
-    return teachers, None, {"experts": experts, "fusion": teachers.fusion.describe()}
+    description = {"experts": experts, "fusion": fused.describe()}
+    if not arguments.banks:
+        return Teachers(ensemble.experts, fused), None, description
+    targets = student_banks.BankTargets(ensemble.experts, arguments.banks, fused, recipe)
+    return None, targets, description | {"banks": student_banks.describe(arguments.banks)}
 
 
 def make_fusion(how: str | None, weights: str | None, names: Sequence[str]) -> Fusion:
@@ -66,7 +75,7 @@ def make_fusion(how: str | None, weights: str | None, names: Sequence[str]) -> F
 
 
 class StoredTargets:
-    """The fused logit of every image of some manifests.
+    """The fused logit of every image of some manifests, see `Targets`.
 
     Args:
         predictions: a predictions file for each manifest, in their order, with the same experts in all.
@@ -76,6 +85,8 @@ class StoredTargets:
     Raises:
         UserError: files and manifests do not match, or an image has no score and no reason for that.
     """
+
+    drawn = 0
 
     def __init__(
         self, predictions: Sequence[str], manifests: Sequence[str], fusion: str | None, weights: str | None

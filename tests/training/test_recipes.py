@@ -175,7 +175,7 @@ def test_help_shows_the_important_flags_first_and_all_keys(script):
     first = ["--train", "--val", "--out", "--resume", "--tokens", "--val-tokens"]
     if script is distill:
         first += ["--teacher", "--teachers", "--predictions"]
-        first += ["--student", "--unlabeled", "--fusion", "--fusion-weights"]
+        first += ["--banks", "--student", "--unlabeled", "--fusion", "--fusion-weights"]
     first += ["--recipe", "--distortions", "--epochs", "--batch-size", "--learning-rate", "--precision"]
     assert flags[1 : len(first) + 1] == first  # after --debug
     kinds = [Recipe] if script is train else [DistillRecipe, StudentRecipe]

@@ -181,6 +181,19 @@ def test_stored_targets_stand_for_the_teachers(student, teachers, batch):
             StudentTask(student, Student(**options), None)
 
 
+def test_stored_targets_of_distorted_views_are_those_of_the_epoch(student, batch):
+    targets, epoch = torch.arange(12.0).reshape(4, 3) - 5, torch.tensor([0, 1, 2, 5])
+    batch |= {"targets": targets, "epoch": epoch}
+    output = StudentTask(student, Student(), None, drawn=2).eval()(batch)
+    wanted = distillation(torch.tensor([-4.0, 0, 2, 6]), student(batch["images"]))
+    assert output["distill"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    wanted = distillation(targets[:, 0], student(batch["images_clean"]))
+    assert output["distill_clean"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    task = StudentTask(student, Student(distill_target="clean", distill_views="distorted"), None, drawn=2)
+    wanted = distillation(targets[:, 0], student(batch["images"]))
+    assert task.eval()(batch)["distill"].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
 def test_tokens_that_masking_drops_are_not_compared(student, teachers, batch):
     masks = Masking(mask="random", mask_level="token", mask_ratio=0.5)
     masking = make_masking(student, masks, 0)

@@ -13,6 +13,7 @@ from training_runs import SMALL, SMALL_STAGE_2, lines, losses, weights
 import distill
 import predict
 import train
+from featdistill import __main__ as tools
 from featdistill.command_line import UserError
 from featdistill.models.expert import load_expert, read_card
 from featdistill.training.run_folder import RunFolder
@@ -177,7 +178,7 @@ def test_scores_that_do_not_fit_the_images_are_refused(student, scored, make_set
     other.write_text(scored.read_text().replace("name,score,a,b", "name,score,a,c", 1))
     assert "not from the same experts" in refused(f"{scored} {other}", *more)
     assert "no weight for expert b" in refused(str(scored), "--fusion-weights", "a=1")
-    assert "needs the teachers themselves" in refused(str(scored), "--token-weight", "1")
+    assert "come without tokens" in refused(str(scored), "--token-weight", "1")
     assert "needs the teachers themselves" in refused(str(scored), "--distill-target", "view")
 
 
@@ -190,6 +191,74 @@ def test_an_image_that_could_not_be_scored_has_no_target(student, scored, tmp_pa
     (tmp_path / "partial.errors.csv").write_text(f"name,reason\n{name},damaged\n")
     run = student("run", taught=("--predictions", str(partial)))
     assert all(line["distill"] > 0 for line in lines(run) if "distill" in line)
+
+
+# Draws of a bank and of a student that agree.
+DRAWN = ["--distortions", "official,probability=0.8", "--flip", "0.5", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def banks(sets, teachers, tmp_path_factory) -> list[str]:
+    """Two distorted views of the training images, for each teacher."""
+    out = tmp_path_factory.mktemp("banks")
+    for name, teacher in zip("ab", teachers, strict=True):
+        flags = ["--manifest", sets[1], "--expert", teacher, "--views", "3", *DRAWN, "--dtype", "float32"]
+        flags += ["--features", read_card(teacher)["backbone"]["feature"], "--workers", "0"]
+        tools.main(["embed", *flags, "--out", str(out / name)])
+    return [str(out / name) for name in "ab"]
+
+
+def test_banks_teach_what_the_experts_would_on_the_same_distorted_images(student, teachers, banks):
+    flags = [*DRAWN, "--distill-views", "distorted", "--epochs", "2"]
+    kept = student("kept", *flags, taught=("--teachers", *teachers, "--banks", *reversed(banks)))
+    live = student("live", *flags)
+    assert [loss for _, loss in losses(kept)] == pytest.approx([loss for _, loss in losses(live)], rel=1e-3)
+    assert {Path(bank["path"]).name for bank in read_card(kept / "expert")["teacher"]["banks"]} == {"a", "b"}
+
+
+def test_views_of_a_bank_come_again_after_the_last_one(student, teachers, banks, monkeypatch):
+    seen = {}
+    take = Trainer._next_batch
+
+    def keep(trainer, stream):
+        batch = take(trainer, stream)
+        for epoch, index, image in zip(batch["epoch"], batch["index"], batch["images"], strict=True):
+            seen[int(epoch), int(index)] = image
+        return batch
+
+    monkeypatch.setattr(Trainer, "_next_batch", keep)
+    student("run", *DRAWN, "--epochs", "3", taught=("--teachers", *teachers, "--banks", *banks))
+    for index in range(40):
+        assert seen[0, index].equal(seen[2, index])
+    assert any(not seen[0, index].equal(seen[1, index]) for index in range(40))
+
+
+def test_the_clean_view_of_a_bank_is_that_of_the_predictions(student, teachers, banks, scored):
+    still = ["--distill-target", "clean", "--epochs", "1", "--distortions", "none", "--seed", "8"]
+    kept = student("kept", *still, taught=("--teachers", *teachers, "--banks", *banks))
+    stored = student("stored", *still, taught=("--predictions", str(scored)))
+    for one, two in zip(lines(kept)[:-1], lines(stored)[:-1], strict=True):
+        assert one["distill"] == pytest.approx(two["distill"], rel=1e-3)
+
+
+def test_banks_that_do_not_fit_are_refused(student, teachers, banks, make_set, tmp_path):
+    def refused(*flags: str, banks: list[str] = banks) -> str:
+        with pytest.raises(UserError) as error:
+            student("run", *flags, taught=("--teachers", *teachers, "--banks", *banks))
+        assert not (tmp_path / "run").exists()
+        return str(error.value)
+
+    drawn_otherwise = refused(*DRAWN, "--seed", "4")
+    assert "was drawn with seed 3 (the recipe has 4), so its distorted views are not" in drawn_otherwise
+    assert "has no augmix" in refused(*DRAWN, "--augmix", "0.5")
+    missing = refused(*DRAWN, banks=banks[:1])
+    assert "holds the features of teacher b; make one with python -m featdistill embed" in missing
+    more = ["--unlabeled", str(make_set("more", 8, first=3000))]
+    assert "does not hold 8 of 48 training images" in refused(*DRAWN, *more)
+    assert "come in another order" in refused(*DRAWN, "--limit-per-class", "10")
+    assert "come without tokens" in refused(*DRAWN, "--token-weight", "1")
+    with pytest.raises(UserError, match="name the experts whose they are with --teachers"):
+        student("run", taught=("--predictions", "scores.csv", "--banks", *banks))
 
 
 TAUGHT = ["--train", "t.csv", "--val", "v.csv", "--out", "run"]
