@@ -128,10 +128,13 @@ def file_name(suffix: str) -> Callable[[str], str]:
     return parse
 
 
-def progress(total: int, what: str, *, initial: int = 0, show: bool = True) -> tqdm:
-    """Return a bar that counts images; a log file gets a line every half minute instead of a moving bar."""
+def progress(total: int, what: str, *, initial: int = 0, show: bool = True, unit: str = "img") -> tqdm:
+    """Return a bar that counts images, or other units.
+
+    A log file gets a line every half minute instead of a moving bar.
+    """
     every_s = 0.2 if sys.stderr.isatty() else 30
-    return tqdm(total=total, desc=what, unit="img", initial=initial, mininterval=every_s, disable=not show)
+    return tqdm(total=total, desc=what, unit=unit, initial=initial, mininterval=every_s, disable=not show)
 
 
 class _Console(logging.Handler):

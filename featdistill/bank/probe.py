@@ -7,6 +7,7 @@ same command continues a probe that was killed, and adds features to one that is
 import dataclasses
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from featdistill.bank.figures import view_figures
 from featdistill.bank.heads import Head
 from featdistill.bank.joined import SEPARATOR, ChosenTokens
 from featdistill.bank.probe_plan import FOLDS_PART, Plan, Settings, make_plan
+from featdistill.command_line import progress
 from featdistill.data.sampling import balance_weights
 from featdistill.models.features import Feature
 from featdistill.records.provenance import claim, read_record
@@ -55,18 +57,22 @@ def probe(settings: Settings, out: str | Path) -> dict[str, Any]:
     record = _record(settings)
     previous = read_record(out / probe_files.RECORD_FILE)
     occupied = out.is_file() or (out.is_dir() and any(out.iterdir()))
-    claim(out, previous and previous["settings"], record, occupied=occupied)
+    claim(out, previous and previous.get("settings"), record, occupied=occupied)
     results = {each["feature"]: each for each in (previous or {}).get("results", ())}
     out.mkdir(parents=True, exist_ok=True)
     content = {"settings": record, "held_out": plan.how, "results": list(results.values())}
     atomic.write_json(out / probe_files.RECORD_FILE, content)
     manifests = probe_files.write_manifests(plan, out)
-    for text in texts:
-        folder = out / folder_name(text)
-        result = read_record(folder / probe_files.RESULT_FILE)
-        if result is None:
-            result = _probe_feature(plan, text, settings, folder, manifests)
-        results[text] = result
+    control = plan.control()
+    paths = (len(plan.fold_names) + 1) * (1 if control is None else 2)
+    with progress(len(texts) * paths, "fitting", unit="path") as bar:
+        for number, text in enumerate(texts, start=1):
+            folder = out / folder_name(text)
+            result = read_record(folder / probe_files.RESULT_FILE)
+            if result is None:
+                result = _probe_feature(plan, control, text, settings, folder, manifests, bar.update)
+            results[text] = result
+            bar.update(number * paths - bar.n)
     content["results"] = list(results.values())
     probe_files.write_tables(out, content)
     return content
@@ -82,8 +88,14 @@ def folder_name(text: str) -> str:
     return re.sub(r"[^\w.+-]", "_", text.replace(SEPARATOR, "__"))
 
 
-def fit_and_score(plan: Plan, features: list[Feature], settings: Settings) -> Fitted:
-    """Fit heads without each part and on all training images, and score what they have not seen."""
+def fit_and_score(
+    plan: Plan, features: list[Feature], settings: Settings, done: Callable[[], object]
+) -> Fitted:
+    """Fit heads without each part and on all training images, and score what they have not seen.
+
+    Args:
+        done: called after each path of heads.
+    """
     tokens = ChosenTokens(plan.train, features, plan.views)
     cache: dict[str, Any] = {}
 
@@ -111,6 +123,7 @@ def fit_and_score(plan: Plan, features: list[Feature], settings: Settings) -> Fi
         weights=weights,
         excluded=plan.groups_of,
         options=options,
+        progress=done,
     )
     logits = np.empty((len(held), len(plan.scored_views)))
     if only_new:
@@ -126,18 +139,27 @@ def fit_and_score(plan: Plan, features: list[Feature], settings: Settings) -> Fi
     # Each head of a path starts from the one before it, not from those after it.
     path = dataclasses.replace(options, path=options.strengths[: number + 1])
     head = heads.fit_heads(x, labels, weights=weights(everything), options=path)[-1]
+    done()
     logits[~held] = head.logits(scored[~held])
     return Fitted(cache["features"], head, logits)
 
 
 def _probe_feature(
-    plan: Plan, text: str, settings: Settings, folder: Path, manifests: dict[tuple[str, str], Path]
+    plan: Plan,
+    control: Plan | None,
+    text: str,
+    settings: Settings,
+    folder: Path,
+    manifests: dict[tuple[str, str], Path],
+    done: Callable[[], object],
 ) -> dict[str, Any]:
     """Fit, score and write one feature; return its result."""
-    fitted = fit_and_score(plan, plan.train.features(text), settings)
-    control = plan.control()
-    controls = control and fit_and_score(control, control.train.features(text), settings).logits[:, 0]
-    figures = _figures(plan, fitted.logits, controls)
+    fitted = fit_and_score(plan, plan.train.features(text), settings, done)
+    control_logits = None
+    if control is not None:
+        of_control = fit_and_score(control, control.train.features(text), settings, done)
+        control_logits = of_control.logits[:, 0]
+    figures = _figures(plan, fitted.logits, control_logits)
     result = {
         "feature": text,
         "dim": sum(feature.dim for feature in fitted.features),

@@ -150,13 +150,13 @@ def markdown(content: dict[str, Any]) -> str:
         lines.append(f"Trained on {' and '.join(settings['train'])}; the other images are the hold-out.")
     lines.append(f"Held out: {content['held_out']}; balance {settings['balance']}, seed {settings['seed']}.")
     lines.append(
-        "AUC with 95 % intervals (DeLong); robust: mean over the distorted views; within folds: mean of the"
+        "AUC with 95 % intervals (DeLong). Robust: the mean over the distorted views. Within folds: the"
     )
-    lines.append("AUCs of the folds, whose heads are of different scale.")
-    has_control = any("control" in part["clean"] for each in results for part in each["parts"].values())
-    if has_control:
-        lines.append("Control: the same on the content control, on the same images.")
-    lines += ["", _table(results, has_control)]
+    lines.append(
+        "mean over the folds, whose heads differ in scale. Control: the same on the content control, on the"
+    )
+    lines.append("same images.")
+    lines += ["", _table(results)]
     for each in results:
         if values := each.get("values"):
             lines += ["", f"## {each['feature']}, {content['held_out']}", "", _value_table(values)]
@@ -190,22 +190,23 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _table(results: Sequence[dict[str, Any]], has_control: bool) -> str:
-    more = ("control, clean", "exceeds it, clean", "exceeds it, robust") if has_control else ()
-    first = ("feature", "values", "C or alpha", "part", "real + AI", "clean AUC", "robust AUC")
-    header = (*first, "within folds, clean", "robust", *more)
+def _table(results: Sequence[dict[str, Any]]) -> str:
     rows = []
     for each in results:
         for name, part in each["parts"].items():
-            counts = f"{part['real']} + {part['ai']}"
-            cells = [each["feature"], str(each["dim"]), f"{each['strength']:.2g}", name, counts]
-            cells += [_interval(part[kind]) for kind in _KINDS]
-            cells += [_interval(part[kind].get("within_folds", {})) for kind in _KINDS]
-            if has_control:
-                cells.append(_interval(part["clean"].get("control", {})))
-                cells += [_difference(part[kind].get("exceeds", {})) for kind in _KINDS]
-            rows.append(cells)
-    return text_tables.table(header, rows)
+            row = {"feature": each["feature"], "values": str(each["dim"])}
+            row |= {"C or alpha": f"{each['strength']:.2g}", "part": name}
+            row |= {"real + AI": f"{part['real']} + {part['ai']}"}
+            for title, key in (("", None), ("within folds, ", "within_folds"), ("control, ", "control")):
+                for kind in _KINDS:
+                    figures = part[kind] if key is None else part[kind].get(key, {})
+                    row[f"{title}{kind} AUC"] = _interval(figures)
+            for kind in _KINDS:
+                row[f"exceeds it, {kind}"] = _difference(part[kind].get("exceeds", {}))
+            rows.append(row)
+    # Without distorted views, folds or a control, there is nothing to show in some columns.
+    columns = [column for column in rows[0] if any(row[column] != "n/a" for row in rows)] if rows else []
+    return text_tables.table(columns, [[row[column] for column in columns] for row in rows])
 
 
 def _value_table(values: Sequence[dict[str, Any]]) -> str:
