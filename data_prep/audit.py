@@ -7,11 +7,20 @@ having learned anything. So a classifier that sees no pixels, only container, si
 like, is trained and scored on images held out by group; any AUC on these data has to be compared with its
 AUC. If that is above 0.6 with its whole 95 % interval, a warning names the features.
 
+Classes may also show different things, which a detector can learn as well. With `--content`, a head on frozen
+features of the images reduced to 28 px or less, where no trace of a generator is left, is scored in the same
+way: by the column `fold` if there is one, else by groups; held-out rows by a head of all others.
+
+    python -m data_prep.audit data/train.csv data/holdout.csv --out data/audit --content \\
+        --backbone timm:vit_base_patch16_clip_quickgelu_224.openai --limit 5000
+
 | file | holds |
 |---|---|
 | `audit.json` | all results |
 | `audit.md` | the same as tables |
 | `audit.png` | sizes, bytes and JPEG quality by class, AUC by feature and by source |
+| `content.csv` | `name,label,score` of `--content`: P(AI) by what an image shows |
+| `content/` | the bank of `--content`, from which a killed run continues |
 
 Near-duplicates are searched for among all rows. A row is held out if its `split`, or without one the name of
 its manifest, contains holdout, val or test. If images cannot be read, the exit status is 1.
@@ -23,8 +32,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from data_prep.auditing import content
 from data_prep.auditing.features import FEATURES, FileFacts, feature_table, measure
 from data_prep.auditing.leaks import find_leaks, is_held_out
+from data_prep.content import banks
 from data_prep.duplicates.near import MAX_DISTANCE_BITS
 from data_prep.writing.flags import add_flags
 from data_prep.writing.parallel import map_in_order
@@ -111,26 +122,37 @@ def build_parser() -> Parser:
         help="images look alike if their 64-bit hashes differ in at most BITS bits",
     )
     add_flags(parser, "limit", "seed", "workers")
+    parser.add_argument(
+        "--content", action="store_true", help="measure how well what images show predicts the labels"
+    )
+    banks.add_flags(parser, "--content")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    banks.check(arguments, "--content", used=banks.FLAGS if arguments.content else ())
     from data_prep.auditing import page
 
     rows = read_rows(arguments.manifests)
     chosen = sample(rows, arguments.limit, arguments.seed)
+    if arguments.content:
+        content.check(chosen)
     facts = map_in_order(measure, chosen["image"].tolist(), arguments.workers, "audit")
     result, table = audit(chosen, facts, arguments.near_duplicates, arguments.seed)
     result["images"]["rows"] = len(rows)
     result = {"manifests": list(dict.fromkeys(arguments.manifests)), **result}
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
+    if arguments.content:
+        result["content"] = content.measure_content(chosen, out, arguments)
     page.save_plots(result, table, out / "audit.png")
     atomic.write_text(out / "audit.md", page.markdown(result))
     atomic.write_json(out / "audit.json", result)
     leaks, counts = result["near_duplicates"], result["images"]
     _log.info(page.verdict_line(result))
+    if arguments.content:
+        _log.info(page.content_line(result["content"]))
     _log.info(
         f"{leaks['pairs']} pairs look alike: {leaks['across_manifests']} across manifests, "
         f"{leaks['across_holdout']} across a hold-out, {leaks['two_labels']} with two labels"

@@ -14,10 +14,16 @@ file name of their manifest. The steps, in this order:
 | `--near-duplicates` | keeps images that look alike once, if label and generator are the same |
 | `--weight` | adds a column `weight`, the rate at which a sampler draws a row; the rows stay the same |
 | `--holdout` | writes a share, by whole groups, to FILE.holdout.csv |
+| `--match` | pairs each AI image with the real one that shows most nearly the same, and drops the others |
 | `--balance` | drops rows, on both sides of the hold-out, until all values of a column are equally frequent |
 
 With `--near-duplicates` and `--holdout`, a training image that looks like a held-out one is dropped, whatever
 its label.
+
+`--match content` compares frozen features of the images reduced to 28 px, where no trace of a generator is
+left, one to one, on each side of the hold-out by itself. A column `pair` numbers the pairs, and their groups
+are merged. Where the classes show different things, every image has a match, but not a near one: keep the
+nearest, with `--match-share 0.7`. With `--match-within fold`, folds stay whole.
 
 The group of a dropped image and that of the image kept for it are merged, so that a hold-out does not
 separate related images. Dropped images, and the ones kept for them, are listed in FILE.dropped.csv; images
@@ -31,6 +37,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from data_prep.content import pairs
 from data_prep.duplicates import keep_once as duplicates
 from data_prep.duplicates.exact import equal_images
 from data_prep.duplicates.near import MAX_DISTANCE_BITS, hash_images, near_pairs
@@ -162,6 +169,7 @@ def build_parser() -> Parser:
         help="add a column weight: how often to draw an image of a source, compared with weight 1",
     )
     add_flags(parser, "holdout", "seed", "workers")
+    pairs.add_flags(parser)
     return parser
 
 
@@ -174,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     for manifest in arguments.manifests:
         if Path(manifest).resolve() in outputs:
             raise UserError(f"--out {arguments.out} would replace the input {manifest}; choose another --out")
+    pairs.check(arguments)
     bits = arguments.near_duplicates
     rows = combine(arguments.manifests, arguments.where)
 
@@ -194,12 +203,17 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"no image of {', '.join(arguments.manifests)} could be read; the first: {faults[0]}")
     if weights:
         add_weights(rows, weights)
+    content = pairs.Content(rows, arguments) if arguments.match else None
     held = None
     if arguments.holdout is not None:
         rows, held = split_holdout(rows, arguments.holdout, arguments.seed)
         if hashes is not None:
             rows = duplicates.drop_across(rows, held, hashes, bits, dropped)
         held = balance(held, arguments.balance, arguments.seed)
+        if content:
+            held = pairs.matched(held, content, arguments, dropped, faults)
+    if content:
+        rows = pairs.matched(rows, content, arguments, dropped, faults)
     rows = balance(rows, arguments.balance, arguments.seed)
     _save(rows, held, arguments.out, dropped, faults)
     return 1 if faults else 0

@@ -19,6 +19,13 @@ _TITLES = {
     "undefined": "Whether the files tell real from AI-generated images could not be measured.",
 }
 
+_CONTENT_TITLES = {
+    "tells": "WARNING: what the images show tells real from AI-generated ones.",
+    "may": "What the images show may tell real from AI-generated ones; more images are needed to be sure.",
+    "does not": "What the images show does not tell real from AI-generated ones.",
+    "undefined": "Whether what the images show tells the classes apart could not be measured.",
+}
+
 
 def verdict_line(result: dict) -> str:
     """Return the result of the pixel-free baseline in one line."""
@@ -33,6 +40,28 @@ def verdict_line(result: dict) -> str:
     return line
 
 
+def content_line(content: dict) -> str:
+    """Return the result of the content control in one line."""
+
+    def interval(part: dict) -> str:
+        if part["auc"] is None:
+            return "not defined"
+        bounds = f" (95 %: {part['low']:.3f} to {part['high']:.3f})"
+        return f"AUC {part['auc']:.3f}{bounds if part['low'] is not None else ''}"
+
+    title = _CONTENT_TITLES["undefined"]
+    if content["low"] is not None:
+        told = (
+            "tells" if content["low"] > WARN_ABOVE else "may" if content["auc"] > WARN_ABOVE else "does not"
+        )
+        title = _CONTENT_TITLES[told]
+    parts = {"by folds": content["train"], "held out": content["held_out"]}
+    several = all(part["images"] for part in parts.values())
+    shown = "".join(f", {name} {interval(part)}" for name, part in parts.items() if several)
+    where = f"{content['side']} px ({content['backbone']}, {content['feature']})"
+    return f"{title} Content at {where}: {interval(content)}{shown}"
+
+
 def markdown(result: dict) -> str:
     """Return the audit as Markdown."""
     names: dict[str, list[str]] = {}
@@ -43,7 +72,11 @@ def markdown(result: dict) -> str:
         {"what": reason, "images": len(images), "first": ", ".join(images[:3])}
         for reason, images in sorted(names.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
-    values = {"verdict": verdict_line(result), "by_reason": by_reason, "table": table, "shown": _SHOWN_ROWS}
+    content = result.get("content")
+    parts = {"by folds": "train", "held out": "held_out"} if content else {}
+    content_rows = [{"part": name, **content[key]} for name, key in parts.items()]
+    values = {"content_verdict": content_line(content) if content else "", "content_rows": content_rows}
+    values |= {"verdict": verdict_line(result), "by_reason": by_reason, "table": table, "shown": _SHOWN_ROWS}
     return render("audit.md", Path(__file__).parent, **result, **values)
 
 

@@ -87,7 +87,7 @@ def _drop(
         return rows
     name = rows["name"]
     dropped += [(name[row], reason, name[stays]) for row, stays in copies]
-    rows = rows.assign(group=_merged_groups(rows["group"], copies))
+    rows = rows.assign(group=merged_groups(rows["group"], copies))
     if "protocol_sets" in rows:
         sets = rows["protocol_sets"].to_dict()
         for row, stays in copies:
@@ -97,7 +97,7 @@ def _drop(
     return rows.drop(index=[row for row, _ in copies])
 
 
-def _merged_groups(group: pd.Series, copies: list[tuple[int, int]]) -> pd.Series:
+def merged_groups(group: pd.Series, copies: list[tuple[int, int]]) -> pd.Series:
     """Return the groups after merging that of each copy with that of the row that stays for it."""
     group = group.copy()
     parent: dict[str, str] = {}

@@ -164,10 +164,29 @@ def embed(settings: Settings, manifests: Sequence[str | Path], out: str | Path, 
     Raises:
         UserError: a setting is wrong, `out` holds something else, or the disk is full.
     """
-    out = Path(out)
     rows = processes.together(lambda: _read_rows(manifests))
+    sources = processes.together(lambda: [source(path, read_manifest(path)) for path in manifests])
+    return embed_rows(settings, rows, sources, Path(out), processes)
+
+
+def source(path: str | Path, rows: pd.DataFrame) -> dict[str, str]:
+    """Return the entry of a record for rows of the manifest at `path`.
+
+    Only names and sizes of the images count: other columns do not change the features, and may change.
+    """
+    return {"path": str(path), "sha256": fingerprint(rows, ["name"])}
+
+
+def embed_rows(
+    settings: Settings, rows: pd.DataFrame, sources: Sequence[dict[str, str]], out: Path, processes: Processes
+) -> int:
+    """Make a bank of rows whose names differ; see `embed`.
+
+    Args:
+        sources: see `source`.
+    """
     encoder = processes.together(lambda: Encoder(settings))
-    record = as_json(_record(encoder, settings, manifests, len(rows)))
+    record = describe(encoder, settings, sources, len(rows))
     if processes.on_main(lambda: claim_bank(out, record, rows)) is Claim.FINISHED:
         return processes.on_main(lambda: _report(out, "finished; nothing to do"))
     writer = BankWriter(out, record, processes.rank, processes.world)
@@ -179,12 +198,12 @@ def embed(settings: Settings, manifests: Sequence[str | Path], out: str | Path, 
         work = f"{counted(len(rows), 'image')} x {counted(len(settings.views.names), 'view')}"
         _log.info("%s: %s on %s in %s: %s", out, work, encoder.device, encoder.precision, names)
     dataset = ViewDataset(rows, encoder.preprocessing, settings.views)
-    processes.together(lambda: _fill(writer, encoder, dataset, share, settings, show=processes.is_main))
+    processes.together(lambda: fill(writer, encoder, dataset, share, settings, show=processes.is_main))
     processes.on_main(lambda: writer.finish(rows, versions()))
     return processes.on_main(lambda: _report(out, f"{counted(len(rows), 'image')} embedded"))
 
 
-def _fill(
+def fill(
     writer: BankWriter,
     encoder: Encoder,
     dataset: ViewDataset,
@@ -221,12 +240,12 @@ def _fill(
             bar.update(len(part))
 
 
-def _record(
-    encoder: Encoder, settings: Settings, manifests: Sequence[str | Path], rows: int
+def describe(
+    encoder: Encoder, settings: Settings, sources: Sequence[dict[str, str]], rows: int
 ) -> dict[str, Any]:
     """Return what decides the content of a bank."""
     shapes = encoder.shapes.items()
-    return {
+    record = {
         "format": FORMAT,
         "rows": rows,
         "backbone": dataclasses.asdict(encoder.spec),
@@ -238,11 +257,9 @@ def _record(
         "precision": encoder.precision,
         "batch_size": settings.batch_size,
         "views": settings.views.describe(),
-        # Other columns than the names do not change the features, and may change.
-        "manifests": [
-            {"path": str(path), "sha256": fingerprint(read_manifest(path), ["name"])} for path in manifests
-        ],
+        "manifests": list(sources),
     }
+    return as_json(record)
 
 
 def _read_rows(manifests: Sequence[str | Path]) -> pd.DataFrame:

@@ -27,13 +27,14 @@ class ViewPlan:
     """Which views of each image a bank holds.
 
     Attributes:
-        distorted: number of distorted views, in addition to the clean one.
+        distorted: number of distorted views, after the clean one.
         draw: `training`: view v is what `TrainDataset` shows in epoch v - 1; `evaluation`: it is
             what `ScoreDataset` scores with the seed `seed + v - 1`.
         seed: of the distortions, and in training of crops and mirroring.
         augmentation: the policy of the distortions, and in training the crop and the mirroring.
         stage: of training, 1 or 2, which draws anew.
         control_side: side in px of the content control; None: no control.
+        clean: whether the clean view is among them; only the audit of content does without.
     """
 
     distorted: int = 0
@@ -42,12 +43,13 @@ class ViewPlan:
     augmentation: Augmentation = _UNCHANGED
     control_side: int | None = None
     stage: int = 1
+    clean: bool = True
 
     @property
     def names(self) -> list[str]:
         """The names of all views, in their order."""
         numbered = [f"{self.draw}-{number + 1}" for number in range(self.distorted)]
-        return [CLEAN, *numbered, *([CONTROL] if self.control_side else [])]
+        return [*([CLEAN] if self.clean else []), *numbered, *([CONTROL] if self.control_side else [])]
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the pixels, as JSON values."""
@@ -94,20 +96,16 @@ class ViewDataset(Dataset):
         try:
             image = load_image(self.images[index], self.names[index])
             clean = self._fit(image)
-            squares, drawn = [clean], [()]
-            for number in range(self.plan.distorted):
-                square, plan = self._distorted(image, index, number)
-                squares.append(square)
-                drawn.append(plan)
+            made: list[tuple[np.ndarray, Plan]] = [(clean, ())] if self.plan.clean else []
+            made += [self._distorted(image, index, number) for number in range(self.plan.distorted)]
         except BrokenImage as error:
             return Broken(index, str(error))
         if self.plan.control_side:
-            squares.append(content_only(clean, self.plan.control_side))
-            drawn.append(())
-        planes = map(to_planes, squares)
+            made.append((content_only(clean, self.plan.control_side), ()))
+        squares, drawn = zip(*made, strict=True)
         return {
             "index": index,
-            "images": dict(zip(self.plan.names, planes, strict=True)),
+            "images": dict(zip(self.plan.names, map(to_planes, squares), strict=True)),
             "drawn": json.dumps([describe(plan) for plan in drawn]),
         }
 
