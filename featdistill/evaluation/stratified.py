@@ -5,12 +5,15 @@ a pair are alike in a column of the manifest, such as how far they were reduced,
 them apart. Each stratum counts by its number of pairs.
 
 The strata are independent samples, so the variance is the sum of their DeLong variances, each times the
-square of its share of the pairs. The numbers of images of each class and stratum are taken as given.
+square of its share of the pairs. A class with a single image in a stratum is taken to vary as it does in the
+other strata. Where too many strata are like that, as with matched pairs, the variance is that of the strata's
+AUCs.
 """
 
 import numpy as np
+import pandas as pd
 
-from featdistill.evaluation.intervals import auc_bounds, auc_covariance, difference_bounds, placements
+from featdistill.evaluation.intervals import auc_bounds, auc_covariance, difference_bounds
 from featdistill.evaluation.metrics import roc_auc
 
 Aucs = tuple[list[float | None], np.ndarray]
@@ -26,27 +29,41 @@ def aucs(label: np.ndarray, scores: np.ndarray, stratum: np.ndarray | None = Non
             all pairs.
 
     Returns:
-        M AUCs, None without pairs; (M, M) float64, NaN where a class has fewer than two images, or two in no
-        stratum.
+        M AUCs, None without pairs; (M, M) float64, NaN where a class has fewer than two images.
     """
     if stratum is None:
         return [roc_auc(label, score) for score in scores], auc_covariance(label, scores)
-    label, scores = np.asarray(label), np.asarray(scores, dtype=np.float64)
-    parts = [placements(label[rows], scores[:, rows]) for rows in _comparable(label, stratum)]
-    pairs = np.array([real.shape[1] * ai.shape[1] for real, ai in parts], dtype=np.float64)
-    if not len(parts):
-        return [None] * len(scores), np.full((len(scores), len(scores)), np.nan)
-    weights = pairs / pairs.sum()
-    values = sum(weight * ai.mean(axis=1) for weight, (_, ai) in zip(weights, parts, strict=True))
-    covariance = sum(_variance_of_class([part[side] for part in parts], weights) for side in (0, 1))
-    return values.tolist(), covariance
+    values = pd.DataFrame(np.asarray(scores, dtype=np.float64).T)
+    rows, strata, counts = _comparable(np.asarray(label), stratum)
+    if not len(rows):
+        return [None] * values.shape[1], np.full((values.shape[1],) * 2, np.nan)
+    values, label = values.iloc[rows], np.asarray(label)[rows]
+    weights = counts.prod(axis=1) / counts.prod(axis=1).sum()
+    # For each image, the share of the other class in its stratum with a lower score, ties counted half.
+    cell = 2 * strata + label
+    lower = values.groupby(strata).rank() - values.groupby(cell).rank()
+    lower = (lower.to_numpy() / counts[strata, 1 - label][:, None])[np.argsort(cell, kind="stable")]
+    ends = np.cumsum(counts)
+    means = np.add.reduceat(lower, np.r_[0, ends[:-1]], axis=0) / counts.reshape(-1, 1)
+    of_strata = means[1::2]
+    value = weights @ of_strata
+    apart = lower - np.repeat(means, counts.ravel(), axis=0)
+    covariance = sum(
+        _variance_of_class(
+            apart[np.repeat(np.arange(counts.size), counts.ravel()) % 2 == side], counts[:, side], weights
+        )
+        for side in (0, 1)
+    )
+    if np.isnan(covariance).any() and len(weights) > 1:
+        apart = weights[:, None] * (of_strata - value)
+        covariance = apart.T @ apart * len(weights) / (len(weights) - 1)
+    return value.tolist(), covariance
 
 
 def count_pairs(label: np.ndarray, stratum: np.ndarray) -> dict[str, int]:
     """Return the numbers of `pairs` within strata, and of the `strata` that have any, with their `images`."""
-    counts = [np.bincount(label[rows], minlength=2).tolist() for rows in _comparable(label, stratum)]
-    pairs, images = sum(real * ai for real, ai in counts), sum(map(sum, counts))
-    return {"images": images, "pairs": pairs, "strata": len(counts)}
+    rows, _, counts = _comparable(np.asarray(label), stratum)
+    return {"images": len(rows), "pairs": int(counts.prod(axis=1).sum()), "strata": len(counts)}
 
 
 def auc_row(label: np.ndarray, score: np.ndarray, stratum: np.ndarray | None = None) -> dict:
@@ -80,30 +97,33 @@ def next_to(
     return {**result, "images": int(rows.sum())}
 
 
-def _comparable(label: np.ndarray, stratum: np.ndarray) -> list[np.ndarray]:
-    """Return the numbers of the images of each stratum that has both classes."""
-    order = np.argsort(stratum, kind="stable")
-    order = order[np.searchsorted(stratum[order], 0) :]
-    strata = np.split(order, np.flatnonzero(np.diff(stratum[order])) + 1)
-    return [rows for rows in strata if len(rows) and 0 < label[rows].sum() < len(rows)]
+def _comparable(label: np.ndarray, stratum: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what pairs are made of.
+
+    Returns:
+        The numbers of the images in strata that have both classes; for each of them the number of its
+        stratum, from 0; (strata, 2), the numbers of real and AI-generated images of each stratum.
+    """
+    known = np.flatnonzero(stratum >= 0)
+    _, number = np.unique(stratum[known], return_inverse=True)
+    counts = np.bincount(2 * number + label[known], minlength=2 * (number.max(initial=-1) + 1)).reshape(-1, 2)
+    has_both = counts.all(axis=1)
+    rows = has_both[number]
+    return known[rows], (np.cumsum(has_both) - 1)[number[rows]], counts[has_both]
 
 
-def _variance_of_class(parts: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """Return one class's share of the covariance, (M, M).
+def _variance_of_class(apart: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return one class's share of the covariance, (M, M); NaN where single images are too many to know it.
 
     Args:
-        parts: of each stratum (M, n), the shares of the other class's images below or above each image.
-        weights: of the strata.
+        apart: (N, M), the shares of the other class below each image of this class, minus their mean in the
+            stratum; stratum by stratum.
+        counts, weights: of the strata, the numbers of images of this class and the shares of the pairs.
     """
-    models = len(parts[0])
-    counts = np.array([part.shape[1] for part in parts])
-    own = [np.cov(part).reshape(models, models) if part.shape[1] > 1 else None for part in parts]
-    # One image alone does not show how much images vary: those of the other strata do.
-    pooled, freedom = np.zeros((models, models)), int((counts - 1).sum())
-    for count, covariance in zip(counts, own, strict=True):
-        pooled += 0 if covariance is None else (count - 1) * covariance
-    pooled = pooled / freedom if freedom else np.full((models, models), np.nan)
-    return sum(
-        weight**2 * (pooled if covariance is None else covariance) / count
-        for weight, covariance, count in zip(weights, own, counts, strict=True)
-    )
+    is_single, freedom = counts == 1, int((counts - 1).sum())
+    if is_single.sum() > freedom:
+        return np.full((apart.shape[1],) * 2, np.nan)
+    factors = np.where(is_single, 0.0, weights**2 / (counts * np.maximum(counts - 1, 1)))
+    if is_single.any():
+        factors += (weights[is_single] ** 2).sum() / freedom
+    return apart.T @ (apart * np.repeat(factors, counts)[:, None])

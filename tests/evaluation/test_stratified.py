@@ -91,9 +91,19 @@ def test_a_single_image_of_a_class_counts_and_varies_like_the_others():
     score = np.array([1, 4, 3, 5, 6, 1, 2, 5, 3.0])
     row = auc_row(label, score, stratum)
     assert row["auc"] == pytest.approx((5 + 2) / 9) and row["low"] < row["auc"] < row["high"]
-    # Pairs of one image each do not show how much images vary.
-    lonely = auc_row(np.array([0, 1, 0, 1]), np.array([1, 2, 4, 3.0]), np.array([0, 0, 1, 1]))
-    assert lonely == {"auc": 0.5, "low": None, "high": None}
+    one_pair = auc_row(np.array([0, 1]), np.array([1, 2.0]), np.array([0, 0]))
+    assert one_pair == {"auc": 1.0, "low": None, "high": None}
+
+
+def test_matched_pairs_have_the_interval_of_a_share():
+    rng = np.random.default_rng(0)
+    label, stratum = np.tile([0, 1], 400), np.repeat(np.arange(400), 2)
+    score = rng.normal(label, 1) + 3 * stratum
+    values, covariance = aucs(label, np.stack([score, -score]), stratum)
+    won = score[1::2] > score[::2]
+    assert values == pytest.approx([won.mean(), 1 - won.mean()])
+    variance = won.var(ddof=1) / 400
+    np.testing.assert_allclose(covariance, [[variance, -variance], [-variance, variance]], rtol=1e-9)
 
 
 def test_without_pairs_nothing_is_defined():
