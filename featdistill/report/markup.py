@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from featdistill.command_line import counted
+
 TEMPLATES = Path(__file__).with_name("templates")
 # Characters that HTML text must not contain (HTML standard, 13.2.3.5), surrogates of broken UTF-8 included.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
@@ -43,7 +45,7 @@ def _environment(folder: Path) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"number": number, "share": share, "interval": interval, "integer": integer}
-    environment.filters |= {"shorten": shorten, "units": units}
+    environment.filters |= {"shorten": shorten, "units": units, "counted": counted}
     return environment
 
 
