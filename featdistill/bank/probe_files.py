@@ -149,13 +149,12 @@ def markdown(content: dict[str, Any]) -> str:
     if settings["train"]:
         lines.append(f"Trained on {' and '.join(settings['train'])}; the other images are the hold-out.")
     lines.append(f"Held out: {content['held_out']}; balance {settings['balance']}, seed {settings['seed']}.")
-    lines.append(
-        "AUC with 95 % intervals (DeLong). Robust: the mean over the distorted views. Within folds: the"
-    )
-    lines.append(
-        "mean over the folds, whose heads differ in scale. Control: the same on the content control, on the"
-    )
-    lines.append("same images.")
+    parts = [part for each in results for part in each["parts"].values()]
+    lines.append("AUC with 95 % intervals (DeLong). Robust: the mean over the distorted views.")
+    if any("within_folds" in part["clean"] for part in parts):
+        lines.append("Within folds: the mean over the folds, whose heads differ in scale.")
+    if any("control" in part["clean"] for part in parts):
+        lines.append("Control: the same on the content control, on the same images.")
     lines += ["", _table(results)]
     for each in results:
         if values := each.get("values"):
@@ -193,33 +192,28 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 def _table(results: Sequence[dict[str, Any]]) -> str:
     rows = []
     for each in results:
-        for name, part in each["parts"].items():
-            row = {"feature": each["feature"], "values": str(each["dim"])}
-            row |= {"C or alpha": f"{each['strength']:.2g}", "part": name}
-            row |= {"real + AI": f"{part['real']} + {part['ai']}"}
-            for title, key in (("", None), ("within folds, ", "within_folds"), ("control, ", "control")):
-                for kind in _KINDS:
-                    figures = part[kind] if key is None else part[kind].get(key, {})
-                    row[f"{title}{kind} AUC"] = _interval(figures)
-            for kind in _KINDS:
-                row[f"exceeds it, {kind}"] = _difference(part[kind].get("exceeds", {}))
-            rows.append(row)
-    # Without distorted views, folds or a control, there is nothing to show in some columns.
-    columns = [column for column in rows[0] if any(row[column] != "n/a" for row in rows)] if rows else []
-    return text_tables.table(columns, [[row[column] for column in columns] for row in rows])
+        first = {"feature": each["feature"], "values": str(each["dim"])}
+        first["C or alpha"] = f"{each['strength']:.2g}"
+        rows += [first | {"part": name} | _cells(part) for name, part in each["parts"].items()]
+    return _shown(rows)
 
 
 def _value_table(values: Sequence[dict[str, Any]]) -> str:
-    rows = [
-        [
-            each["value"],
-            f"{each['real']} + {each['ai']}",
-            each["against"],
-            *(_interval(each[k]) for k in _KINDS),
-        ]
-        for each in values
-    ]
-    return text_tables.table(("value", "real + AI", "against", "clean AUC", "robust AUC"), rows)
+    return _shown([{"value": each["value"], "against": each["against"]} | _cells(each) for each in values])
+
+
+def _cells(part: dict[str, Any]) -> dict[str, str]:
+    cells = {"real + AI": f"{part['real']} + {part['ai']}"}
+    for title, key in (("", None), ("within folds, ", "within_folds"), ("control, ", "control")):
+        for kind in _KINDS:
+            cells[f"{title}{kind} AUC"] = _interval(part[kind] if key is None else part[kind].get(key, {}))
+    return cells | {f"exceeds it, {kind}": _difference(part[kind].get("exceeds", {})) for kind in _KINDS}
+
+
+def _shown(rows: Sequence[dict[str, str]]) -> str:
+    """Return a table without the columns that hold no figure, such as those of a control."""
+    columns = [column for column in rows[0] if any(row[column] != "n/a" for row in rows)] if rows else []
+    return text_tables.table(columns, [[row[column] for column in columns] for row in rows])
 
 
 def _interval(figures: dict[str, Any]) -> str:

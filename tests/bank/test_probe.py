@@ -21,6 +21,7 @@ from featdistill.bank.store import open_bank
 from featdistill.bank.views import ViewPlan
 from featdistill.command_line import UserError
 from featdistill.data.loading import ScoreDataset
+from featdistill.data.sampling import balance_weights
 from featdistill.distortions.presets import parse_policy
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.inference.fusion import probabilities
@@ -231,6 +232,19 @@ def test_new_images_alone_are_scored_by_the_head_that_held_out_views_choose(fold
     make(tmp_path / "x.csv", tmp_path / "clash", EVALUATION)
     with pytest.raises(UserError, match="name of a training image and of another"):
         probe(dataclasses.replace(asked, score=[str(tmp_path / "clash")]), tmp_path / "refused")
+
+
+def test_images_count_as_the_balance_says(folder, tmp_path):
+    asked = settings(folder, balance="source", views=["clean"])
+    (result,) = probe(dataclasses.replace(asked, write_experts=True), tmp_path)["results"]
+    joined = Joined([open_bank(folder / "train")])
+    x = joined.values(joined.features("mean:1,2"), ["clean"])
+    weights = balance_weights(joined.rows, "source")
+    assert len(set(weights.round(6))) > 1
+    path = HeadOptions(path=tuple(s for s in FAST.strengths if s <= result["strength"]))
+    head = heads.fit_heads(x, joined.labels, weights=weights, options=path)[-1]
+    expert = load_expert(tmp_path / "mean_1_2" / "expert")
+    assert np.array_equal(expert.head[-1].weight.detach().numpy(), head.layers[0][0])
 
 
 def test_tokens_are_chosen_on_training_images_only(folder):
