@@ -39,7 +39,7 @@ def claim_bank(path: Path, requested: dict[str, Any], rows: pd.DataFrame) -> Cla
     finished = bool(recorded and recorded.get("finished"))
     made_from = recorded and {key: value for key, value in recorded.items() if key not in _RESULTS}
     occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
-    state = claim(path, made_from, requested, finished=finished, occupied=occupied)
+    state = claim(path, made_from, requested, finished=finished, occupied=occupied, ignore=["features"])
     if state is Claim.NEW:
         path.mkdir(parents=True, exist_ok=True)
     write_manifest(rows, path / MANIFEST_FILE)
@@ -90,8 +90,8 @@ class BankWriter:
         except OSError as error:
             free = shutil.disk_usage(self.path).free
             raise UserError(
-                f"cannot write the bank {self.path}: {error.strerror or error} (it needs {needed / 1e9:.2f} "
-                f"GB, and {free / 1e9:.2f} GB are free); make room, or keep fewer features or views"
+                f"cannot write the bank {self.path}: {error.strerror or error} (it needs {_size(needed)}, "
+                f"and {_size(free)} are free); make room, or keep fewer features or views"
             ) from error
 
     def open(self) -> None:
@@ -221,6 +221,10 @@ class BankWriter:
         self.broken |= reasons
         self._drawn |= texts
         self.done[number] = True
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _journals(path: Path) -> list[Path]:

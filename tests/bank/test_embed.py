@@ -209,6 +209,8 @@ def test_other_settings_are_refused(manifest, tmp_path):
     for changes in ({"batch_size": 3}, {"features": ["pool"]}, {"dtype": "float16"}, {"input_size": 48}):
         with pytest.raises(UserError, match="was produced with different settings"):
             make(manifest, tmp_path / "bank", views=ViewPlan(), **changes)
+    same = ["pool", "projection", "class+mean:1", "class+mean:2"]
+    assert make(manifest, tmp_path / "bank", views=ViewPlan(), features=same) == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("Dear ...")
     with pytest.raises(UserError, match="already exists and was not written by this command"):
