@@ -48,7 +48,7 @@ class BackboneSpec:
     @property
     def projects(self) -> bool:
         """Whether the backbone needs its projection."""
-        return "projection" in self.feature.partition(":")[0].split("+")
+        return "projection" in map(str.strip, self.feature.partition(":")[0].split("+"))
 
     def describe(self) -> dict[str, Any]:
         """Return the specification as JSON values; without positions, as in older cards."""

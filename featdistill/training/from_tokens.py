@@ -208,7 +208,9 @@ class TokenHoldout:
         return len(self.rows)
 
     def parts(self, expert: Expert) -> Iterator[list[tuple[pd.DataFrame, Dataset]]]:
-        """Yield what the clean AUC and then what the robust AUC is the mean over."""
+        """Yield what the clean AUC and then what the robust AUC is the mean over: rows, and their tokens."""
+        # An expert that was loaded again does not know.
+        expert.tokens_after = self.tokens.atom.layer
         is_distorted = (self.rows["is_distorted"] == 1).fillna(False).to_numpy(dtype=bool)
         yield [self._part(np.flatnonzero(~is_distorted), 0)]
         if is_distorted.any():

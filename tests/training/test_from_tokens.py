@@ -73,6 +73,16 @@ def test_stage_1_from_tokens_ends_with_the_weights_of_a_run_from_images(feature,
     assert (tmp_path / "tokens" / "top_tokens.json").exists() == feature.startswith("top")
 
 
+def test_adapters_in_the_last_layers_are_trained_from_tokens_as_well(sets, banks, tmp_path):
+    pytest.importorskip("peft")
+    arguments = [*RUN, *sets, "--distortions", "official", "--epochs", "1", "--learning-rate", "1e-3"]
+    arguments[arguments.index("last_n")] = "lora"
+    arguments += ["--lora-last-n", "2", "--lora-rank", "2"]
+    train.main([*arguments, "--out", str(tmp_path / "images")])
+    train.main([*arguments, "--tokens", banks["drawn"], "--out", str(tmp_path / "tokens")])
+    assert_alike(tmp_path / "tokens", tmp_path / "images")
+
+
 @pytest.mark.parametrize(
     "own",
     [
