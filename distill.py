@@ -22,10 +22,11 @@ import dataclasses
 from argparse import Namespace
 
 from featdistill import command_line
-from featdistill.command_line import Parser, UserError
+from featdistill.command_line import Parser
 from featdistill.recipe_groups import Architecture, values_of
 from featdistill.seeds import stage_seed
 from featdistill.training import recipe as recipes
+from featdistill.training import student_flags
 from featdistill.training.recipe import DistillRecipe, StudentRecipe
 
 
@@ -42,37 +43,7 @@ def build_parser() -> Parser:
         metavar="EXPERT",
         help="folder of the stage-1 expert to refine: RUN/expert-last, as in the paper, or RUN/expert",
     )
-    teacher.add_argument("--teachers", nargs="+", metavar="EXPERT", help="folders of the student's teachers")
-    teacher.add_argument(
-        "--predictions",
-        nargs="+",
-        metavar="FILE",
-        help="instead of --teachers: what predict.py wrote for each manifest of --train and --unlabeled, in "
-        "this order",
-    )
-    student = parser.add_argument_group("student of several experts")
-    student.add_argument(
-        "--banks",
-        nargs="+",
-        metavar="BANK",
-        help="banks of the training images, made with embed --expert for each of the teachers, which then do "
-        "not run",
-    )
-    student.add_argument("--student", metavar="BACKBONE", help="the student's backbone, as --backbone")
-    student.add_argument(
-        "--unlabeled",
-        "--unlabelled",
-        nargs="+",
-        metavar="MANIFEST",
-        help="further training images, which only the teachers label; --train may be omitted",
-    )
-    student.add_argument(
-        "--fusion",
-        metavar="HOW",
-        help="how the teachers are fused, as for predict.py: logit_mean (the default here), "
-        "probability_mean, or a file written by python -m featdistill fuse",
-    )
-    student.add_argument("--fusion-weights", metavar="A=2,B=1", help="weights of the teachers")
+    student_flags.add_arguments(parser, teacher)
     recipes.add_arguments(parser, DistillRecipe, StudentRecipe, needs_recipe=False)
     return parser
 
@@ -84,18 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _refine(arguments: Namespace) -> int:
     """Stage 2."""
-    for flag in ("recipe", "train"):
-        if getattr(arguments, flag) is None:
-            raise UserError(f"the following arguments are required: --{flag}; see --help")
-    for flag in ("banks", "student", "unlabeled", "fusion", "fusion_weights"):
-        if getattr(arguments, flag) is not None:
-            raise UserError(
-                f"--{flag.replace('_', '-')} has no effect with --teacher; did you mean --teachers?"
-            )
-    reason = "no effect with --teacher, since the student is built like its teacher"
-    recipes.refuse_flags(arguments, recipes.keys_of(Architecture), reason)
-    reason = "no effect with --teacher; they are for a student of several (--teachers)"
-    recipes.refuse_flags(arguments, recipes.only_in(StudentRecipe, DistillRecipe), reason)
+    student_flags.check_refinement(arguments)
     recipe = recipes.resolve(DistillRecipe, arguments)
     recipes.check_paths(arguments, recipe)
     # Loading PyTorch takes seconds; --help and mistakes in the arguments do not need it.
@@ -120,19 +80,7 @@ def _refine(arguments: Namespace) -> int:
 
 def _teach(arguments: Namespace) -> int:
     """A student of several experts."""
-    if not (arguments.train or arguments.unlabeled):
-        raise UserError("there are no training images; use --train, --unlabeled, or both")
-    if arguments.tokens:
-        raise UserError("--tokens has no effect on a student of several, whose teachers need images")
-    if arguments.banks and not arguments.teachers:
-        raise UserError("--banks holds features; name the experts whose they are with --teachers")
-    if arguments.student and hasattr(arguments, "recipe_backbone"):
-        raise UserError("--student and --backbone are the same; use one of them")
-    if arguments.student:
-        arguments.recipe_backbone = arguments.student
-    arguments.recipe = arguments.recipe or ["student"]
-    reason = "no effect on a student of several; they are for stage 2 (--teacher)"
-    recipes.refuse_flags(arguments, recipes.only_in(DistillRecipe, StudentRecipe), reason)
+    student_flags.check_student(arguments)
     recipe = recipes.resolve(StudentRecipe, arguments)
     recipes.check_paths(arguments, recipe)
     from featdistill.models.expert import create_expert
