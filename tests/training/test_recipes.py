@@ -1,6 +1,7 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 
 import distill
@@ -63,10 +64,35 @@ def test_the_readings_of_the_paper_hold_what_it_states():
 
 
 def test_the_strong_recipe_is_as_severe_as_the_top_teams():
+    plain = resolve(Recipe, "--recipe", "siglip_so400m_a")
     strong = resolve(Recipe, "--recipe", "siglip_so400m_a", "strong")
+    assert strong.consistency_weight > 0 and strong.ema > 0 and strong.layer_decay < 1
+    # It must fit any backbone and size below it.
+    assert (strong.input_size, strong.resize) == (plain.input_size, plain.resize)
     policy = parse_policy(strong.distortions)
-    assert policy.probability == 1 and strong.consistency_weight > 0
-    assert strong.ema > 0 and strong.layer_decay < 1
+    plans = [policy.draw(np.random.default_rng(seed)) for seed in range(4000)]
+    lengths = np.array([len(plan) for plan in plans])
+    levels = [step.level for plan in plans for step in plan]
+    # Mean chain length of the distorted public test: 3.1; mean level of team TeleAI: 3.
+    assert lengths.min() == 1 and lengths.mean() == pytest.approx(3.1, abs=0.1)
+    assert np.mean(levels) == pytest.approx(3.0, abs=0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "size"),
+    [
+        ("strong_clip_l14", "timm:vit_large_patch14_clip_quickgelu_336.openai", 336),
+        ("strong_siglip_so400m", "siglip_so400m", 384),
+        ("strong_dinov3_l", "dinov3_l", 384),
+        ("strong_siglip2_giant", "siglip2_giant", 384),
+    ],
+)
+def test_the_strong_experts_see_whole_images_and_read_the_mean_token(name, backbone, size):
+    recipe, part = (dataclasses.asdict(resolve(Recipe, "--recipe", each)) for each in (name, "strong"))
+    assert (recipe["backbone"], recipe["input_size"], recipe["resize"]) == (backbone, size, "squash")
+    assert recipe["feature"] == "mean_tokens"
+    for key in ("distortions", "consistency_weight", "ema", "layer_decay"):
+        assert recipe[key] == part[key]
 
 
 @pytest.mark.parametrize("name", ["mpft_genimage", "mpft_universalfakedetect"])
