@@ -15,7 +15,7 @@ An atom is one array that a backbone returns for an image; features are made of 
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import Preprocessing
 from featdistill.models.backbones import build
@@ -69,10 +70,30 @@ class Bank:
     @cached_property
     def rows(self) -> pd.DataFrame:
         """The rows of the manifest, and `broken`: whether an image could not be read."""
-        rows = read_manifest(self.path / MANIFEST_FILE)
-        errors = (self.path / ERRORS_FILE).read_bytes()
-        names = [line[0] for line in predictions.parse_csv(errors, str(self.path / ERRORS_FILE))[1]]
+        rows, errors = read_manifest(self.file(MANIFEST_FILE)), self.file(ERRORS_FILE)
+        names = [line[0] for line in predictions.parse_csv(errors.read_bytes(), str(errors))[1]]
         return rows.assign(broken=rows["name"].isin(names))
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of the bank, whose bytes are checked when this process first asks.
+
+        Raises:
+            UserError: it is missing, or not what was written.
+        """
+        path, remedy = self.path / name, _REMEDY
+        if name == MANIFEST_FILE:
+            remedy = "run its embed command again, which writes this file anew"
+        recorded = self.record.get("files", {}).get(name)
+        if recorded is None:
+            raise UserError(f"{self.path / RECORD_FILE} is damaged (it has no hash of {name}); {_REMEDY}")
+        try:
+            status = path.stat()
+            found = _sha256(path.absolute(), status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from error
+        if found != recorded:
+            raise UserError(f"{path} has changed since it was written ({RECORD_FILE} has its hash); {remedy}")
+        return path
 
     @property
     def fingerprint(self) -> str:
@@ -84,23 +105,16 @@ class Bank:
         """Return the values of an atom, (rows, views, ...), read-only.
 
         Raises:
-            UserError: the bank does not hold the atom, or its file is damaged.
+            UserError: the bank does not hold the atom, or its file has changed.
         """
         if atom not in self.atoms:
             held = ", ".join(each.name for each in self.atoms)
             raise UserError(f"bank {self.path} does not hold {atom.name}, only {held}; embed with it")
-        file = self.path / f"{atom.name}.npy"
-        try:
-            values = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file} cannot be read ({error}); {_REMEDY}") from error
-        if values.shape[:2] != (self.record["rows"], len(self.views)):
-            raise UserError(f"{file} does not fit {RECORD_FILE}: its shape is {values.shape}; {_REMEDY}")
-        return values
+        return np.load(self.file(f"{atom.name}.npy"), mmap_mode="r", allow_pickle=False)
 
     def drawn(self) -> Iterator[list[list]]:
         """Yield, for each row, the [name, scale] pairs of each view's distortions."""
-        with (self.path / DRAWN_FILE).open(encoding="utf-8") as lines:
+        with self.file(DRAWN_FILE).open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 
     @cached_property
@@ -159,10 +173,16 @@ def open_bank(path: str | Path) -> Bank:
         raise UserError(f"{path / RECORD_FILE} has a format that this version cannot read; {_REMEDY}")
     if not record.get("finished"):
         raise UserError(f"the bank {path} is not finished; run its embed command again to continue")
+    bank = Bank(path, record)
     for name in (MANIFEST_FILE, DRAWN_FILE, ERRORS_FILE):
-        if not (path / name).is_file():
-            raise UserError(f"the bank {path} has no {name}; {_REMEDY}")
-    return Bank(path, record)
+        bank.file(name)
+    return bank
+
+
+@cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Return the hash of a file, computed once while its size and time stay the same."""
+    return atomic.sha256_of(path)
 
 
 def build_always_alike(spec: BackboneSpec, weights: str) -> Backbone:

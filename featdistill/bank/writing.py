@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from featdistill import atomic
-from featdistill.bank.store import DRAWN_FILE, ERRORS_FILE, MANIFEST_FILE, RECORD_FILE
+from featdistill.bank.store import DRAWN_FILE, ERRORS_FILE, MANIFEST_FILE, RECORD_FILE, open_bank
 from featdistill.command_line import UserError
 from featdistill.inference.journal import journal_path
 from featdistill.models.features import Atom
@@ -33,7 +33,7 @@ def claim_bank(path: Path, requested: dict[str, Any], rows: pd.DataFrame) -> Cla
     Columns that do not decide the features, such as labels, may change at any time.
 
     Raises:
-        UserError: the folder holds another bank or something else.
+        UserError: the folder holds another bank or something else, or files of a finished bank have changed.
     """
     recorded = read_record(path / RECORD_FILE)
     finished = bool(recorded and recorded.get("finished"))
@@ -47,6 +47,9 @@ def claim_bank(path: Path, requested: dict[str, Any], rows: pd.DataFrame) -> Cla
         files = recorded["files"] | {MANIFEST_FILE: atomic.sha256_of(path / MANIFEST_FILE)}
         if files != recorded["files"]:
             atomic.write_json(path / RECORD_FILE, recorded | {"files": files})
+        bank = open_bank(path)
+        for name in files:
+            bank.file(name)
         _remove_journals(path)
     return state
 

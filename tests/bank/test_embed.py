@@ -238,7 +238,7 @@ def test_what_is_not_a_bank_is_refused(manifest, tmp_path):
     with pytest.raises(UserError, match="has no view control, only clean"):
         bank.values(bank.feature("pool"), "control")
     (tmp_path / "bank" / "pool.npy").write_bytes(b"short")
-    with pytest.raises(UserError, match=r"pool\.npy cannot be read"):
+    with pytest.raises(UserError, match=r"pool\.npy has changed since it was written"):
         bank.feature("pool")
     record = json.loads((tmp_path / "bank" / "bank.json").read_text())
     (tmp_path / "bank" / "bank.json").write_text(json.dumps(record | {"format": 0}))
