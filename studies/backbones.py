@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     names = list(dict.fromkeys(arguments.backbones))
     for name in names:
         resolve_spec(name)
-    files = _weights_files(arguments.weights_files, names)
+    files = weights_files(arguments.weights_files, names)
     common = ["--recipe", *arguments.recipe, "--train", *arguments.train, "--val", *arguments.val]
     common += ["--config", arguments.config] if arguments.config else []
     for key, value in settings.items():
@@ -171,7 +171,7 @@ def _epochs_done(run: RunFolder) -> int:
     return read_card(run.expert_last)["epoch"] if run.expert_last.is_dir() else 0
 
 
-def _weights_files(pairs: list[str], names: list[str]) -> dict[str, str]:
+def weights_files(pairs: list[str], names: list[str]) -> dict[str, str]:
     files = {}
     for pair in pairs:
         name, _, path = pair.partition("=")

@@ -9,8 +9,14 @@ the benefit of the others is not merely that of longer training. Masking (MPFT) 
 recipe's own distortions.
 
 The expert of the last epoch is scored on `--test`, which no run has seen: clean, and with distortions of a
-preset drawn from (draw, name). A table shows the mean over the seeds and the mean difference to a reference
-with the same seed, with its 95 % interval (Student's t).
+preset drawn from (draw, name). A table shows the mean AUC over seeds and draws with its 95 % interval
+(DeLong, over the test images), and the mean difference to a reference with the same seed, with two intervals:
+over the test images (DeLong, paired), and over the seeds (Student's t).
+
+`--tokens BANK` is for `--set finetune=last_n crop=center flip=0`: runs start from tokens that banks keep (see
+`studies/token_banks.py`). BANK has those of all images of `--val` and `--test`, with `embed --draw evaluation
+--tokens-before-last`; its distortions count instead of `--preset` and `--draws`. Masks at the level of pixels
+need images, so those of `--masks` are trained from images all the same.
 
 The same command continues a study that was stopped; finished runs and scores are kept.
 """
@@ -29,15 +35,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import distill
 import train
 from featdistill import command_line, text_tables
-from featdistill.atomic import sha256_of, write_json, write_text
+from featdistill.atomic import replace_file, sha256_of, write_text
+from featdistill.bank.figures import MeanAuc, mean_auc
 from featdistill.command_line import Parser, UserError, counted
 from featdistill.distortions.presets import parse_policy
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.inference.scoring import score
-from featdistill.models.expert import WEIGHTS_FILE, load_expert
+from featdistill.models.expert import WEIGHTS_FILE, load_expert, read_card
 from featdistill.recipe_groups import Architecture
 from featdistill.records.manifest import read_manifests
-from featdistill.training.recipe import flag_of, keys_of
+from featdistill.training import recipe as recipes
+from featdistill.training.recipe import DistillRecipe, Recipe, flag_of, keys_of
 
 # Distortions of stage 1: the same probability and number of operations, from other libraries.
 POLICIES = {
@@ -49,6 +57,7 @@ POLICIES = {
 BASE = "official and extended"
 # Stage 1 with half of the patches masked, by their texture.
 MASKS = {"no mask": [], **{kind: ["--mask", kind] for kind in ("random", "smooth", "texture")}}
+MASKS |= {f"{kind} .25": ["--mask", kind, "--mask-ratio", ".25"] for kind in ("random", "smooth", "texture")}
 # Stage 2: recipes on top, and flags. All variants start from the same expert and train for as long.
 STAGE_2: dict[str, tuple[list[str], list[str]]] = {
     "continued": ([], ["--objective", "crd", "--teacher-view", "same", "--crd-weight", "0"]),
@@ -56,6 +65,8 @@ STAGE_2: dict[str, tuple[list[str], list[str]]] = {
     "reading B (crd)": (["featdistill_crd"], []),
     "both": (["featdistill_both"], []),
 }
+STAGES = {train: (1, Recipe), distill: (2, DistillRecipe)}
+KINDS = ("clean", "distorted")
 REFERENCES = {"stage 1": "none", "stage 2": "continued", "masking": "no mask"}
 
 
@@ -68,6 +79,7 @@ def build_parser() -> Parser:
         )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of all runs and of the tables")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N")
+    parser.add_argument("--tokens", metavar="BANK", help="train the last layers and score from tokens")
     parser.add_argument("--preset", default="test_public", help="distortions of the test images")
     parser.add_argument("--draws", type=int, default=1, help="distorted copies of each test image")
     parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES, help="of stage 1")
@@ -89,15 +101,22 @@ def main(argv: list[str] | None = None) -> int:
     # The experts of stage 2 are built like their teachers.
     architecture = tuple(f"{flag_of(key)}=" for key in keys_of(Architecture))
     flags_of[distill] = [flag for flag in flags_of[train] if not flag.startswith(architecture)]
-    rows = []
+    rows, logits = [], {}
     for seed in arguments.seeds:
-        for part, variant, script, recipes, flags in _runs(arguments, out / f"seed{seed}"):
-            run = out / f"seed{seed}" / part.replace(" ", "") / _folder(variant)
-            recipe = ["--recipe", *arguments.recipe, *recipes, "--seed", str(seed)]
-            script.main([*recipe, *flags, *flags_of[script], *common, "--out", str(run)])
-            rows.append({"part": part, "variant": variant, "seed": seed} | _scores(run, test, arguments))
+        folder = out / f"seed{seed}"
+        for part, variant, script, on_top, flags in _runs(arguments, folder):
+            run = folder / part.replace(" ", "") / _folder(variant)
+            recipe = ["--recipe", *arguments.recipe, *on_top, "--seed", str(seed)]
+            argv = [*recipe, *flags, *flags_of[script], *common, "--out", str(run)]
+            if arguments.tokens and part != "masking":
+                argv += _token_flags(script, argv, [*recipe, *flags_of[train]], folder / "banks", arguments)
+            script.main(argv)
+            found = _logits(run, test, arguments)
+            logits[part, variant, seed] = found
+            rows.append({"part": part, "variant": variant, "seed": seed} | _scores(found, test))
     table = pd.DataFrame(rows)
-    text = "\n\n".join(_markdown(part, of_part) for part, of_part in table.groupby("part", sort=False))
+    means = _Means(test["label"].to_numpy(np.int64), logits)
+    text = "\n\n".join(_markdown(part, of_part, means) for part, of_part in table.groupby("part", sort=False))
     write_text(out / "study.csv", table.to_csv(index=False))
     write_text(out / "study.md", text + "\n")
     print(text)
@@ -109,67 +128,111 @@ def _runs(arguments, folder: Path) -> list[tuple]:
     policies = dict.fromkeys([*arguments.policies, *([BASE] if arguments.stage2 else [])])
     teacher = ["--teacher", str(folder / "stage1" / _folder(BASE) / "expert-last")]
     runs = [("stage 1", name, train, [], ["--distortions", POLICIES[name]]) for name in policies]
+    # From tokens, all variants have the distortions of reading A, which compares tokens: one bank serves all.
+    policy = POLICIES[BASE] + (",keeps_layout_only=true" if arguments.tokens else "")
     for name in arguments.stage2:
-        recipes, flags = STAGE_2[name]
-        runs.append(("stage 2", name, distill, recipes, ["--distortions", POLICIES[BASE], *flags, *teacher]))
+        on_top, flags = STAGE_2[name]
+        runs.append(("stage 2", name, distill, on_top, ["--distortions", policy, *flags, *teacher]))
     return runs + [("masking", name, train, [], MASKS[name]) for name in arguments.masks]
 
 
-def _scores(run: Path, test: pd.DataFrame, arguments) -> dict[str, float]:
-    """Return AUC and average precision of a run's last expert on the test rows, clean and distorted."""
-    path, folder = run / "study_score.json", run / "expert-last"
+def _token_flags(script, argv: list[str], stage_1: list[str], folder: Path, arguments) -> list[str]:
+    """Make the bank that a run starts from, if there is none; return the flags that name it."""
+    from studies.token_banks import TokenBanks
+
+    recipe = recipes.resolve(STAGES[script][1], script.build_parser().parse_args(argv))
+    needed = ["--train", *arguments.train, "--val", *arguments.val, "--out", str(folder)]
+    architecture = recipes.resolve(Recipe, train.build_parser().parse_args([*stage_1, *needed]))
+    banks = TokenBanks(arguments.tokens, architecture, arguments.train, folder)
+    return banks.flags(recipe, STAGES[script][0])
+
+
+def _logits(run: Path, test: pd.DataFrame, arguments) -> dict[str, np.ndarray]:
+    """Return the logits of a run's last expert: (1, N) `clean` and (draws, N) `distorted`."""
+    path, folder = run / "study_logits.npz", run / "expert-last"
     made_from = {
         "weights": sha256_of(folder / WEIGHTS_FILE),
         "test": [sha256_of(manifest) for manifest in arguments.test],
         "preset": arguments.preset,
         "draws": arguments.draws,
+        "tokens": arguments.tokens and sha256_of(Path(arguments.tokens) / "bank.json"),
     }
-    stored = json.loads(path.read_text()) if path.is_file() else {}
-    if stored.get("what") == made_from:
-        return stored["auc"]
-    expert, label = load_expert(folder), test["label"].to_numpy(np.int64)
-    policy, draws = parse_policy(arguments.preset), range(arguments.draws)
-    logits = {
-        "clean": _logits(expert, test),
-        "distorted": np.concatenate([_logits(expert, test, policy=policy, seed=draw) for draw in draws]),
-    }
-    labels = {"clean": label, "distorted": np.tile(label, arguments.draws)}
-    scores = {kind: roc_auc(labels[kind], logits[kind]) for kind in logits}
-    scores |= {f"{kind} AP": float(average_precision_score(labels[kind], logits[kind])) for kind in logits}
-    write_json(path, {"what": made_from, "auc": scores})
-    return scores
+    described = json.dumps(made_from)
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["made_from"]) == described:
+                return {kind: stored[kind] for kind in KINDS}
+    expert = load_expert(folder)
+    if arguments.tokens:
+        from studies.token_banks import token_logits
 
-
-def _logits(expert, rows: pd.DataFrame, **distortions) -> np.ndarray:
-    logits = np.full(len(rows), np.nan)
-    for batch in score([expert], rows, batch_size=64, workers=2, **distortions):
-        logits[batch.rows] = batch.logits[0]
-    if np.isnan(logits).any():
-        raise UserError(f"{counted(int(np.isnan(logits).sum()), 'test image')} not readable")
+        precision = read_card(folder)["recipe"]["precision"]
+        logits = token_logits(arguments.tokens, expert, test, precision)
+    else:
+        policy = parse_policy(arguments.preset)
+        drawn = [_image_logits(expert, test, policy=policy, seed=draw) for draw in range(arguments.draws)]
+        logits = {"clean": _image_logits(expert, test)[None], "distorted": np.stack(drawn)}
+    if unread := int(np.isnan(logits["clean"]).sum()):
+        raise UserError(f"{counted(unread, 'test image')} not readable")
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, made_from=described, **logits)
     return logits
 
 
-def _markdown(part: str, table: pd.DataFrame) -> str:
-    """Return one part's table: means over the seeds, and differences to the reference with their interval."""
+def _image_logits(expert, rows: pd.DataFrame, **distortions) -> np.ndarray:
+    logits = np.full(len(rows), np.nan)
+    for batch in score([expert], rows, batch_size=64, workers=2, **distortions):
+        logits[batch.rows] = batch.logits[0]
+    return logits
+
+
+def _scores(logits: dict[str, np.ndarray], test: pd.DataFrame) -> dict[str, float]:
+    """Return AUC and average precision on the test rows, the mean over the draws."""
+    label, scores = test["label"].to_numpy(np.int64), {}
+    for kind, drawn in logits.items():
+        scores[kind] = float(np.mean([roc_auc(label, each) for each in drawn]))
+        scores[f"{kind} AP"] = float(np.mean([average_precision_score(label, each) for each in drawn]))
+    return scores
+
+
+class _Means:
+    """Mean AUCs over seeds and draws, with what each test image contributes to their deviation."""
+
+    def __init__(self, label: np.ndarray, logits: dict[tuple, dict[str, np.ndarray]]) -> None:
+        self.label, self.logits = label, logits
+
+    def auc(self, part: str, variant: str, kind: str) -> MeanAuc:
+        everything = np.ones(len(self.label), bool)
+        drawn = [each[kind] for key, each in self.logits.items() if key[:2] == (part, variant)]
+        return mean_auc(self.label, [(scores, everything) for scores in np.concatenate(drawn)])
+
+
+def _markdown(part: str, table: pd.DataFrame, means: _Means) -> str:
+    """Return one part's table: means over the seeds, and differences to the reference."""
     reference = REFERENCES[part]
     variants = {name: rows.set_index("seed") for name, rows in table.groupby("variant", sort=False)}
     against = f"against {reference}"
     lines = []
     for name, rows in variants.items():
         cells = [name]
-        for kind in ("clean", "distorted"):
-            compared = name != reference and reference in variants
-            cells.append(f"{rows[kind].mean():.4f}")
-            cells.append(_difference(rows[kind] - variants[reference][kind]) if compared else "")
-        lines.append([*cells, f"{rows['clean AP'].mean():.4f} / {rows['distorted AP'].mean():.4f}"])
+        for kind in KINDS:
+            mean = means.auc(part, name, kind)
+            figures = mean.describe()
+            cells.append(f"{figures['auc']:.3f} ({figures['low']:.3f} to {figures['high']:.3f})")
+            if name == reference or reference not in variants:
+                cells.append("")
+                continue
+            paired = mean.exceeds(means.auc(part, reference, kind))
+            low, high = _seed_bounds(rows[kind] - variants[reference][kind])
+            images = f"{paired['difference']:+.3f} ({paired['low']:+.3f} to {paired['high']:+.3f}"
+            cells.append(f"{images}; seeds {low:+.3f} to {high:+.3f})")
+        lines.append([*cells, f"{rows['clean AP'].mean():.3f} / {rows['distorted AP'].mean():.3f}"])
     return text_tables.table([part, "clean AUC", against, "distorted AUC", against, "AP"], lines)
 
 
-def _difference(values: pd.Series) -> str:
-    """Return the mean and its 95 % interval by Student's t."""
-    mean = values.mean()
-    low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
-    return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
+def _seed_bounds(values: pd.Series) -> tuple[float, float]:
+    """Return the 95 % interval of a mean by Student's t."""
+    return stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
 
 
 def _flag(pair: str) -> str:

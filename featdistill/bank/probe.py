@@ -63,7 +63,7 @@ def probe(settings: Settings, out: str | Path) -> dict[str, Any]:
     content = {"settings": record, "held_out": plan.how, "results": list(results.values())}
     atomic.write_json(out / probe_files.RECORD_FILE, content)
     manifests = probe_files.write_manifests(plan, out)
-    control = plan.control()
+    control = plan.control() if settings.control else None
     paths = (len(plan.fold_names) + 1) * (1 if control is None else 2)
     with progress(len(texts) * paths, "fitting", unit="path") as bar:
         for number, text in enumerate(texts, start=1):

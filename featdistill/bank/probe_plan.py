@@ -34,6 +34,7 @@ class Settings:
         leave_out: hold out the values of this column one after the other, instead of folds.
         balance: see `data.sampling.balance_weights`.
         seed: of the folds and of perceptrons.
+        control: whether to fit the content control as well, where a scored bank has its view.
         write_experts: whether to save experts.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     balance: str = "none"
     head: HeadOptions = dataclasses.field(default_factory=HeadOptions)
     seed: int = 0
+    control: bool = True
     write_experts: bool = True
 
 
