@@ -83,7 +83,7 @@ class Backbone:
     def __init__(self, name: str, weights: str, arguments) -> None:
         self.name, self.weights, self.arguments = name, weights, arguments
         self.folder = Path(arguments.out) / folder_name(name)
-        backbone = build(resolve_spec(name))
+        backbone = _encoder(name)
         self.is_plain, self.depth = backbone.is_plain, backbone.depth
         self.kept = _known(_PLAIN if self.is_plain else _STAGED, backbone)
         self.features = _known(_PLAIN_PROBED, backbone) if self.is_plain else self.kept
@@ -278,6 +278,14 @@ def main(argv: list[str] | None = None) -> int:
     write_text(Path(arguments.out) / "features.md", "\n\n".join(texts) + "\n")
     print("\n\n".join(texts))
     return 0
+
+
+def _encoder(name: str) -> Encoder:
+    """Build a backbone with its projection to the space with text, if there is one."""
+    try:
+        return build(resolve_spec(name, feature="pool+projection"))
+    except UserError:
+        return build(resolve_spec(name, feature="pool"))
 
 
 def _known(texts: list[str], backbone: Encoder) -> list[str]:

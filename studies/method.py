@@ -15,7 +15,7 @@ over the test images (DeLong, paired), and over the seeds (Student's t).
 
 `--tokens BANK` is for `--set finetune=last_n crop=center flip=0`: runs start from tokens that banks keep (see
 `studies/token_banks.py`). BANK has those of all images of `--val` and `--test`, with `embed --draw evaluation
---tokens-before-last`; its distortions count instead of `--preset` and `--draws`. Masks at the level of pixels
+--tokens-before-last`; its distortions count instead of `--preset`. Masks at the level of pixels
 need images, so those of `--masks` are trained from images all the same.
 
 The same command continues a study that was stopped; finished runs and scores are kept.
@@ -167,7 +167,7 @@ def _logits(run: Path, test: pd.DataFrame, arguments) -> dict[str, np.ndarray]:
         from studies.token_banks import token_logits
 
         precision = read_card(folder)["recipe"]["precision"]
-        logits = token_logits(arguments.tokens, expert, test, precision)
+        logits = token_logits(arguments.tokens, expert, test, precision, arguments.draws)
     else:
         policy = parse_policy(arguments.preset)
         drawn = [_image_logits(expert, test, policy=policy, seed=draw) for draw in range(arguments.draws)]

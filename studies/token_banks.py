@@ -53,12 +53,13 @@ class TokenBanks:
         return ["--tokens", str(bank), "--val-tokens", self.scored]
 
 
-def token_logits(bank: str, expert: Expert, test, precision: str) -> dict[str, np.ndarray]:
-    """Return the logits of the test rows from tokens: (1, N) `clean` and (draws, N) `distorted`."""
+def token_logits(bank: str, expert: Expert, test, precision: str, draws: int) -> dict[str, np.ndarray]:
+    """Return the logits of the test rows from tokens: (1, N) `clean` and up to (draws, N) `distorted`."""
     atoms = [atom for atom in open_bank(bank).atoms if atom.kind == "hidden"]
     expert.tokens_after = atoms[0].layer if atoms else 0
     found = []
     for part in TokenHoldout(bank, test.assign(is_distorted=0), expert).parts(expert):
+        part = part[:draws]
         logits = np.full((len(part), len(test)), np.nan)
         for row, (_, dataset) in zip(logits, part, strict=True):
             for batch in score_dataset([expert], dataset, batch_size=64, precision=precision):

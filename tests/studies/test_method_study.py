@@ -79,7 +79,7 @@ def test_a_study_from_tokens_scores_the_test_images_as_one_from_images_does(make
     embedded += ["--views", "3", "--draw", "evaluation", "--distortions", "official", "--workers", "0"]
     assert tools.main(["embed", *embedded, "--tokens-before-last", "2"]) == 0
     study = ["--recipe", "clip_b16", "--train", str(train), "--val", str(val), "--test", str(val)]
-    study += ["--out", str(tmp_path / "study"), "--seeds", "1", "2", "--tokens", str(bank)]
+    study += ["--out", str(tmp_path / "study"), "--seeds", "1", "2", "--draws", "2", "--tokens", str(bank)]
     study += ["--policies", "none", "--stage2", "continued", "reading A (dense)", "reading B (crd)"]
     settings = ["backbone=timm:vit_tiny_patch16_224", f"weights={backbone[3]}", "input_size=32"]
     settings += ["epochs=1", "batch_size=8", "workers=0", "head_hidden=4", "precision=fp32"]
