@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # The whole pipeline, one line per stage: archives -> manifests -> stage 1 -> stage 2 -> predictions -> scores -> zip.
 #
-#   bash run_all.sh                                    the demo: synthetic data, no downloads, CPU
-#   PROFILE=paper DATA=archives bash run_all.sh        the paper's experts on the official archives in DATA
-#   METHOD=featdistill_crd bash run_all.sh             the paper's other reading of stage 2, or any recipe on top
+#   bash run_all.sh                                                the demo: synthetic data, no downloads, CPU
+#   PROFILE=paper DATA=archives bash run_all.sh                    the paper's experts on the official archives in DATA
+#   METHOD=featdistill_crd bash run_all.sh                         the paper's other reading of stage 2, or any recipe on top
+#   bash run_all.sh PROFILE=paper DATA=archives EXPERTS=teams/intsig    the experts of a team of the challenge
 #
-# Running it again continues where it stopped. Further settings, as environment variables: MANIFESTS and RUNS (folders
-# for manifests and results), EXPERTS (recipes to train), METHOD (recipes on top of each), GPUS (processes to launch),
-# PYTHON.
+# Running it again continues where it stopped. Further settings, as environment variables or arguments: MANIFESTS and
+# RUNS (folders for manifests and results), EXPERTS (recipes to train, or committees of them), METHOD (recipes on top of
+# each), PREDICT (flags of predict.py instead of those in the recipes), GPUS (processes to launch), PYTHON.
 set -euo pipefail
 # Waiting threads must not occupy cores that loader workers or other programs need.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
@@ -15,10 +16,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # A stage that is told to stop saves and ends with status 0; the stages after it must not start.
 trap 'exit 143' TERM
 
+for setting in "$@"; do
+  case $setting in
+    PROFILE=* | DATA=* | MANIFESTS=* | RUNS=* | EXPERTS=* | METHOD=* | PREDICT=* | GPUS=* | PYTHON=*)
+      declare "$setting" ;;
+    *)
+      echo "run_all.sh: error: '$setting' is not a setting such as EXPERTS=teams/vincentlc; see the head of this file" >&2
+      exit 2 ;;
+  esac
+done
 PROFILE=${PROFILE:-demo}
-RUNS=${RUNS:-runs/$PROFILE}
-PYTHON=${PYTHON:-python}
 METHOD=${METHOD:-}
+# Other experts and methods get a folder of their own: runs/paper-teams-intsig
+changes="${EXPERTS:+-$EXPERTS}${METHOD:+-$METHOD}"
+RUNS=${RUNS:-runs/$PROFILE${changes//[ \/]/-}}
+PYTHON=${PYTHON:-python}
+PREDICT=${PREDICT:-}
 GPUS=${GPUS:-$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)}
 
 case $PROFILE in
@@ -33,6 +46,10 @@ case $PROFILE in
     echo "run_all.sh: error: unknown PROFILE '$PROFILE'; known: demo, paper" >&2
     exit 2 ;;
 esac
+
+# What the recipes say: experts with the number of their stages, flags of predict.py, measured weights or not
+plan=$("$PYTHON" -m featdistill recipes --plan $EXPERTS --on-top $METHOD)
+flags=$(sed -n 's/^predict //p' <<< "$plan")
 
 launch() { # one process, or one per GPU
   if [ "$GPUS" -gt 1 ]; then
@@ -66,13 +83,29 @@ sys.exit(card["epoch"] != card["recipe"]["epochs"])' "$run/expert-last/expert.js
 
 # Experts
 experts=()
-for expert in $EXPERTS; do
+mapfile -t lines < <(grep '^expert ' <<< "$plan")
+for line in "${lines[@]}"; do
+  read -r _ expert stages <<< "$line"
   train "$RUNS/stage1/$expert" train.py --recipe "$expert" $METHOD
-  train "$RUNS/stage2/$expert" distill.py --recipe "$expert" $METHOD --teacher "$RUNS/stage1/$expert/expert-last"
-  experts+=("$RUNS/stage2/$expert/expert")
+  if [ "$stages" = 2 ]; then
+    train "$RUNS/stage2/$expert" distill.py --recipe "$expert" $METHOD --teacher "$RUNS/stage1/$expert/expert-last"
+  fi
+  experts+=("$RUNS/stage$stages/$expert/expert")
 done
 
-# Predictions of the stage-2 experts. Status 1: some images could not be read, the rest is done.
+# Weights of the experts, if they are measured: on a half-distorted copy of the hold-out
+weights=()
+if grep -q '^weights_by ' <<< "$plan"; then
+  "$PYTHON" -m data_prep.distort_split "$MANIFESTS/holdout.csv" --out "$MANIFESTS/holdout_distorted" \
+    || [ $? -eq 1 ]
+  launch predict.py --manifest "$MANIFESTS/holdout_distorted/manifest.csv" --experts "${experts[@]}" $flags \
+    --out "$RUNS/weights/holdout.csv" || [ $? -eq 1 ]
+  "$PYTHON" -m featdistill fuse --predictions "$RUNS/weights/holdout.csv" --method probability_mean \
+    --weights-by robust_auc --out "$RUNS/weights/fusion.json"
+  weights=(--fusion "$RUNS/weights/fusion.json")
+fi
+
+# Predictions of the experts. Status 1: some images could not be read, the rest is done.
 manifests=() predictions=() labels=()
 for split in val val_hard public_test private_test; do
   [ -f "$MANIFESTS/$split.csv" ] || continue
@@ -81,7 +114,8 @@ for split in val val_hard public_test private_test; do
   answers="$DATA/organisers/${split}_labels.csv"
   if [ -f "$answers" ]; then labels+=("$answers"); else labels+=("$MANIFESTS/$split.csv"); fi
 done
-launch predict.py --manifest "${manifests[@]}" --experts "${experts[@]}" --out "$RUNS/predictions" || [ $? -eq 1 ]
+launch predict.py --manifest "${manifests[@]}" --experts "${experts[@]}" $flags "${weights[@]}" $PREDICT \
+  --out "$RUNS/predictions" || [ $? -eq 1 ]
 
 # Scores of the splits with known labels, and the report
 failed=0

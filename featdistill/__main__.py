@@ -175,7 +175,39 @@ def probe(arguments: list[str]) -> None:
     print(markdown(probe(settings, args.out)), end="")
 
 
-TOOLS = {tool.__name__: tool for tool in (backbones, convert, embed, explain, fuse, plot, probe)}
+def recipes(arguments: list[str]) -> None:
+    """list the recipes with what their training needs, or show one"""
+    parser = Parser(description="The recipes, with the challenge's teams first; nothing is downloaded.")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument(
+        "--list", action="store_true", help="list all recipes (builds each model without memory)"
+    )
+    action.add_argument(
+        "--show",
+        nargs="+",
+        metavar="NAME",
+        help="show all settings of a recipe, or of several on top of each other, as YAML for --config",
+    )
+    action.add_argument(
+        "--plan", nargs="+", metavar="NAME", help="show what run_all.sh does with these, one line per expert"
+    )
+    parser.add_argument(
+        "--on-top", nargs="*", default=[], metavar="NAME", help="with --plan, recipes on top of each"
+    )
+    args = parser.parse_args(arguments)
+    if args.on_top and not args.plan:
+        raise UserError("--on-top is for --plan; with --show, name all recipes in their order")
+    from featdistill.training import recipe_list
+
+    if args.list:
+        print(recipe_list.recipe_table())
+    elif args.show:
+        print(recipe_list.show(args.show), end="")
+    else:
+        print("\n".join(recipe_list.plan(args.plan, args.on_top)))
+
+
+TOOLS = {tool.__name__: tool for tool in (backbones, convert, embed, explain, fuse, plot, probe, recipes)}
 
 
 def main(argv: list[str]) -> int | None:

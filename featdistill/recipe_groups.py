@@ -316,3 +316,18 @@ class Student(Objective):
         "what the teachers see: the same view, or always the clean one; auto: view, with --predictions clean",
     )
     token_weight: float = option(0.0, "weight of the distance to the teachers' tokens, after a projection", 0)
+
+
+@dataclass(frozen=True)
+class About(Group):
+    """What recipe files say besides settings, for `run_all.sh` and `python -m featdistill recipes`."""
+
+    team: str | None = option(None, "the team of the challenge whose settings these are")
+    rank: int | None = option(None, "the team's rank", 1)
+    robust_auc: float | None = option(None, "the team's published robust AUC", 0, 1)
+    stages: int = option(2, "1: run_all.sh takes the expert of stage 1", 1, 2)
+    committee: str | None = option(None, "instead of settings: recipes of experts that are scored together")
+    predict: str | None = option(None, "flags with which run_all.sh calls predict.py")
+    weights_by: Literal["given", "robust_auc"] = option(
+        "given", "robust_auc: run_all.sh has the weights of the committee measured by fuse --weights-by"
+    )

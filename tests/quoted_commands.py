@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 SOURCES = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in ("tests", "build")]
-OTHERS = [*(ROOT / "featdistill" / "recipes").glob("*.yaml"), ROOT / "run_all.sh"]
+OTHERS = [*(ROOT / "featdistill" / "recipes").rglob("*.yaml"), ROOT / "run_all.sh"]
 
 _COMMAND = re.compile(
     r'(?:(?:python3?|"\$PYTHON") -m (?P<module>[\w.]*\w)|(?<![\w./])(?P<script>(?:\w+/)*\w+)\.py)'

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,20 @@ def test_every_package_that_is_imported_is_in_the_requirements():
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "featdistill" / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+    "path", sorted((ROOT / "featdistill" / "recipes").rglob("*.yaml")), ids=lambda path: path.stem
 )
 def test_a_recipe_says_first_what_it_is(path):
     text = path.read_text()
     assert text.startswith("# ") and isinstance(yaml.safe_load(text), dict)
+
+
+def test_recipes_and_pages_are_in_the_package():
+    package = ROOT / "featdistill"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["featdistill"]
+    included = {path for pattern in patterns for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.suffix in (".yaml", ".css", ".html", ".typed")}
+    assert included == files and package / "recipes" / "teams" / "vincentlc.yaml" in files
 
 
 def test_no_line_pickles_or_loads_more_than_weights():

@@ -13,10 +13,10 @@ from quoted_commands import DOCUMENTS, ROOT, Quote, code_of, quotes, spans_of
 import featdistill
 from featdistill.__main__ import TOOLS
 from featdistill.command_line import Parser, UserError
-from featdistill.training.recipe import RECIPE_FOLDER
+from featdistill.training.recipe import list_recipes
 
 QUOTES = quotes()
-RECIPES = {path.stem for path in RECIPE_FOLDER.glob("*.yaml")}
+RECIPES = set(list_recipes())
 PROGRAMS = [
     (".".join(path.relative_to(ROOT).with_suffix("").parts), "")
     for folder in ("", "data_prep", "studies", "benchmarks")
@@ -71,7 +71,7 @@ def complaint(parse, quote: Quote) -> str:
     if "--recipe" in arguments:
         names = arguments[arguments.index("--recipe") + 1 :]
         for name in names[: next((n for n, word in enumerate(names) if word.startswith("--")), None)]:
-            if re.fullmatch(r"\w+", name) and not _PLACEHOLDER.fullmatch(name) and name not in RECIPES:
+            if re.fullmatch(r"[\w/]+", name) and not _PLACEHOLDER.fullmatch(name) and name not in RECIPES:
                 return f"the recipe {name} does not exist"
     if quote.is_complete:
         message = parse(module, arguments)
@@ -126,8 +126,8 @@ def test_settings_of_run_all_and_extras_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for path in DOCUMENTS:
         code = "\n".join(code_of(path))
-        for settings in re.findall(r"((?:[A-Z]+=\S+ )+)bash run_all\.sh", code):
-            for name in re.findall(r"([A-Z]+)=", settings):
+        for settings in re.findall(r"((?:[A-Z]+=\S+ )*)bash run_all\.sh((?: [A-Z]+=\S+)*)", code):
+            for name in re.findall(r"([A-Z]+)=", " ".join(settings)):
                 assert f"${{{name}:" in script, f"{path.name}: run_all.sh does not know {name}"
         for names in re.findall(r"pip install \"?\.\[([\w,]+)\]", code):
             assert set(names.split(",")) <= set(extras), path.name

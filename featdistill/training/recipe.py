@@ -1,9 +1,9 @@
 """Recipes: from recipe files, `--config` and flags to one checked set of settings.
 
 A recipe file is a YAML of flat keys; keys of one kind of training alone are in `stage1:`, `stage2:` and
-`student:`; `base:` names a recipe to start from. Later recipes override earlier ones: `--recipe clip_l14_a
-featdistill_crd` is the first with the settings of the second on top. Precedence: defaults < recipes <
-`--config my.yaml` < flags.
+`student:`; `base:` names a recipe to start from, and the keys of `About` say what is not a setting. Later
+recipes override earlier ones: `--recipe clip_l14_a featdistill_crd` is the first with the settings of the
+second on top. Precedence: defaults < recipes < `--config my.yaml` < flags.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from featdistill.command_line import Parser, UserError, nearest, one_of
 from featdistill.recipe_groups import (
+    About,
     Architecture,
     Augmentation,
     Data,
@@ -118,8 +119,17 @@ def only_in(recipe_class: type[Recipe], other: type[Recipe]) -> list[str]:
 
 
 def list_recipes() -> list[str]:
-    """Return the names of the recipes that come with the project."""
-    return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
+    """Return the names of the recipes that come with the project, such as `strong` and `teams/intsig`."""
+    paths = (path.relative_to(RECIPE_FOLDER) for path in RECIPE_FOLDER.rglob("*.yaml"))
+    return sorted(path.with_suffix("").as_posix() for path in paths)
+
+
+def about(*names: str) -> About:
+    """Return what recipes say besides settings, each on top of the one before it."""
+    values: dict[str, Any] = {}
+    for name in names:
+        values |= _read_recipe(name, "stage1")
+    return from_values(About, {key: values[key] for key in keys_of(About) if key in values})
 
 
 def add_run_arguments(parser: Parser, *, needs_train: bool = True) -> Any:
@@ -208,9 +218,7 @@ def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe
         UserError: an unknown recipe or key (the nearest one is named), or a value of the wrong type or range.
     """
     section = next(name for name, kind in _SECTIONS.items() if kind is recipe_class)
-    values: dict[str, Any] = {}
-    for name in arguments.recipe:
-        values |= _read_recipe(name, section)
+    values = settings(arguments.recipe, section)
     values["name"] = "+".join(arguments.recipe)
     if arguments.config:
         values |= _read_yaml(Path(arguments.config), section)
@@ -220,6 +228,21 @@ def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe
         if key.startswith("recipe_")
     }
     return from_values(recipe_class, values)
+
+
+def settings(names: Iterable[str], section: str = "stage1") -> dict[str, Any]:
+    """Return what recipe files set, each on top of the one before it, with the keys of a section.
+
+    Raises:
+        UserError: a name is unknown, or that of a committee.
+    """
+    values: dict[str, Any] = {}
+    for name in names:
+        values |= _read_recipe(name, section)
+        if "committee" in values:
+            members, command = ", ".join(values["committee"].split()), f"EXPERTS={name} bash run_all.sh"
+            raise UserError(f"recipe {name} is a committee; train each of {members}, or run {command}")
+    return {key: value for key, value in values.items() if key not in keys_of(About)}
 
 
 def refuse_flags(arguments: argparse.Namespace, keys: Iterable[str], reason: str) -> None:
@@ -264,7 +287,7 @@ def check_paths(arguments: argparse.Namespace, recipe: Recipe) -> None:
         raise UserError(f"cannot read {recipe.equalize}: it does not exist")
 
 
-def from_values(recipe_class: type[Recipe], values: dict[str, Any]) -> Recipe:
+def from_values(recipe_class: type[Group], values: dict[str, Any]) -> Any:
     """Build a recipe from plain values, checking keys, types and ranges."""
     kinds = {field.name: kind for field, kind in typed_fields(recipe_class)}
     _check_keys(values, kinds)
@@ -297,11 +320,15 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
 
 def _read_recipe(name: str, section: str) -> dict[str, Any]:
     one_of("recipe", name, list_recipes())
-    return _read_yaml(RECIPE_FOLDER / f"{name}.yaml", section)
+    return _read_yaml(RECIPE_FOLDER / f"{name}.yaml", section, keys_of(About))
 
 
-def _read_yaml(path: Path, section: str) -> dict[str, Any]:
-    """Return the flat keys of a file and those of one of its sections, on top of those of its base recipe."""
+def _read_yaml(path: Path, section: str, more_keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the flat keys of a file and those of one of its sections, on top of those of its base recipe.
+
+    Args:
+        more_keys: known in addition to the settings.
+    """
     import yaml
 
     try:
@@ -318,7 +345,7 @@ def _read_yaml(path: Path, section: str) -> dict[str, Any]:
     base = content.pop("base", None)
     values = _read_recipe(base, section) if base else {}
     for part, kind in ((content, Recipe), *((parts[name], kind) for name, kind in _SECTIONS.items())):
-        _check_keys(part, keys_of(kind), f"{path}: ")
+        _check_keys(part, [*keys_of(kind), *more_keys], f"{path}: ")
     return values | content | parts[section]
 
 
