@@ -43,6 +43,7 @@ from data_prep.writing.sampling import hash_positions
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError, within
 from featdistill.records.manifest import read_manifest
+from featdistill.records.provenance import claim, read_record
 from featdistill.seeds import hash_ranks
 
 _log = logging.getLogger(__name__)
@@ -109,6 +110,14 @@ def audit(rows: pd.DataFrame, facts: list[FileFacts], bits: int, seed: int) -> t
     return result, labeled[[*FEATURES, "label"]]
 
 
+def check_out(out: Path) -> None:
+    """Refuse a folder with other files; one of an audit, also of a killed one, is written anew."""
+    recorded = read_record(out / "audit.json")
+    is_ours = bool(recorded and "baseline" in recorded) or (out / content.BANK / "bank.json").is_file()
+    occupied = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    claim(out, {} if is_ours else None, {}, occupied=occupied)
+
+
 def build_parser() -> Parser:
     about = "Measure how well files alone predict the labels; find near-duplicates and broken images."
     parser = Parser(prog="python -m data_prep.audit", description=about)
@@ -132,6 +141,7 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     banks.check(arguments, "--content", used=banks.FLAGS if arguments.content else ())
+    check_out(arguments.out)
     from data_prep.auditing import page
 
     rows = read_rows(arguments.manifests)
@@ -146,9 +156,10 @@ def main(argv: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     if arguments.content:
         result["content"] = content.measure_content(chosen, out, arguments)
-    page.save_plots(result, table, out / "audit.png")
-    atomic.write_text(out / "audit.md", page.markdown(result))
+    # First, so that a killed audit is recognized.
     atomic.write_json(out / "audit.json", result)
+    atomic.write_text(out / "audit.md", page.markdown(result))
+    page.save_plots(result, table, out / "audit.png")
     leaks, counts = result["near_duplicates"], result["images"]
     _log.info(page.verdict_line(result))
     if arguments.content:

@@ -42,7 +42,7 @@ from data_prep.duplicates import keep_once as duplicates
 from data_prep.duplicates.exact import equal_images
 from data_prep.duplicates.near import MAX_DISTANCE_BITS, hash_images, near_pairs
 from data_prep.writing.flags import add_flags, csv_file
-from data_prep.writing.manifests import remove_old_holdout, write_or_remove
+from data_prep.writing.manifests import check_out, remove_old_holdout, write_or_remove
 from data_prep.writing.sampling import hash_positions
 from featdistill import command_line, text_tables
 from featdistill.command_line import Parser, UserError, counted, nearest, within
@@ -182,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     for manifest in arguments.manifests:
         if Path(manifest).resolve() in outputs:
             raise UserError(f"--out {arguments.out} would replace the input {manifest}; choose another --out")
+    check_out(arguments.out)
     pairs.check(arguments)
     bits = arguments.near_duplicates
     rows = combine(arguments.manifests, arguments.where)

@@ -29,7 +29,7 @@ from data_prep.reading.archives import note_archives, note_ignored, open_folder
 from data_prep.reading.files import ImageFile, folder_images, one_on_path, read_rows
 from data_prep.writing import source as sources
 from data_prep.writing.flags import add_flags, csv_file, folder
-from data_prep.writing.manifests import take_left_out, write_manifests
+from data_prep.writing.manifests import check_out, take_left_out, write_manifests
 from featdistill import command_line
 from featdistill.command_line import UserError
 from featdistill.records import manifest
@@ -90,6 +90,7 @@ def build_parser() -> command_line.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    check_out(args.out)
     frame, left_out = take_left_out(build_manifest(args.root, args.source))
     return write_manifests(frame, args, left_out)
 

@@ -27,7 +27,13 @@ from data_prep.reading import archives
 from data_prep.reading.archives import Container, Tree
 from data_prep.reading.files import FAULT
 from data_prep.writing.flags import add_flags, folder
-from data_prep.writing.manifests import LeftOut, remove_old_holdout, take_left_out, write_readable
+from data_prep.writing.manifests import (
+    LeftOut,
+    check_out,
+    remove_old_holdout,
+    take_left_out,
+    write_readable,
+)
 from featdistill import command_line
 from featdistill.command_line import UserError, counted
 from featdistill.images.listing import printable
@@ -276,6 +282,8 @@ def main(argv: list[str] | None = None) -> int:
         training, held = manifest.split_holdout(frames["train"], args.holdout, args.seed)
         frames = {"train": training, "holdout": held, **{k: v for k, v in frames.items() if k != "train"}}
         origins["holdout"] = f"{args.holdout:g} of train"
+    for name in frames:
+        check_out(args.out / f"{name}.csv")
     if "train" in frames:
         holdout, train = args.out / "holdout.csv", args.out / "train.csv"
         remove_old_holdout(holdout, train, is_replaced="holdout" in frames)

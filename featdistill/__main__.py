@@ -105,9 +105,12 @@ def fuse(arguments: list[str]) -> None:
         help="fit: weights and temperatures with the lowest log loss; robust_auc: weights in proportion to "
         "each expert's AUC on the distorted images, without temperatures (default: fit)",
     )
-    parser.add_argument("--folds", type=within(3), default=5, help="folds that the fit holds out in turn")
-    parser.add_argument("--seed", type=within(0, 2**32 - 1), default=0, help="random seed of the folds")
+    parser.add_argument("--folds", type=within(3), help="folds that the fit holds out in turn (default: 5)")
+    parser.add_argument("--seed", type=within(0, 2**32 - 1), help="random seed of the folds (default: 0)")
     args = parser.parse_args(arguments)
+    if args.weights_by == "robust_auc" and (args.folds, args.seed) != (None, None):
+        raise UserError("--folds and --seed have an effect with --weights-by fit only")
+    folds, seed = args.folds or 5, args.seed or 0
     from featdistill.inference import fusion_fit, fusion_weights
 
     rows, files = fusion_fit.read_labeled(args.predictions, args.labels)
@@ -118,8 +121,8 @@ def fuse(arguments: list[str]) -> None:
         count = counted(content["measured_on"]["distorted"], "distorted image")
         print(f"{args.out}: weights by the AUC of {count}")
         return
-    fitted = fusion_fit.fit(rows, args.method, args.folds, args.seed)
-    content = fusion_fit.report(rows, fitted, files, args.seed)
+    fitted = fusion_fit.fit(rows, args.method, folds, seed)
+    content = fusion_fit.report(rows, fitted, files, seed)
     atomic.write_json(args.out, content)
     print(fusion_fit.score_table(content))
     gain = content["held_out_gain"]

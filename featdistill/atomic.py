@@ -19,12 +19,16 @@ _REFUSALS = re.compile(r"os error (\d+)|inline_container|PytorchStreamWriter|ios
 
 
 @contextmanager
-def _system_errors(path: Path) -> Iterator[None]:
-    """Raise an `OSError` where a library reports in its own words that the system refuses to write."""
+def system_errors(path: Path) -> Iterator[None]:
+    """Raise an `OSError` that names `path` where the system refuses to write, also in a library's words."""
     try:
         yield
+    except OSError as error:
+        if error.strerror is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     except Exception as error:
-        refusal = None if isinstance(error, OSError) else _REFUSALS.search(str(error))
+        refusal = _REFUSALS.search(str(error))
         if refusal is None:
             raise
         # PyTorch does not say why; a full disk is by far the most frequent reason.
@@ -40,7 +44,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:
-        with _system_errors(path):
+        with system_errors(path):
             yield temporary
         with temporary.open("r+b") as written:  # Windows flushes only what is open for writing
             os.fsync(written.fileno())
@@ -61,7 +65,7 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(previous, ignore_errors=True)
     temporary.mkdir()
     try:
-        with _system_errors(path):
+        with system_errors(path):
             yield temporary
         if path.exists():
             os.replace(path, previous)

@@ -7,6 +7,7 @@ Any other exception is a defect of the program, with a status of its own.
 
 import argparse
 import difflib
+import errno
 import io
 import logging
 import math
@@ -21,6 +22,13 @@ from tqdm import tqdm
 
 # More processes than any machine has cores for: a slip of the pen, which would exhaust the memory.
 MAX_WORKERS = 256
+_MAKE_ROOM = "; make room, and run the same command again"
+_REMEDIES = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EROFS: "; choose a folder that can be written to",
+    errno.EACCES: "; check its permissions",
+}
 
 
 class UserError(Exception):
@@ -29,7 +37,7 @@ class UserError(Exception):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ` (did you mean X?)` for the choice closest to `name`, or nothing where none is close."""
-    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f" (did you mean {found[0]}?)" if found else ""
 
 
@@ -40,6 +48,14 @@ def one_of(what: str, name: str, choices: Iterable[str]) -> str:
         known = ", ".join(choices)
         raise UserError(f"unknown {what} '{name}'{nearest(name, choices)}; known: {known}")
     return name
+
+
+def explained(error: Exception) -> str:
+    """Return an error's message; of what the system refuses, where, why, and perhaps what to do."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    where = "" if error.filename is None else f"{error.filename}: "
+    return f"{where}{error.strerror}{_REMEDIES.get(error.errno, '')}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -53,6 +69,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         says_nothing = action.default is None or action.default is False or action.default == []
+        says_nothing = says_nothing or "(default: " in (action.help or "")
         return action.help if says_nothing else super()._get_help_string(action)
 
 
@@ -187,7 +204,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         if "--debug" in arguments:
             raise
         if isinstance(error, UserError | OSError):
-            print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"{program}: error: {' '.join(explained(error).split())}", file=sys.stderr)
             status = 2
         else:
             traceback.print_exc()

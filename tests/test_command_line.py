@@ -53,8 +53,15 @@ def test_main_is_called_with_the_arguments(monkeypatch):
         (UserError("no file\n  x.csv; make it"), "train.py: error: no file x.csv; make it\n"),
         (
             PermissionError(13, "Permission denied", "/out"),
-            "train.py: error: [Errno 13] Permission denied: '/out'\n",
+            "train.py: error: /out: Permission denied; check its permissions\n",
         ),
+        (
+            OSError(28, "No space left on device", "/out/x.npy"),
+            "train.py: error: /out/x.npy: No space left on device; make room, and run the same command "
+            "again\n",
+        ),
+        (OSError(5, "Input/output error"), "train.py: error: Input/output error\n"),
+        (OSError("no connection"), "train.py: error: no connection\n"),
     ],
 )
 def test_a_users_error_and_what_the_system_refuses_are_one_line_and_status_2(
@@ -173,6 +180,14 @@ def test_one_of_returns_a_known_name_and_names_the_nearest_of_an_unknown_one():
 def test_the_nearest_name_is_given_only_where_one_is_near():
     assert command_line.nearest("siglp", ["clip", "siglip"]) == " (did you mean siglip?)"
     assert command_line.nearest("zzz", ["clip", "siglip"]) == command_line.nearest("a", []) == ""
+    assert command_line.nearest("nope", ["image", "name", "label"]) == ""
+
+
+def test_a_default_is_shown_once():
+    parser = Parser()
+    parser.add_argument("--own-words", default=["pool"], help="what is kept (default: pool)")
+    parser.add_argument("--plain", default=3, help="how many")
+    assert parser.format_help().count("default") == 2
 
 
 def test_a_bar_counts_images_and_may_be_silent(capsys):

@@ -18,7 +18,11 @@ def check(rows: pd.DataFrame) -> None:
     for label, name in ((0, "real"), (1, "AI-generated")):
         groups = rows["group"][rows["label"] == label].nunique()
         if groups < 2:
-            raise UserError(f"--content needs {name} images in at least two groups; there are {groups}")
+            unlabeled = int(rows["label"].isna().sum())
+            reason = f"; {unlabeled} of {len(rows)} images have no label in the manifest" if unlabeled else ""
+            raise UserError(
+                f"--content needs {name} images in at least two groups; there are {groups}{reason}"
+            )
 
 
 def measure_content(rows: pd.DataFrame, out: Path, arguments: Namespace) -> dict:

@@ -164,7 +164,8 @@ def _intervals(axis, sources: list[dict], overall: float | None) -> None:
     if sources:
         spread = np.maximum([auc - low, high - auc], 0)
         axis.errorbar(auc, np.arange(len(names)), xerr=spread, fmt="o", capsize=3)
-    axis.set_yticks(np.arange(len(names)), names)
+    # A name may hold dollar signs, which would be read as a formula.
+    axis.set_yticks(np.arange(len(names)), names, parse_math=False)
     if overall is not None:
         axis.axvline(overall, color="gray", label=f"all images: {overall:.3f}")
         axis.legend(loc="lower left")

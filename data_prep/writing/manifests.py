@@ -1,5 +1,6 @@
 """Manifests and the files next to them: the hold-out, and the list of images that could not be read."""
 
+import csv
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
@@ -13,9 +14,28 @@ from featdistill import atomic
 from featdistill.command_line import counted
 from featdistill.images.reading import BrokenImage, read_image
 from featdistill.records import manifest
+from featdistill.records.provenance import claim
 
 LeftOut = Sequence[tuple[str, str]]  # name and reason of images that are not in a manifest
 _log = logging.getLogger(__name__)
+# A manifest and the files next to it, by their suffix in place of .csv, and columns that each has.
+_COLUMNS = {
+    ".csv": {"image", "name"},
+    ".holdout.csv": {"image", "name"},
+    ".dropped.csv": {"name", "reason", "kept"},
+    ".errors.csv": {"name", "reason"},
+}
+
+
+def check_out(out: Path) -> None:
+    """Refuse to replace files that are not a manifest or one of the lists next to it, before any work.
+
+    Raises:
+        UserError: there is such a file.
+    """
+    for suffix, columns in _COLUMNS.items():
+        path = out.with_suffix(suffix)
+        claim(path, None, {}, occupied=path.exists() and not columns <= _header(path))
 
 
 def take_left_out(frame: pd.DataFrame) -> tuple[pd.DataFrame, LeftOut]:
@@ -87,6 +107,14 @@ def write_or_remove(path: Path, header: Sequence[str], rows: Sequence[Sequence])
         atomic.write_text(path, atomic.csv_text(header, rows))
     else:
         path.unlink(missing_ok=True)
+
+
+def _header(path: Path) -> set[str]:
+    """Return the cells of a file's first line; those of a folder are none."""
+    if not path.is_file():
+        return set()
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return set(next(csv.reader([file.readline(1 << 16)]), ()))
 
 
 def _why_unreadable(location: str) -> str:

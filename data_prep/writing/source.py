@@ -19,7 +19,7 @@ from data_prep.duplicates.exact import equal_images
 from data_prep.reading import files, parquet
 from data_prep.reading.files import FAULT
 from data_prep.writing.flags import add_flags, csv_file, existing
-from data_prep.writing.manifests import take_left_out, write_manifests
+from data_prep.writing.manifests import check_out, take_left_out, write_manifests
 from data_prep.writing.sampling import proportional_subset
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError, counted
@@ -99,8 +99,10 @@ def finish(columns: dict[str, list], source: Source, args: Namespace) -> int:
         columns: for `make_manifest`; empty cells of `source` and `licence` are filled in.
 
     Raises:
-        UserError: images with equal bytes have two labels, or the hold-out leaves one side empty.
+        UserError: images with equal bytes have two labels, the hold-out leaves one side empty, or `--out` is
+            not a manifest.
     """
+    check_out(args.out)
     frame, left_out = take_left_out(manifest.make_manifest(columns))
     for column, value in (("source", source.name), ("licence", source.licence)):
         frame[column] = frame[column].where(frame[column] != "", value)

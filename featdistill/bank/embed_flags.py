@@ -74,7 +74,8 @@ def add_arguments(parser: Parser) -> None:
         "--control-side",
         type=within(1),
         metavar="PX",
-        help="add the clean view reduced to this side and enlarged again, which shows content but no traces",
+        help="add the clean view reduced to this side and enlarged again: 28, an eighth of an input of 224 "
+        "px, leaves what it shows and no trace of a generator",
     )
     views.add_argument(
         "--seed", type=within(0, 2**32 - 1), default=0, help="random seed of what is drawn (default: 0)"
@@ -108,7 +109,10 @@ def check(args: Namespace) -> None:
     elif args.weights not in (None, "hub", "random") and not Path(args.weights).is_file():
         raise UserError(f"weights file {args.weights} does not exist; use hub, random, or the path of a file")
     if args.views > 1 and args.distortions is None:
-        raise UserError(f"--views {args.views} needs --distortions POLICY; none for crops and mirroring only")
+        raise UserError(
+            f"--views {args.views} needs --distortions, such as official; with --distortions none, the other "
+            "views are only cropped and mirrored"
+        )
     drawn = ("distortions", "crop", "flip") if args.views == 1 else ()
     drawn = ("crop", "flip") if args.draw == "evaluation" and not drawn else drawn
     for flag in drawn:

@@ -12,7 +12,7 @@ from featdistill.bank.heads import FOLDS, HeadOptions, grouped_folds
 from featdistill.bank.joined import Joined
 from featdistill.bank.store import Bank, open_bank
 from featdistill.bank.views import CONTROL
-from featdistill.command_line import UserError, nearest, one_of
+from featdistill.command_line import UserError, counted, nearest, one_of
 from featdistill.records.predictions import name_list
 from featdistill.seeds import hash_ranks
 
@@ -121,9 +121,14 @@ def make_plan(settings: Settings) -> Plan:
     """
     banks = [open_bank(path) for path in settings.banks]
     joined = Joined(banks)
-    chosen = _selected(joined.rows, settings.train)
-    train = joined.select(chosen)
-    _check_training(train, settings)
+    _check_classes(joined, settings.banks[0])
+    train = joined.select(_selected(joined.rows, settings.train))
+    if settings.train:
+        _check_classes(train, f"{settings.banks[0]} that {' and '.join(settings.train)} selects")
+    if settings.head.kind != "linear" and len(banks) > 1:
+        raise UserError(
+            "a joint head over several banks must be linear, so that it can be written as a fusion"
+        )
     scored = Joined(_score_banks(banks, settings.score)) if settings.score else joined
     views = _views(joined.views, settings.views)
     scored_views = [CONTROL] if views == [CONTROL] else [view for view in scored.views if view != CONTROL]
@@ -166,18 +171,21 @@ def _column(rows: pd.DataFrame, column: str, flag: str) -> str:
     return column
 
 
-def _check_training(train: Joined, settings: Settings) -> None:
-    counts = np.bincount(train.labels, minlength=2)
-    if not counts.all():
-        which = f" that {' and '.join(settings.train)} selects" if settings.train else ""
-        raise UserError(
-            f"a probe needs real and AI-generated images to train on; those of {settings.banks[0]}{which} "
-            f"are {counts[0]} real and {counts[1]} AI-generated"
+def _check_classes(train: Joined, which: str) -> None:
+    """Refuse images of one class; say how many have no label, which are not among them."""
+    counts, rows = np.bincount(train.labels, minlength=2), train.banks[0].rows
+    if counts.all():
+        return
+    message = (
+        f"a probe needs real and AI-generated images to train on; those of {which} are {counts[0]} real and "
+        f"{counts[1]} AI-generated"
+    )
+    if unlabeled := int(rows["label"].isna().sum()):
+        message += (
+            f", and {unlabeled} of all {len(rows)} have no label in the manifest: add labels, and run the "
+            "embed command again"
         )
-    if settings.head.kind != "linear" and len(settings.banks) > 1:
-        raise UserError(
-            "a joint head over several banks must be linear, so that it can be written as a fusion"
-        )
+    raise UserError(message)
 
 
 def _score_banks(banks: Sequence[Bank], paths: Sequence[str]) -> list[Bank]:
@@ -242,6 +250,11 @@ def _partition(train: Joined, settings: Settings) -> tuple[np.ndarray, list[str]
             raise UserError(f"--folds must be at least 2 or a column, not {text}")
         fold = grouped_folds(train.labels, train.groups, int(text), settings.seed)
         names = [str(number) for number in range(fold.max() + 1)]
+        if settings.folds and len(names) < int(text):
+            raise UserError(
+                f"--folds {text}: one of the classes has only {counted(len(names), 'group')} of training "
+                f"images, which is the largest number of folds"
+            )
         return fold, names, f"{len(names)} folds of whole groups"
     values = _texts(rows, _column(rows, text, "--folds"))
     if empty := int((values == "").sum()):

@@ -37,9 +37,12 @@ def claim_bank(path: Path, requested: dict[str, Any], rows: pd.DataFrame) -> Cla
     """
     recorded = read_record(path / RECORD_FILE)
     finished = bool(recorded and recorded.get("finished"))
-    made_from = recorded and {key: value for key, value in recorded.items() if key not in _RESULTS}
+    made_from = recorded and _comparable(recorded)
+    requested = _comparable(requested)
+    # Another spelling of the same features is not another bank.
+    ignore = ["features"] if recorded and made_from["kept"] == requested["kept"] else []
     occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
-    state = claim(path, made_from, requested, finished=finished, occupied=occupied, ignore=["features"])
+    state = claim(path, made_from, requested, finished=finished, occupied=occupied, ignore=ignore)
     if state is Claim.NEW:
         path.mkdir(parents=True, exist_ok=True)
     write_manifest(rows, path / MANIFEST_FILE)
@@ -129,14 +132,15 @@ class BankWriter:
             broken: (row, reason) of the images that could not be read; their values become NaN.
         """
         part = self.batch_rows(number)
-        for atom, array in values.items():
-            row_bytes = self._bytes(self.shapes[atom]) // self.rows
-            with self._file(atom).open("r+b") as file:
-                file.seek(-row_bytes * (self.rows - part.start), os.SEEK_END)
-                file.write(self._cast(atom, array, [row - part.start for row, _ in broken]).data)
         line = json.dumps([number, list(broken), list(drawn.items())]).encode() + b"\n"
-        with self._journal.open("ab") as file:
-            file.write(line)
+        with atomic.system_errors(self.path):
+            for atom, array in values.items():
+                row_bytes = self._bytes(self.shapes[atom]) // self.rows
+                with self._file(atom).open("r+b") as file:
+                    file.seek(-row_bytes * (self.rows - part.start), os.SEEK_END)
+                    file.write(self._cast(atom, array, [row - part.start for row, _ in broken]).data)
+            with self._journal.open("ab") as file:
+                file.write(line)
         self._add(line)
 
     def refresh(self) -> None:
@@ -224,6 +228,13 @@ class BankWriter:
         self.broken |= reasons
         self._drawn |= texts
         self.done[number] = True
+
+
+def _comparable(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a bank is made from: first its features, then the names of its atoms as `kept`."""
+    kept = [Atom(atom["kind"], atom["layer"]).name for atom in record.get("atoms", ())]
+    others = {key: value for key, value in record.items() if key not in (*_RESULTS, "features", "atoms")}
+    return {"features": record.get("features"), "kept": kept, **others}
 
 
 def _size(count: int) -> str:

@@ -54,9 +54,6 @@ def markdown(result: dict) -> str:
     for key, (title, note) in _GROUPS.items():
         groups = {name: split[key] for name, split in splits.items()}
         parts += [f"## {title}", *_group_table(groups, note, is_ordered=key in _ORDERED)]
-    for column in dict.fromkeys(column for split in splits.values() for column in split["by"]):
-        groups = {name: split["by"][column] for name, split in splits.items()}
-        parts += [f"## By {column}", *_group_table(groups, _GROUPS["sources"][1], is_ordered=True)]
     return _joined(parts)
 
 
@@ -131,6 +128,9 @@ def _summary(result: dict) -> list[str]:
         column = next(iter(within.values()))["column"]
         note = f"Over the pairs of a real and an AI-generated image that are alike in {column}."
         parts += [f"## Within strata of {column}", note, _within_table(within)]
+    for column in dict.fromkeys(column for split in splits.values() for column in split["by"]):
+        groups = {name: split["by"][column] for name, split in splits.items()}
+        parts += [f"## By {column}", *_group_table(groups, _GROUPS["sources"][1], is_ordered=True)]
     notes = [*_notes(splits), *result.get("notes", ())]
     if result.get("pixel_free"):
         notes.append(_pixel_free_note(result["pixel_free"]))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
-from featdistill.command_line import UserError
+from featdistill.command_line import UserError, explained
 
 T = TypeVar("T")
 # Shares are equal, so no process should need this much longer than another.
@@ -73,7 +73,7 @@ class Processes:
             result = work()
         except Exception as error:
             failure = error
-        reasons = self._gather(failure and (str(failure) or type(failure).__name__))
+        reasons = self._gather(failure and explained(failure))
         if failure:
             raise failure
         for rank, reason in enumerate(reasons):

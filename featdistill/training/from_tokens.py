@@ -67,6 +67,8 @@ class KeptTokens:
         if not _same_images(rows, kept):
             raise UserError(f"{flag} {bank.path}: its images of the same names have other sizes in bytes")
         self.broken = kept["broken"].tolist()
+        # Its hash is compared here, once, and not in every loader process.
+        bank.array(atom)
         self._values: np.memmap | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,6 +171,8 @@ def training_set(
         )
     tokens = KeptTokens(bank, flag, atom, rows)
     _check_views(tokens, task, policy, recipe, stage)
+    # Last, because random weights differ where only the seed does.
+    _check_frozen(bank, flag, expert, atom.layer)
     for module in task.modules():
         if isinstance(module, Expert):
             module.tokens_after = atom.layer
@@ -287,16 +291,20 @@ def _kept_atom(bank: Bank, flag: str, expert: Expert, recipe: Recipe) -> Atom:
             f"it has what the last {held} blocks receive, and the run trains {trained}; use --last-n {held}, "
             f"or embed with --tokens-before-last {trained}",
         )
-    atom = max(fitting, key=lambda atom: atom.layer)
-    _check_frozen(bank, flag, expert, atom.layer)
-    return atom
+    return max(fitting, key=lambda atom: atom.layer)
 
 
 def _check_frozen(bank: Bank, flag: str, expert: Expert, layer: int) -> None:
     """Refuse a bank whose layers up to `layer` have other weights than the expert's."""
     recorded = bank.record["weights"].get("layers", [])[: layer + 1]
     if recorded != layer_hashes(expert.backbone)[: layer + 1]:
-        raise _error(flag, bank, f"the weights of the first {layer} layers differ from those of the run")
+        is_random = bank.record["weights"]["path"] == "random"
+        hint = (
+            "; the bank has the random weights of a run with --weights random --seed 0" if is_random else ""
+        )
+        raise _error(
+            flag, bank, f"the weights of the first {layer} layers differ from those of the run{hint}"
+        )
 
 
 def _check_layers(bank: Bank, flag: str, task: nn.Module, recipe: Recipe, layer: int) -> None:

@@ -7,6 +7,7 @@
 | `resume/state.pt` | weights, optimizer, scaler, position in the epoch |
 | `resume/state.previous.pt` | the checkpoint before it, in case the last one is damaged |
 | `expert/`, `expert-last/` | the best expert by hold-out AUC (see `selection`), and that of the last epoch |
+| `run.lock` | locked while a process trains |
 | `unreadable.csv` | training and hold-out images that could not be read, if any |
 """
 
@@ -15,10 +16,13 @@ import json
 import logging
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from featdistill import atomic
 from featdistill.command_line import UserError
@@ -61,6 +65,26 @@ class RunFolder:
         ignore += [f"recipe.{key}" for key in new if key in old and old[key]["sha256"] == new[key]["sha256"]]
         remedy = "choose another --out"
         return claim(self.path, recorded, requested, finished=finished, ignore=ignore, remedy=remedy)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from training here; the lock ends with this process, however it ends.
+
+        Raises:
+            UserError: another process has locked the folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / "run.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"another process is training in {self.path}; wait until it ends, or choose another --out"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def start(self, description: dict[str, Any]) -> None:
         """Write `run.json`."""

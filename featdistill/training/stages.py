@@ -5,11 +5,13 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 
 from featdistill import atomic
@@ -97,14 +99,22 @@ def run(
     )
     card = {key: value for key, value in description.items() if key != "versions"}
     trainer = Trainer(task, dataset, scored, recipe, folder, accelerator, card, weights)
-    # Every process has looked at the folder, and nothing was refused, before the run begins in it.
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        folder.start(description)
-    top_tokens.choose(task, rows, clean, recipe, folder, accelerator, is_new=state is Claim.NEW)
-    status = trainer.fit()
-    accelerator.end_training()
-    return status
+    with ExitStack() as stack:
+        failure = None
+        try:
+            # Every process has looked at the folder, and nothing was refused, before the run begins in it.
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                stack.enter_context(folder.locked())
+                folder.start(description)
+        except UserError as error:
+            failure = str(error)
+        if failures := [each for each in gather_object([failure]) if each]:
+            raise UserError(failures[0])
+        top_tokens.choose(task, rows, clean, recipe, folder, accelerator, is_new=state is Claim.NEW)
+        status = trainer.fit()
+        accelerator.end_training()
+        return status
 
 
 def _image_set(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -209,6 +210,10 @@ def test_other_settings_are_refused(manifest, tmp_path):
     for changes in ({"batch_size": 3}, {"features": ["pool"]}, {"dtype": "float16"}, {"input_size": 48}):
         with pytest.raises(UserError, match="was produced with different settings"):
             make(manifest, tmp_path / "bank", views=ViewPlan(), **changes)
+    with pytest.raises(
+        UserError, match=r'settings: features was \["pool".*\], is \["pool"\]; kept was \["pool", "projection'
+    ):
+        make(manifest, tmp_path / "bank", views=ViewPlan(), features=["pool"])
     same = ["pool", "projection", "class+mean:1", "class+mean:2"]
     assert make(manifest, tmp_path / "bank", views=ViewPlan(), features=same) == 1
     (tmp_path / "other").mkdir()
@@ -224,6 +229,11 @@ def test_a_full_disk_shows_before_the_work(manifest, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
         with pytest.raises(UserError, match=r"No space left on device .*make room, or keep fewer"):
+            make(manifest, tmp_path / "bank")
+    shutil.rmtree(tmp_path / "bank")
+    with monkeypatch.context() as patch:
+        patch.setattr(writing.BankWriter, "_cast", full)
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'bank'}'"):
             make(manifest, tmp_path / "bank")
     assert make(manifest, tmp_path / "bank") == 1
 

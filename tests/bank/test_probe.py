@@ -284,6 +284,7 @@ def test_a_probe_is_continued_and_added_to_but_not_changed(folder, tmp_path, cap
         ({"features": ["pool/pool"]}, "2 parts for 1 banks"),
         ({"views": ["training-2"]}, "did you mean training-1"),
         ({"folds": "1"}, "at least 2"),
+        ({"folds": "999"}, "--folds 999: one of the classes has only 20 groups of training images"),
         ({"folds": "gruop"}, "did you mean group"),
         ({"leave_out": "licence"}, "have 0 values"),
         ({"score": ["score", "other"]}, "names 2 banks for 1"),
@@ -300,6 +301,18 @@ def test_what_does_not_fit_is_refused(folder, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         probe(settings(folder, **changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_missing_labels_are_named(folder, tmp_path):
+    path = folder / "some" / "manifest.csv"
+    rows = read_manifest(path)
+    write_manifest(rows.assign(label=pd.NA), tmp_path / "unlabeled.csv")
+    make(tmp_path / "unlabeled.csv", tmp_path / "bank", ViewPlan(), features=("pool",))
+    for train in ([], ["split=train"]):
+        with pytest.raises(
+            UserError, match="0 real and 0 AI-generated, and 40 of all 40 have no label in the manifest"
+        ):
+            probe(settings(tmp_path, banks=[str(tmp_path / "bank")], train=train), tmp_path / "out")
 
 
 def test_the_command_line(folder, tmp_path, capsys):

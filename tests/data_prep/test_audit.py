@@ -18,7 +18,7 @@ from data_prep.auditing import page as audit_page
 from data_prep.auditing import shortcut
 from featdistill.command_line import UserError
 from featdistill.evaluation.metrics import roc_auc
-from featdistill.records.manifest import make_manifest, write_manifest
+from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
 
 
 def save(path: Path, seed: int, width: int = 88, height: int = 72, **options) -> str:
@@ -279,6 +279,32 @@ def test_the_same_command_writes_the_same_bytes_with_any_number_of_workers(
         audit.main([clean, "--out", str(tmp_path / folder), "--workers", workers])
     for name in ("audit.json", "audit.md", "audit.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_an_audit_replaces_an_audit_and_nothing_else(clean, tmp_path, quick):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    for damage in (lambda: None, lambda: (out / "audit.json").write_text("[]")):
+        damage()
+        with pytest.raises(UserError, match=r"already exists and was not written|must hold a JSON object"):
+            run([clean], out)
+    (out / "audit.json").write_text('{"of": "something else"}')
+    with pytest.raises(UserError, match="already exists and was not written by this command; choose"):
+        run([clean], out)
+    with pytest.raises(UserError, match="already exists and was not written by this command"):
+        run([clean], out / "thesis.txt")
+    assert [path.name for path in out.iterdir()] == ["thesis.txt", "audit.json"]
+    first = run([clean], tmp_path / "new")
+    assert run([clean], tmp_path / "new") == first and first[0] == 0
+
+
+def test_a_source_with_dollar_signs_is_drawn_as_it_is(clean, tmp_path, few_trees):
+    source = ["$a_$", "$a_$", "b\\$^{", "b\\$^{"] * 30
+    write_manifest(read_manifest(clean).assign(source=source), Path(clean))
+    status, found = run([clean], tmp_path / "out")
+    assert status == 0 and (tmp_path / "out" / "audit.png").stat().st_size > 10_000
+    assert [row["source"] for row in found["sources"]] == ["$a_$", "b\\$^{"]
 
 
 def test_a_name_cannot_break_a_table():

@@ -358,3 +358,24 @@ def test_an_input_is_never_replaced_by_the_result(manifests):
     with pytest.raises(UserError, match=r"would replace the input .*; choose another --out"):
         combine.main([str(path), "--out", str(path)])
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".holdout.csv", ".dropped.csv", ".errors.csv"])
+@pytest.mark.parametrize("content", ["a letter", "name,score\na.jpg,0.5\n", "\0\xff" * 40, None])
+def test_only_a_manifest_and_its_lists_are_replaced(manifests, tmp_path, suffix, content):
+    out = tmp_path / "all.csv"
+    arguments = [*manifests, "--no-duplicates-check", "--out", str(out)]
+    foreign = out.with_suffix(suffix)
+    if content is None:
+        foreign.mkdir()
+    else:
+        foreign.write_text(content)
+    with pytest.raises(UserError, match=rf"all\{suffix} already exists and was not written by this command"):
+        combine.main(arguments)
+    assert content is None or foreign.read_text() == content
+    foreign.rmdir() if content is None else foreign.unlink()
+    combine.main([*arguments, "--holdout", "0.4"])
+    out.with_suffix(".dropped.csv").write_text("name,reason,kept\n")
+    out.with_suffix(".errors.csv").write_text("name,reason\n")
+    combine.main(arguments)
+    assert len(read_manifest(out)) == 5 and not out.with_suffix(".holdout.csv").exists()

@@ -1,6 +1,7 @@
 """The content control finds what images show, and only that; matching makes both classes show the same."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from data_prep.content.control import control_scores
 from featdistill.bank.store import open_bank
 from featdistill.command_line import UserError
 from featdistill.evaluation.metrics import roc_auc
-from featdistill.records.manifest import make_manifest, write_manifest
+from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
 
 SIDE = 160  # that of the network, so that nothing is resized before
 # A tiny network with random weights: enough for shapes this large, and made in a moment.
@@ -184,6 +185,7 @@ def test_a_killed_audit_continues_and_other_settings_are_refused(draw, tmp_path)
     assert content_of(tmp_path, path) == first
     assert files == {file: file.read_bytes() for file in (tmp_path / "audit").rglob("*.*")}
     assert open_bank(tmp_path / "audit" / "content").views == ["control"]
+    audit.check_out(tmp_path / "audit")
     with pytest.raises(
         UserError, match=r"content was produced with different settings: views\.control_side_px"
     ):
@@ -207,6 +209,9 @@ def test_bad_flags_end_in_one_line(draw, tmp_path, flags, message):
 def test_one_class_and_repeated_names_are_refused_before_the_work(draw, tmp_path):
     real = draw("real", [(0, disc)], 4)
     with pytest.raises(UserError, match="--content needs AI-generated images in at least two groups"):
+        content_of(tmp_path, real)
+    write_manifest(read_manifest(real).assign(label=pd.NA), Path(real))
+    with pytest.raises(UserError, match="there are 0; 4 of 4 images have no label in the manifest"):
         content_of(tmp_path, real)
     kinds = [(0, stripes), (0, stripes), (1, disc), (1, disc)]
     path = draw("a", kinds, 8)

@@ -55,6 +55,9 @@ def test_the_file_is_a_fusion_with_its_sources(tmp_path, capsys):
     sidecar = {"manifest": manifest_entry(manifest, path), "experts": dict.fromkeys(NAMES, "f" * 64)}
     write_predictions(path, names, np.mean(list(experts.values()), axis=0), experts, sidecar)
     command = ["fuse", "--predictions", str(path), "--out", str(out), "--weights-by", "robust_auc"]
+    for flag in ("--folds", "--seed"):
+        with pytest.raises(UserError, match="--folds and --seed have an effect with --weights-by fit only"):
+            main([*command, flag, "3"])
     main([*command, "--method", "probability_mean"])
     text, content, fusion = capsys.readouterr().out, json.loads(out.read_text()), parse_fusion(str(out))
     expected = by_robust_auc(rows, "probability_mean")

@@ -35,6 +35,7 @@ def banks(sets, tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("banks")
     return {
         "drawn": embed(root / "drawn", sets[1], "--views", "3", "--distortions", "official"),
+        "clean": embed(root / "clean", sets[1]),
         "fixed": embed(root / "fixed", sets[1], "--views", "3", *FIXED),
         "second": embed(root / "second", sets[1], "--views", "3", *FIXED, "--stage", "2"),
         "val": embed(
@@ -139,7 +140,13 @@ def test_some_rows_of_a_bank_can_be_trained_on_and_unreadable_ones_are_listed(se
         ),
         ("drawn", ["--input-size", "32"], "input_size is 64 in the bank and 32 in the run"),
         ("drawn", ["--resize", "squash"], "resize is shorter in the bank and squash in the run"),
-        ("drawn", ["--seed", "1"], "the weights of the first 3 layers differ"),
+        ("drawn", ["--seed", "1"], "other settings: seed is 0 in the bank and 1 in the run"),
+        (
+            "clean",
+            ["--distortions", "none", "--crop", "center", "--flip", "0", "--seed", "1"],
+            "first 3 layers differ from those of the run; the bank has the random weights of a run with "
+            "--weights random --seed 0",
+        ),
         ("drawn", ["--last-n", "4"], "the last 3 blocks receive, and the run trains 4; use --last-n 3"),
         ("drawn", ["--finetune", "full"], "finetune full trains earlier layers; use --finetune last_n"),
         ("drawn", ["--feature", "layers:2,6"], "reads layer 2, and the tokens are those after 3"),

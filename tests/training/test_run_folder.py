@@ -1,7 +1,13 @@
 import copy
+import os
+import signal
+import time
 
 import pytest
+from processes import fork, needs_fork, statuses
+from training_runs import SMALL
 
+import train
 from featdistill.command_line import UserError
 from featdistill.records.provenance import Claim
 from featdistill.training import run_folder
@@ -91,3 +97,27 @@ def test_a_folder_without_a_record_of_its_run_is_not_written_to(name, tmp_path):
     with pytest.raises(UserError, match="already exists and was not written by this command; choose another"):
         RunFolder(tmp_path).claim({}, "auto")
     assert RunFolder(tmp_path / "new").claim({}, "auto") is Claim.NEW
+
+
+def test_two_runs_do_not_write_to_one_folder(sets, tmp_path):
+    out = tmp_path / "run"
+    with (
+        RunFolder(out).locked(),
+        pytest.raises(UserError, match="another process is training in"),
+    ):
+        train.main([*SMALL, *sets, "--out", str(out)])
+    assert [path.name for path in out.iterdir()] == ["run.lock"]
+
+
+@needs_fork
+def test_a_lock_ends_with_its_process(tmp_path):
+    def killed() -> None:
+        with RunFolder(tmp_path).locked():
+            if not os.fork():  # a loader worker may live a little longer
+                time.sleep(20)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert statuses(fork(killed)) == [-signal.SIGKILL]
+    with RunFolder(tmp_path).locked():
+        pass
