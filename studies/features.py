@@ -17,7 +17,7 @@ generator. The same command continues a study that was stopped.
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -174,50 +174,33 @@ class Tables:
             "robust": [f"evaluation-{draw}" for draw in range(1, arguments.draws + 1)],
         }
 
-    def features(self, backbone: Backbone) -> str:
-        """Return the table of a backbone: each feature's control, and its AUCs under each library."""
+    def features(self, backbone: Backbone, part: Part) -> str:
+        """Return a table of each feature's control, and what its AUCs under each library exceed it by."""
         lines = []
         for feature in backbone.features:
-            controls = [part.auc([backbone.scores(CONTROL, feature, part, CONTROL)]) for part in self.parts]
-            lines.append([feature, "control", *(cell for auc in controls for cell in (_shown(auc), "", ""))])
-            for library in _LIBRARIES:
-                cells = []
-                for part, control in zip(self.parts, controls, strict=True):
-                    clean, robust = (
-                        self._alone(backbone, feature, library, part, kind) for kind in self.views
-                    )
-                    cells += [_shown(clean), _shown(robust), _difference(robust, control)]
-                lines.append([feature, library, *cells])
-        columns = ["clean", "robust", "robust - control"]
-        heads = [f"{part.name}: {column}" for part in self.parts for column in columns]
-        return f"## {backbone.name}\n\n" + text_tables.table(["feature", "distortions", *heads], lines)
+            control = part.auc([backbone.scores(CONTROL, feature, part, CONTROL)])
+            for number, library in enumerate(_LIBRARIES):
+                cells = [feature, "" if number else _shown(control), library]
+                for kind in self.views:
+                    auc = self._alone(backbone, feature, library, part, kind)
+                    cells += [_shown(auc), _difference(auc, control)]
+                lines.append(cells)
+        header = ["feature", "control", "distortions", "clean", "- control", "robust", "- control"]
+        return f"## {backbone.name}, {part.name}\n\n{text_tables.table(header, lines)}"
 
-    def ensembles(self) -> str:
-        """Return the table of all sets of backbones, each with its best feature by the folds."""
-        members = {backbone: self._best(backbone) for backbone in self.backbones}
-        lines = []
-        for count in range(1, len(members) + 1):
-            for chosen in itertools.combinations(members, count):
-                named = " + ".join(f"{each.name} ({members[each]})" for each in chosen)
+    def ensembles(self, part: Part) -> str:
+        """Return a table of all sets of backbones, each with its best feature by the folds."""
+        best, lines = {backbone: self._best(backbone) for backbone in self.backbones}, []
+        for count in range(1, len(best) + 1):
+            for chosen in itertools.combinations(best.items(), count):
+                named = " + ".join(f"{backbone.name} ({feature})" for backbone, feature in chosen)
+                first = part.auc(self._fused(chosen[:1], "", part, "robust"))
                 for fusion in ("logit", "probability") if count > 1 else ("",):
-                    cells = []
-                    for part in self.parts:
-                        clean, robust = (
-                            part.auc(
-                                self._fused({each: members[each] for each in chosen}, fusion, part, kind)
-                            )
-                            for kind in self.views
-                        )
-                        first = part.auc(self._fused({chosen[0]: members[chosen[0]]}, "", part, "robust"))
-                        cells += [
-                            _shown(clean),
-                            _shown(robust),
-                            _difference(robust, first) if count > 1 else "",
-                        ]
+                    clean, robust = (part.auc(self._fused(chosen, fusion, part, kind)) for kind in self.views)
+                    cells = [_shown(clean), _shown(robust), _difference(robust, first) if count > 1 else ""]
                     lines.append([named, fusion, *cells])
-        columns = ["clean", "robust", "robust - first"]
-        heads = [f"{part.name}: {column}" for part in self.parts for column in columns]
-        return "## Ensembles\n\n" + text_tables.table(["backbones", "mean of", *heads], lines)
+        header = ["backbones", "mean of", "clean", "robust", "robust - first"]
+        return f"## Ensembles, {part.name}\n\n{text_tables.table(header, lines)}"
 
     def _runs(self, library: str) -> list[str]:
         """Return the probes of a library; without distortions, all seeds have the same one."""
@@ -238,12 +221,14 @@ class Tables:
         }
         return max(aucs, key=aucs.get)
 
-    def _fused(self, members: dict[Backbone, str], fusion: str, part: Part, kind: str) -> list[pd.Series]:
+    def _fused(
+        self, members: Sequence[tuple[Backbone, str]], fusion: str, part: Part, kind: str
+    ) -> list[pd.Series]:
         """Return the fused scores of each seed and view, under both libraries."""
         fused = []
         for run in self._runs("both"):
             for view in self.views[kind]:
-                logits = [each.scores(run, feature, part, view) for each, feature in members.items()]
+                logits = [each.scores(run, feature, part, view) for each, feature in members]
                 logits = [expit(each) for each in logits] if fusion == "probability" else logits
                 fused.append(sum(each.loc[part.names] for each in logits) / len(logits))
         return fused
@@ -274,7 +259,8 @@ def main(argv: list[str] | None = None) -> int:
         Part("hold-out", rows[good & ~is_train], arguments.folds),
     ]
     tables = Tables(backbones, parts, arguments)
-    texts = [*map(tables.features, backbones), tables.ensembles()]
+    texts = [tables.features(backbone, part) for backbone in backbones for part in parts]
+    texts += map(tables.ensembles, parts)
     write_text(Path(arguments.out) / "features.md", "\n\n".join(texts) + "\n")
     print("\n\n".join(texts))
     return 0
