@@ -1,6 +1,7 @@
 """Small images and manifests that the tests make themselves, and the reference folder where it is at hand."""
 
 import os
+import sys
 from pathlib import Path
 
 # Read once, when PyTorch is loaded. The tests share their cores with each other, and models this small only
@@ -23,6 +24,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def messages():
     """Show what the package logs, as every command does, so that `capsys` captures it."""
     command_line.show_messages()
+
+
+@pytest.fixture(autouse=True)
+def precision():
+    """Let each test choose the precision of its runs: accelerate has one per process."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
 @pytest.fixture
