@@ -93,11 +93,11 @@ for line in "${lines[@]}"; do
   experts+=("$RUNS/stage$stages/$expert/expert")
 done
 
-# Weights of the experts, if they are measured: on a half-distorted copy of the hold-out
+# Weights of the experts, if they are measured: on a distorted copy of the hold-out
 weights=()
 if grep -q '^weights_by ' <<< "$plan"; then
-  "$PYTHON" -m data_prep.distort_split "$MANIFESTS/holdout.csv" --out "$MANIFESTS/holdout_distorted" \
-    || [ $? -eq 1 ]
+  "$PYTHON" -m data_prep.distort_split "$MANIFESTS/holdout.csv" --share 1 \
+    --out "$MANIFESTS/holdout_distorted" || [ $? -eq 1 ]
   launch predict.py --manifest "$MANIFESTS/holdout_distorted/manifest.csv" --experts "${experts[@]}" $flags \
     --out "$RUNS/weights/holdout.csv" || [ $? -eq 1 ]
   "$PYTHON" -m featdistill fuse --predictions "$RUNS/weights/holdout.csv" --method probability_mean \

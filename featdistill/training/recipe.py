@@ -168,7 +168,8 @@ def add_arguments(parser: Parser, *recipe_classes: type[Recipe], needs_recipe: b
         required=needs_recipe,
         nargs="+",
         metavar="NAME",
-        help=f"recipes, each on top of the one before it: {', '.join(list_recipes())}",
+        help="recipes, each on top of the one before it; python -m featdistill recipes --list: "
+        + ", ".join(list_recipes()),
     )
     groups: list[type[Group]] = list(reversed(Recipe.__bases__))
     shown = set()
