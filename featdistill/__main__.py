@@ -201,9 +201,10 @@ def recipes(arguments: list[str]) -> None:
     if args.on_top and not args.plan:
         raise UserError("--on-top is for --plan; with --show, name all recipes in their order")
     from featdistill.training import recipe_list
+    from featdistill.training.recipe import list_recipes
 
     if args.list:
-        print(recipe_list.recipe_table())
+        print(recipe_list.recipe_table(list_recipes()))
     elif args.show:
         print(recipe_list.show(args.show), end="")
     else:

@@ -16,11 +16,10 @@ from featdistill.training.recipe import DistillRecipe, Recipe
 _HEADER = ("recipe", "team", "rank", "robust AUC", "backbone", "params (M)", "input px", "training GiB")
 
 
-def recipe_table() -> str:
-    """Return all recipes, those of the challenge's teams first, by rank."""
-    names = recipes.list_recipes()
+def recipe_table(names: Sequence[str]) -> str:
+    """Return recipes as a table, those of the challenge's teams first, by rank."""
     abouts = {name: recipes.about(name) for name in names}
-    names.sort(key=lambda name: (abouts[name].rank or math.inf, not abouts[name].committee, name))
+    names = sorted(names, key=lambda name: (abouts[name].rank or math.inf, not abouts[name].committee, name))
     rows = []
     with progress(len(names), "recipes", unit="recipe") as bar:
         for name in names:

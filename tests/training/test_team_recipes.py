@@ -21,7 +21,7 @@ from featdistill.recipe_groups import Architecture, Augmentation, Finetuning, va
 from featdistill.training import recipe as recipes
 from featdistill.training.memory import estimate
 from featdistill.training.recipe import DistillRecipe, Recipe
-from featdistill.training.recipe_list import plan, show
+from featdistill.training.recipe_list import plan, recipe_table, show
 from featdistill.training.tasks import ClassifyTask
 
 # Rank and robust AUC, the mean of public and private test, in the challenge's report (arXiv 2604.11487).
@@ -171,6 +171,24 @@ def test_the_estimate_follows_what_a_recipe_trains_and_keeps():
     assert more_bytes(batch_size=96) == pytest.approx(32 * per_image)
     assert more_bytes(batch_size=128, accumulation=2) == pytest.approx(0)
     assert more_bytes(gradient_checkpointing=True) == pytest.approx(-0.9 * 64 * per_image)
+
+
+def test_the_table_has_teams_first_and_sums_up_committees():
+    names = ["clip_l14_a", "demo_clip_a", "strong", "teams/uestc", "teams/vincentlc"]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in recipe_table(names).splitlines()[2:]]
+    assert [row[0] for row in rows] == [
+        "teams/vincentlc",
+        "teams/uestc",
+        "clip_l14_a",
+        "demo_clip_a",
+        "strong",
+    ]
+    assert rows[0][1:7] == ["vincentlc", "5", "0.8730", "siglip2_giant", "1163.7", "384"]
+    assert rows[1][1:7] == ["UESTC", "6", "0.8679", "4 experts", "1465.4", "-"]
+    assert rows[4][1:] == ["-", "-", "-", "on top of others", "-", "-", "-"]
+    # The teacher of stage 2, and twice the images of the measured runs.
+    assert float(rows[2][7]) == pytest.approx(2 * 19.3 - 4, abs=1)
+    assert rows[3][7] == "< 1" and float(rows[1][7]) > 100
 
 
 # Runs of a few steps. Recipes that differ from another one in seed or size alone are left out.
