@@ -111,7 +111,7 @@ def audit(rows: pd.DataFrame, facts: list[FileFacts], bits: int, seed: int) -> t
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder with other files; one of an audit, also of a killed one, is written anew."""
+    """Refuse a folder that holds anything but an audit; an audit, even an unfinished one, is replaced."""
     recorded = read_record(out / "audit.json")
     is_ours = bool(recorded and "baseline" in recorded) or (out / content.BANK / "bank.json").is_file()
     occupied = out.is_file() or (out.is_dir() and any(out.iterdir()))

@@ -1,12 +1,12 @@
 """Which feature of which frozen backbone, trained with which distortions: what logistic regressions find.
 
-    python studies/features.py --images pool/manifest.csv --train train.csv --folds fold --out study \\
+    python studies/features.py --images pool/manifest.csv --train split=train --folds fold --out study \\
         --backbones clip_b16 timm:tf_efficientnet_lite0 --weights-files clip_b16=clip.safetensors
 
-`--train` has a part of the rows of `--images`; the others are the hold-out. Each backbone is run once over
-every image as it is scored (clean, under `--preset`, and as the content control), and once over the training
-images for each library of distortions (see `python -m featdistill embed`). Heads are fitted for each
-feature, library and seed (`python -m featdistill probe`); a seed is another draw of the training views.
+The images that `--train` does not select are the hold-out. Each backbone is run once over every image as it
+is scored (clean, under `--preset`, and as the content control), and once over the training images for each
+library of distortions (see `python -m featdistill embed`). Heads are fitted for each feature, library and
+seed (`python -m featdistill probe`); a seed is another draw of the training views.
 Ensembles are fused from the scores of each backbone's best feature by the folds, by probability and by logit.
 
 A table shows the mean over the seeds, the draws of `--preset` and the folds, with its 95 % interval (DeLong,
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -43,7 +44,7 @@ from featdistill.recipe_groups import Augmentation
 from featdistill.records.manifest import read_manifest, write_manifest
 from featdistill.records.predictions import read_predictions
 from studies.backbones import weights_files
-from studies.method import POLICIES
+from studies.method import POLICIES, difference, shown
 
 # What is kept and probed of transformers whose blocks all have the same tokens, and of other networks.
 # L are four layers from the middle to the last, of a ViT-B's 12 blocks 6, 8, 10 and 12.
@@ -118,10 +119,9 @@ class Backbone:
     def probe(self) -> None:
         """Fit the heads of all libraries and seeds, and of the content control."""
         self._probe(CONTROL, "scored", [CONTROL])
-        self._probe("none-1", "both", [CLEAN])
-        for library in ("official", "both"):
-            for seed in range(1, self.arguments.seeds + 1):
-                self._probe(f"{library}-{seed}", library, [CLEAN, f"training-{seed}"])
+        for library in _LIBRARIES:
+            for run, views in _runs(library, self.arguments.seeds).items():
+                self._probe(run, library if _LIBRARIES[library] else "both", views)
 
     def _probe(self, name: str, bank: str, views: list[str]) -> None:
         banks, is_scored = self.folder / "banks", bank == "scored"
@@ -168,7 +168,7 @@ class Tables:
 
     def __init__(self, backbones: list[Backbone], parts: list[Part], arguments) -> None:
         self.backbones, self.parts = backbones, parts
-        self.seeds = range(1, arguments.seeds + 1)
+        self.seeds = arguments.seeds
         self.views = {
             "clean": [CLEAN],
             "robust": [f"evaluation-{draw}" for draw in range(1, arguments.draws + 1)],
@@ -180,10 +180,10 @@ class Tables:
         for feature in backbone.features:
             control = part.auc([backbone.scores(CONTROL, feature, part, CONTROL)])
             for number, library in enumerate(_LIBRARIES):
-                cells = [feature, "" if number else _shown(control), library]
+                cells = [feature, "" if number else shown(control), library]
                 for kind in self.views:
                     auc = self._alone(backbone, feature, library, part, kind)
-                    cells += [_shown(auc), _difference(auc, control)]
+                    cells += [shown(auc), difference(auc, control)]
                 lines.append(cells)
         header = ["feature", "control", "distortions", "clean", "- control", "robust", "- control"]
         return f"## {backbone.name}, {part.name}\n\n{text_tables.table(header, lines)}"
@@ -197,19 +197,15 @@ class Tables:
                 first = part.auc(self._fused(chosen[:1], "", part, "robust"))
                 for fusion in ("logit", "probability") if count > 1 else ("",):
                     clean, robust = (part.auc(self._fused(chosen, fusion, part, kind)) for kind in self.views)
-                    cells = [_shown(clean), _shown(robust), _difference(robust, first) if count > 1 else ""]
+                    cells = [shown(clean), shown(robust), difference(robust, first) if count > 1 else ""]
                     lines.append([named, fusion, *cells])
         header = ["backbones", "mean of", "clean", "robust", "robust - first"]
         return f"## Ensembles, {part.name}\n\n{text_tables.table(header, lines)}"
 
-    def _runs(self, library: str) -> list[str]:
-        """Return the probes of a library; without distortions, all seeds have the same one."""
-        return ["none-1"] if library == "none" else [f"{library}-{seed}" for seed in self.seeds]
-
     def _alone(self, backbone: Backbone, feature: str, library: str, part: Part, kind: str) -> MeanAuc:
         return part.auc(
             backbone.scores(run, feature, part, view)
-            for run in self._runs(library)
+            for run in _runs(library, self.seeds)
             for view in self.views[kind]
         )
 
@@ -226,7 +222,7 @@ class Tables:
     ) -> list[pd.Series]:
         """Return the fused scores of each seed and view, under both libraries."""
         fused = []
-        for run in self._runs("both"):
+        for run in _runs("both", self.seeds):
             for view in self.views[kind]:
                 logits = [each.scores(run, feature, part, view) for each, feature in members]
                 logits = [expit(each) for each in logits] if fusion == "probability" else logits
@@ -266,12 +262,20 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _runs(library: str, seeds: int) -> dict[str, list[str]]:
+    """Return the probes of a library with the views they train on; without distortions there is only one."""
+    if _LIBRARIES[library] is None:
+        return {f"{library}-1": [CLEAN]}
+    return {f"{library}-{seed}": [CLEAN, f"training-{seed}"] for seed in range(1, seeds + 1)}
+
+
 def _encoder(name: str) -> Encoder:
-    """Build a backbone with its projection to the space with text, if there is one."""
-    try:
-        return build(resolve_spec(name, feature="pool+projection"))
-    except UserError:
-        return build(resolve_spec(name, feature="pool"))
+    """Build a backbone without memory, with its projection to the space with text, if there is one."""
+    with torch.device("meta"):
+        try:
+            return build(resolve_spec(name, feature="pool+projection"))
+        except UserError:
+            return build(resolve_spec(name, feature="pool"))
 
 
 def _known(texts: list[str], backbone: Encoder) -> list[str]:
@@ -284,16 +288,6 @@ def _known(texts: list[str], backbone: Encoder) -> list[str]:
             parse(text, backbone)
             known.append(text)
     return known
-
-
-def _shown(auc: MeanAuc) -> str:
-    figures = auc.describe()
-    return f"{figures['auc']:.3f} ({figures['low']:.3f} to {figures['high']:.3f})"
-
-
-def _difference(auc: MeanAuc, other: MeanAuc) -> str:
-    figures = auc.exceeds(other)
-    return f"{figures['difference']:+.3f} ({figures['low']:+.3f} to {figures['high']:+.3f})"
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ over the test images (DeLong, paired), and over the seeds (Student's t).
 
 `--tokens BANK` is for `--set finetune=last_n crop=center flip=0`: runs start from tokens that banks keep (see
 `studies/token_banks.py`). BANK has those of all images of `--val` and `--test`, with `embed --draw evaluation
---tokens-before-last`; its distortions count instead of `--preset`. Masks at the level of pixels
-need images, so those of `--masks` are trained from images all the same.
+--tokens-before-last`; its distortions count instead of `--preset`. Masks need images, so
+the runs of `--masks` start from images all the same.
 
 The same command continues a study that was stopped; finished runs and scores are kept.
 """
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
             logits[part, variant, seed] = found
             rows.append({"part": part, "variant": variant, "seed": seed} | _scores(found, test))
     table = pd.DataFrame(rows)
-    means = _Means(test["label"].to_numpy(np.int64), logits)
+    means = _means(test["label"].to_numpy(np.int64), logits)
     text = "\n\n".join(_markdown(part, of_part, means) for part, of_part in table.groupby("part", sort=False))
     write_text(out / "study.csv", table.to_csv(index=False))
     write_text(out / "study.md", text + "\n")
@@ -138,13 +138,13 @@ def _runs(arguments, folder: Path) -> list[tuple]:
 
 def _token_flags(script, argv: list[str], stage_1: list[str], folder: Path, arguments) -> list[str]:
     """Make the bank that a run starts from, if there is none; return the flags that name it."""
-    from studies.token_banks import TokenBanks
+    from studies.token_banks import make_bank
 
     recipe = recipes.resolve(STAGES[script][1], script.build_parser().parse_args(argv))
     needed = ["--train", *arguments.train, "--val", *arguments.val, "--out", str(folder)]
     architecture = recipes.resolve(Recipe, train.build_parser().parse_args([*stage_1, *needed]))
-    banks = TokenBanks(arguments.tokens, architecture, arguments.train, folder)
-    return banks.flags(recipe, STAGES[script][0])
+    bank = make_bank(recipe, STAGES[script][0], architecture, arguments.train, folder)
+    return ["--tokens", str(bank), "--val-tokens", arguments.tokens]
 
 
 def _logits(run: Path, test: pd.DataFrame, arguments) -> dict[str, np.ndarray]:
@@ -195,19 +195,18 @@ def _scores(logits: dict[str, np.ndarray], test: pd.DataFrame) -> dict[str, floa
     return scores
 
 
-class _Means:
-    """Mean AUCs over seeds and draws, with what each test image contributes to their deviation."""
+def _means(
+    label: np.ndarray, logits: dict[tuple, dict[str, np.ndarray]]
+) -> dict[tuple[str, str, str], MeanAuc]:
+    """Return the mean AUC over seeds and draws of each part, variant and kind."""
+    everything, drawn = np.ones(len(label), bool), {}
+    for (part, variant, _), kinds in logits.items():
+        for kind, scores in kinds.items():
+            drawn.setdefault((part, variant, kind), []).extend((each, everything) for each in scores)
+    return {key: mean_auc(label, scores) for key, scores in drawn.items()}
 
-    def __init__(self, label: np.ndarray, logits: dict[tuple, dict[str, np.ndarray]]) -> None:
-        self.label, self.logits = label, logits
 
-    def auc(self, part: str, variant: str, kind: str) -> MeanAuc:
-        everything = np.ones(len(self.label), bool)
-        drawn = [each[kind] for key, each in self.logits.items() if key[:2] == (part, variant)]
-        return mean_auc(self.label, [(scores, everything) for scores in np.concatenate(drawn)])
-
-
-def _markdown(part: str, table: pd.DataFrame, means: _Means) -> str:
+def _markdown(part: str, table: pd.DataFrame, means: dict[tuple[str, str, str], MeanAuc]) -> str:
     """Return one part's table: means over the seeds, and differences to the reference."""
     reference = REFERENCES[part]
     variants = {name: rows.set_index("seed") for name, rows in table.groupby("variant", sort=False)}
@@ -216,18 +215,28 @@ def _markdown(part: str, table: pd.DataFrame, means: _Means) -> str:
     for name, rows in variants.items():
         cells = [name]
         for kind in KINDS:
-            mean = means.auc(part, name, kind)
-            figures = mean.describe()
-            cells.append(f"{figures['auc']:.3f} ({figures['low']:.3f} to {figures['high']:.3f})")
+            mean = means[part, name, kind]
+            cells.append(shown(mean))
             if name == reference or reference not in variants:
                 cells.append("")
                 continue
-            paired = mean.exceeds(means.auc(part, reference, kind))
             low, high = _seed_bounds(rows[kind] - variants[reference][kind])
-            images = f"{paired['difference']:+.3f} ({paired['low']:+.3f} to {paired['high']:+.3f}"
+            images = difference(mean, means[part, reference, kind]).removesuffix(")")
             cells.append(f"{images}; seeds {low:+.3f} to {high:+.3f})")
         lines.append([*cells, f"{rows['clean AP'].mean():.3f} / {rows['distorted AP'].mean():.3f}"])
     return text_tables.table([part, "clean AUC", against, "distorted AUC", against, "AP"], lines)
+
+
+def shown(auc: MeanAuc) -> str:
+    """Return `0.900 (0.850 to 0.940)`, an AUC with its interval."""
+    figures = auc.describe()
+    return f"{figures['auc']:.3f} ({figures['low']:.3f} to {figures['high']:.3f})"
+
+
+def difference(auc: MeanAuc, other: MeanAuc) -> str:
+    """Return `+0.050 (-0.010 to +0.110)`, what an AUC exceeds another one by."""
+    figures = auc.exceeds(other)
+    return f"{figures['difference']:+.3f} ({figures['low']:+.3f} to {figures['high']:+.3f})"
 
 
 def _seed_bounds(values: pd.Series) -> tuple[float, float]:

@@ -5,8 +5,8 @@
 #   bash studies/pool.sh pool/manifest.csv study                  on a CPU: the last two blocks, a third of the images, 2 epochs
 #   FULL=1 bash studies/pool.sh pool/manifest.csv study           on a GPU: all blocks, all images, 4 epochs per stage
 #
-# The manifest has the columns split (train, holdout) and fold. Running it again continues. CLIP and LITE0 and TINYVIT
-# are files of weights (default: downloaded); PYTHON.
+# The manifest has the columns split (train, holdout) and fold. Running it again continues. Further settings, as
+# environment variables: CLIP, LITE0 and TINYVIT (files of weights; default: downloaded), PYTHON.
 set -euo pipefail
 images=$(realpath "$1") out=$(realpath -m "$2")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -35,6 +35,6 @@ study() {
   "$PYTHON" studies/method.py --recipe clip_b16 --seeds 1 2 3 --draws 3 "${tokens[@]}" "${data[@]}" --test "$out/test.csv" \
     --policies --set "${settings[@]}" "$@"
 }
-study --out "$out/method" --stage2 continued "reading A (dense)" "reading B (crd)" both
+study --out "$out/method" --stage2 continued "reading A (dense)" "reading B (crd)"
 settings+=(mask_level=token)
 study --out "$out/masking" --stage2 --masks "no mask" random smooth texture "random .25" "smooth .25" "texture .25"

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from featdistill.bank.embed import Settings, embed
+from featdistill.bank.probe import folder_name
 from featdistill.bank.store import open_bank
 from featdistill.bank.views import ViewPlan
 from featdistill.command_line import UserError
@@ -16,41 +17,34 @@ from featdistill.training.from_tokens import TokenHoldout
 from featdistill.training.recipe import Recipe
 
 
-class TokenBanks:
-    """The banks of one seed. Runs of a stage share one, as far as they have the same distortions.
+def make_bank(recipe: Recipe, stage: int, architecture: Recipe, train: list[str], folder: Path) -> Path:
+    """Make the bank that a run starts from, if there is none; runs with equal stage and distortions share it.
 
     Args:
-        scored: bank of all images that are scored, drawn for evaluation.
-        architecture: of the experts.
+        recipe: of the run.
+        architecture: recipe of stage 1, whose backbone and weights the experts have.
         train: manifests.
-        folder: of the banks.
+        folder: of the banks of one seed.
     """
-
-    def __init__(self, scored: str, architecture: Recipe, train: list[str], folder: Path) -> None:
-        if architecture.finetune != "last_n":
-            raise UserError("--tokens needs --set finetune=last_n")
-        self.scored, self.architecture, self.train, self.folder = scored, architecture, train, folder
-
-    def flags(self, recipe: Recipe, stage: int) -> list[str]:
-        """Make the bank of a run, if there is none, and return the flags that name it."""
-        policy = "".join(letter if letter.isalnum() else "_" for letter in recipe.distortions)
-        bank = self.folder / f"stage{stage}_{policy}"
-        is_still = recipe.distortions == "none" and recipe.flip == 0 and recipe.crop == "center"
-        # Reading B needs two views, however short the run is.
-        count = 0 if is_still else max(2, recipe.epochs)
-        drawn = Augmentation(**values_of(Augmentation, recipe))
-        settings = Settings(
-            backbone=self.architecture.backbone,
-            weights=self.architecture.weights,
-            input_size=self.architecture.input_size,
-            resize=self.architecture.resize,
-            tokens_before_last=self.architecture.last_n,
-            views=ViewPlan(count, "training", recipe.seed, drawn, stage=stage),
-            precision=recipe.precision,
-            workers=recipe.workers,
-        )
-        Processes().run(lambda processes: embed(settings, self.train, bank, processes))
-        return ["--tokens", str(bank), "--val-tokens", self.scored]
+    if architecture.finetune != "last_n":
+        raise UserError("--tokens needs --set finetune=last_n")
+    bank = folder / f"stage{stage}_{folder_name(recipe.distortions)}"
+    is_still = recipe.distortions == "none" and recipe.flip == 0 and recipe.crop == "center"
+    # Reading B needs two views, however short the run is.
+    count = 0 if is_still else max(2, recipe.epochs)
+    drawn = Augmentation(**values_of(Augmentation, recipe))
+    settings = Settings(
+        backbone=architecture.backbone,
+        weights=architecture.weights,
+        input_size=architecture.input_size,
+        resize=architecture.resize,
+        tokens_before_last=architecture.last_n,
+        views=ViewPlan(count, "training", recipe.seed, drawn, stage=stage),
+        precision=recipe.precision,
+        workers=recipe.workers,
+    )
+    Processes().run(lambda processes: embed(settings, train, bank, processes))
+    return bank
 
 
 def token_logits(bank: str, expert: Expert, test, precision: str, draws: int) -> dict[str, np.ndarray]:

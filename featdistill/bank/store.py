@@ -85,7 +85,7 @@ class Bank:
             remedy = "run its embed command again, which writes this file anew"
         recorded = self.record.get("files", {}).get(name)
         if recorded is None:
-            raise UserError(f"{self.path / RECORD_FILE} is damaged (it has no hash of {name}); {_REMEDY}")
+            raise UserError(f"{self.path / RECORD_FILE} is damaged: it has no hash for {name}; {_REMEDY}")
         try:
             status = path.stat()
             found = _sha256(path.absolute(), status.st_size, status.st_mtime_ns)
