@@ -35,12 +35,12 @@ from featdistill.bank.probe import folder_name, probe
 from featdistill.bank.store import open_bank
 from featdistill.bank.views import CLEAN, CONTROL, ViewPlan
 from featdistill.command_line import Parser, UserError, within
-from featdistill.inference.fusion import logits_of
 from featdistill.inference.processes import Processes
 from featdistill.models.backbones import build, resolve_spec
 from featdistill.models.encoders import Backbone as Encoder
 from featdistill.models.features import parse
 from featdistill.recipe_groups import Augmentation
+from featdistill.records.logits import logits_of
 from featdistill.records.manifest import read_manifest, write_manifest
 from featdistill.records.predictions import read_predictions
 from studies.backbones import weights_files

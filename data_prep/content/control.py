@@ -54,7 +54,7 @@ def control_scores(
     """
     # Imported late: scikit-learn takes a while to import.
     from featdistill.bank import heads
-    from featdistill.inference.fusion import probabilities
+    from featdistill.records.logits import probabilities
 
     usable = np.isfinite(values).all(axis=1)
     labeled = usable & ~np.isnan(label)

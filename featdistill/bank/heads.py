@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neural_network import MLPClassifier
 
 from featdistill.command_line import UserError, one_of
-from featdistill.inference.fusion import probabilities
+from featdistill.records.logits import probabilities
 
 KINDS = ("linear", "mlp")
 FOLDS = 5

@@ -31,8 +31,9 @@ from featdistill import __version__, atomic
 from featdistill.command_line import UserError, counted
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.evaluation.splits import label_sources
-from featdistill.inference.fusion import FORMAT_VERSION, METHODS, Fusion, logits_of, probabilities
+from featdistill.inference.fusion import FORMAT_VERSION, METHODS, Fusion
 from featdistill.records import labels
+from featdistill.records.logits import logits_of, probabilities
 from featdistill.records.predictions import read_sidecar
 from featdistill.text_tables import table
 

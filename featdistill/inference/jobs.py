@@ -17,12 +17,12 @@ from featdistill.images.formats import IMAGE_SUFFIXES
 from featdistill.images.listing import absolute, ignored_note, image_files, list_folder, printable
 from featdistill.images.reading import PARQUET_SUFFIX
 from featdistill.inference import single_images
-from featdistill.inference.fusion import probabilities
 from featdistill.inference.journal import PartialScores, claim_scores, score_resumably
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.processes import Processes
 from featdistill.models.expert import latest_experts, read_card
 from featdistill.records import predictions
+from featdistill.records.logits import probabilities
 from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
 from featdistill.records.provenance import Claim
 

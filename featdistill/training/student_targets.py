@@ -12,8 +12,9 @@ import pandas as pd
 
 from featdistill import atomic
 from featdistill.command_line import UserError
-from featdistill.inference.fusion import Fusion, logits_of, parse_fusion, parse_weights
+from featdistill.inference.fusion import Fusion, parse_fusion, parse_weights
 from featdistill.inference.predictor import load_ensemble
+from featdistill.records.logits import logits_of
 from featdistill.records.manifest import read_manifest
 from featdistill.records.predictions import (
     match_names,

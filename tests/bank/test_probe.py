@@ -24,12 +24,12 @@ from featdistill.data.loading import ScoreDataset
 from featdistill.data.sampling import balance_weights
 from featdistill.distortions.presets import parse_policy
 from featdistill.evaluation.metrics import roc_auc
-from featdistill.inference.fusion import probabilities
 from featdistill.inference.processes import Processes
 from featdistill.inference.scoring import score_all
 from featdistill.models.expert import load_expert, read_card
 from featdistill.models.features import Atom, fisher_scores, top_positions
 from featdistill.recipe_groups import Augmentation
+from featdistill.records.logits import probabilities
 from featdistill.records.manifest import read_manifest, write_manifest
 
 TRAIN = ViewPlan(1, "training", 5, Augmentation(distortions="official"))

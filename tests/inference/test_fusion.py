@@ -196,13 +196,6 @@ def test_a_file_that_is_not_a_fusion_is_refused_by_its_path(tmp_path, text, mess
         parse_fusion(str(file))
 
 
-def test_logits_come_back_from_probabilities():
-    logits = np.array([-700.0, -30, -1e-3, 0, 2, 15])
-    np.testing.assert_allclose(fusion.logits_of(fusion.probabilities(logits)), logits, rtol=1e-9, atol=1e-15)
-    extreme = fusion.logits_of(np.array([0.0, 1.0]))
-    np.testing.assert_allclose(extreme, [-744.44, 36.74], atol=0.01)
-
-
 def test_an_expert_that_is_three_times_too_confident_has_the_temperature_three():
     rng = np.random.default_rng(2)
     label, expert = evidence(8000, rng)

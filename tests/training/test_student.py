@@ -8,10 +8,11 @@ from scipy.special import expit, log_expit
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import Preprocessing
 from featdistill.data.train_dataset import input_name
-from featdistill.inference.fusion import Fusion, logits_of
+from featdistill.inference.fusion import Fusion
 from featdistill.models.expert import create_expert
 from featdistill.models.masking import make_masking
 from featdistill.recipe_groups import Masking, Objective, Student
+from featdistill.records.logits import logits_of
 from featdistill.training.objectives import binary_cross_entropy, dense_alignment, distillation
 from featdistill.training.student import StudentTask, Teachers, fused_logit, resize_tokens
 

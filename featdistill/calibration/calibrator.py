@@ -1,0 +1,174 @@
+"""A calibrator: from logits to P(AI) and to `real`, `unsure` or `AI`, with the promise that verdicts keep.
+
+An image is called AI if its logit is above `ai_threshold`, real if it is below `real_threshold`, and unsure
+in between and on a threshold. The file is JSON that a person can read.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+from featdistill import atomic
+from featdistill.command_line import UserError
+from featdistill.records.provenance import differences, read_record
+
+REAL, UNSURE, AI = "real", "unsure", "AI"
+PLATT, ISOTONIC = "platt", "isotonic"
+FORMAT = "featdistill calibrator"
+FORMAT_VERSION = 1
+# What decides the scores, of the sidecar of predictions and of `Predictor.sidecar`. Precision, batch size and
+# compilation change the last digits only.
+MADE_FOR = ("experts", "preprocessing", "fusion", "tta")
+_REMEDY = "fit one with the tool calibrate"
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Thresholds, and a map from logits to probabilities, for the scores of one ensemble.
+
+    Attributes:
+        made_for: `MADE_FOR` -> their values, of the scores it was fitted on; None if those had no record.
+        ai_threshold: logit above which an image is called AI.
+        real_threshold: logit below which an image is called real, at most `ai_threshold`. None if it was
+            fitted without AI-generated images: then nothing is called real.
+        fpr: the largest share of real images called AI that is promised, in (0, 1).
+        fnr: the same for AI-generated images called real; None without `real_threshold`.
+        method: `platt`, `isotonic`, or None if it was fitted without AI-generated images.
+        parameters: of platt `slope` and `intercept`; of isotonic `logits`, rising, and `probabilities` there.
+        real, ai: numbers of images the thresholds were fitted on.
+        by: columns of the manifest whose groups keep the promise each; the worst decides.
+        data: what it was fitted on: names and hashes of files.
+        facts: what else was found when it was fitted, for people to read.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    made_for: dict[str, Any] | None
+    ai_threshold: float
+    real_threshold: float | None
+    fpr: float
+    fnr: float | None
+    method: str | None
+    parameters: dict[str, Any]
+    real: int
+    ai: int
+    by: list[str] = field(default_factory=list)
+    data: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        thresholds = [self.ai_threshold, *([] if self.real_threshold is None else [self.real_threshold])]
+        if not np.isfinite(np.array(thresholds, np.float64)).all() or thresholds[-1] > thresholds[0]:
+            raise ValueError("the thresholds must be numbers, that for real not above that for AI")
+        if (self.real_threshold is None) != (self.fnr is None):
+            raise ValueError("fnr and real_threshold belong together")
+        for name, rate in (("fpr", self.fpr), ("fnr", self.fnr)):
+            if rate is not None and not 0 < rate < 1:
+                raise ValueError(f"{name} is {rate}, not between 0 and 1")
+        if self.method == PLATT:
+            slope, intercept = self.parameters["slope"], self.parameters["intercept"]
+            if not (0 < slope < math.inf and math.isfinite(intercept)):
+                raise ValueError("platt needs a slope above 0 and an intercept")
+        elif self.method == ISOTONIC:
+            logits, heights = (
+                np.array(self.parameters[name], np.float64) for name in ("logits", "probabilities")
+            )
+            within = np.isfinite(logits).all() and ((heights >= 0) & (heights <= 1)).all()
+            if not (within and logits.ndim == 1 and logits.shape == heights.shape and logits.size):
+                raise ValueError("isotonic needs as many logits as probabilities")
+            if (np.diff(logits) <= 0).any() or (np.diff(heights) < 0).any():
+                raise ValueError("logits and probabilities of isotonic must rise")
+        elif self.method is not None:
+            raise ValueError(f"unknown method {self.method}")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Calibrator":
+        """Read a file that `save` wrote.
+
+        Raises:
+            UserError: it is missing, of another kind or version, or damaged.
+        """
+        record = read_record(path, _REMEDY)
+        if record is None:
+            raise UserError(f"calibrator {path} does not exist; {_REMEDY}")
+        if record.get("format") != FORMAT:
+            raise UserError(f"{path} is not a calibrator; {_REMEDY}")
+        if record.get("version") != FORMAT_VERSION:
+            version = record.get("version")
+            raise UserError(f"{path} has version {version}, this program reads {FORMAT_VERSION}; {_REMEDY}")
+        try:
+            return cls(**{one.name: record[one.name] for one in fields(cls)})
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise UserError(f"calibrator {path} is damaged: {what}; {_REMEDY}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, completely or not at all."""
+        atomic.write_json(path, {"format": FORMAT, "version": FORMAT_VERSION, **asdict(self)})
+
+    def check(self, made_from: Mapping[str, Any] | None, where: str) -> None:
+        """Raise a `UserError` unless scores come from the ensemble that this was fitted for.
+
+        Args:
+            made_from: the sidecar of predictions or `Predictor.sidecar()`; None if it is not known, which is
+                accepted.
+            where: what has the scores, for the message.
+        """
+        requested = made_for(made_from)
+        if self.made_for is None or requested is None:
+            return
+        if changes := differences(self.made_for, requested):
+            raise UserError(
+                f"the calibrator was fitted for other scores than those of {where}: {changes[0]}; {_REMEDY}"
+            )
+
+    def probability(self, logits: np.ndarray) -> np.ndarray:
+        """Return P(AI), (N,) float64 in [0, 1], for (N,) logits; the plain sigmoid if `method` is None.
+
+        It is calibrated for images of which as many are AI-generated as were when it was fitted.
+        """
+        logits = np.asarray(logits, np.float64)
+        if self.method == ISOTONIC:
+            return np.interp(logits, self.parameters["logits"], self.parameters["probabilities"])
+        if self.method == PLATT:
+            logits = self.parameters["slope"] * logits + self.parameters["intercept"]
+        return expit(logits)
+
+    def verdicts(self, logits: np.ndarray) -> np.ndarray:
+        """Return `real`, `unsure` or `AI`, (N,) text, for (N,) logits.
+
+        Raises:
+            ValueError: a logit is NaN.
+        """
+        logits = np.asarray(logits, np.float64)
+        if np.isnan(logits).any():
+            raise ValueError("a logit is NaN")
+        low = -math.inf if self.real_threshold is None else self.real_threshold
+        return np.select([logits > self.ai_threshold, logits < low], [AI, REAL], UNSURE)
+
+    def promise(self) -> str:
+        """Return the promise as one sentence."""
+        rest = "" if self.fnr is None else f", and at most {share(self.fnr)} of such AI-generated images real"
+        groups = f", in each group by {' and '.join(self.by)}" if self.by else ""
+        return (
+            f"At most {share(self.fpr)} of real images like those it was calibrated on are called AI{rest}"
+            f"{groups}."
+        )
+
+
+def made_for(sidecar: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return `MADE_FOR` of a sidecar, or None without one; earlier versions did not record `tta`."""
+    if not sidecar or not sidecar.get("experts"):
+        return None
+    return {name: sidecar.get(name, "none" if name == "tta" else None) for name in MADE_FOR}
+
+
+def share(rate: float) -> str:
+    """Return `5 %` for 0.05."""
+    return f"{100 * rate:.4g} %"
