@@ -49,22 +49,21 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     # Imported here, so that --help answers at once.
-    from featdistill.inference.predictor import load_ensemble
+    from featdistill.inference.detector import Detector
     from featdistill.interactive import page
 
     page.require_gradio()
     if args.host not in LOOPBACK:
         _log.warning("everyone who can reach %s can use this page; it has no password", args.host)
-    predictor = load_ensemble(
-        args.experts,
-        args.released,
+    detector = Detector.load(
+        *args.experts,
+        released=args.released,
         fusion=args.fusion,
         tta=args.tta,
         device=args.device,
-        batch_size="1",
-        workers=0,
+        batch_size=1,
     )
-    page.serve(predictor, args.host, args.port, int(args.max_mb * 2**20))
+    page.serve(detector, args.host, args.port, int(args.max_mb * 2**20))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ __version__ = "0.2.0"
 
 # What others build on, imported when first used: `import featdistill` alone costs nothing.
 _LAZY = {
+    "Detector": "inference.detector",
     "load_expert": "models.expert",
     "load_ensemble": "inference.predictor",
     "DistortionPolicy": "distortions.policy",

@@ -31,6 +31,7 @@ import io
 import os
 import re
 import stat
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -68,6 +69,8 @@ _UPRIGHT = {
     7: lambda image: cv2.transpose(cv2.rotate(image, cv2.ROTATE_180)),
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
+# Two threads must not read the pixels of one Pillow image at once.
+_READING = threading.Lock()
 # Pillow reads 16-bit gray whose zero is white with the small end first only, and misses that it is inverted.
 TiffImagePlugin.OPEN_INFO.setdefault(
     (TiffImagePlugin.MM, _WHITE_IS_ZERO, (1,), 1, (16,), ()), ("I;16B", "I;16B")
@@ -132,6 +135,21 @@ def read_image(location: str) -> np.ndarray:
     return decode(read_bytes(location))
 
 
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """Return a Pillow image as `decode` returns the file that it was opened from; it is not changed.
+
+    Raises:
+        BrokenImage: its file is truncated or closed, or it has more than `MAX_PIXELS` pixels.
+    """
+    _check_pixels(image)
+    try:
+        with _READING:
+            image.load()
+        return _upright(_pixels(image), orientation(image))
+    except Exception as error:  # as above
+        raise BrokenImage(_reason(error)) from error
+
+
 def limit_side(image: np.ndarray, max_side_px: int | None) -> np.ndarray:
     """Reduce (H, W, 3) uint8 whose longer side exceeds a limit to that limit, by area averaging.
 
@@ -183,11 +201,19 @@ def _open(data: bytes) -> tuple[Image.Image, int, bytes]:
 def _decode(data: bytes) -> np.ndarray:
     image, turn, data = _open(data)
     with image:
-        if image.width * image.height > MAX_PIXELS:
-            size = f"{image.width} x {image.height} pixels"
-            raise BrokenImage(f"{size} are more than the limit of {MAX_PIXELS}")
+        _check_pixels(image)
         pixels = _jpeg_pixels(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
         pixels = _pixels(image) if pixels is None else pixels
+    return _upright(pixels, turn)
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height} pixels"
+        raise BrokenImage(f"{size} are more than the limit of {MAX_PIXELS}")
+
+
+def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     return _UPRIGHT[turn](pixels) if turn in _UPRIGHT else pixels
 
 
@@ -201,7 +227,9 @@ def _jpeg_pixels(data: bytes) -> np.ndarray | None:
 def _pixels(image: Image.Image) -> np.ndarray:
     """Return an image of any mode as (H, W, 3) uint8."""
     if not image.mode.startswith(("I", "F")):
-        image.info.pop("transparency", None)  # Pillow would warn that it is dropped
+        if "transparency" in image.info:  # Pillow would warn that it is dropped
+            image = image.copy()
+            del image.info["transparency"]
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     # Pillow opens a 16-bit gray PNG as "I" or "I;16", depending on its version.
     is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")

@@ -17,6 +17,7 @@ from featdistill.images.formats import IMAGE_SUFFIXES
 from featdistill.images.listing import absolute, ignored_note, image_files, list_folder, printable
 from featdistill.images.reading import PARQUET_SUFFIX
 from featdistill.inference import single_images
+from featdistill.inference.detector import Detector
 from featdistill.inference.journal import PartialScores, claim_scores, score_resumably
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.processes import Processes
@@ -111,9 +112,13 @@ def _load(args: Namespace) -> tuple[Predictor, list[Path]]:
 
 
 def _show(args: Namespace) -> int:
-    scored = single_images.score_images(_load(args)[0], images_by_path(args.image))
-    print(json.dumps(scored, indent=2) if args.json else single_images.as_table(scored))
-    return int(any("error" in image for image in scored["images"]))
+    detector = Detector(_load(args)[0])
+    rows = detector.rows(list(dict.fromkeys(args.image)))
+    if args.json:
+        print(json.dumps(single_images.as_json(detector, rows), indent=2))
+    else:
+        print(single_images.as_table(detector, rows))
+    return int(any(row.error for row in rows))
 
 
 def _plan(args: Namespace, folders: Sequence[Path]) -> list[tuple[Path, Path]]:

@@ -1,65 +1,32 @@
-"""A few images scored at once, for a person or a program to read; no file is written."""
+"""Scores of a few images as a table for a person, or as JSON for a program; no file is written."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
-from featdistill.inference.compute import DEFAULT_BATCH_SIZE, full_memory_is_an_error
-from featdistill.inference.fusion import probabilities
-from featdistill.inference.predictor import Predictor
-from featdistill.inference.scoring import score_all
-
-# Worker processes take longer to start than these few images take to decode.
-_WITHOUT_WORKERS = 16
+from featdistill.inference.detector import Detection, Detector
 
 
-def score_images(predictor: Predictor, rows: pd.DataFrame) -> dict[str, Any]:
-    """Score rows and return what to show, as plain JSON.
-
-    Returns:
-        `images`: for each row `name` and either `score` and `experts` (name -> P(AI)), or `error`;
-        `experts`: name -> `folder` (or file), `backbone` and `weights_sha256`; and the rest of the sidecar of
-        a predictions file.
-    """
-    names = rows["name"].tolist()
-    predictor.batch_size = predictor.batch_size or min(len(names), DEFAULT_BATCH_SIZE)
-    settings = predictor.settings()
-    if len(names) <= _WITHOUT_WORKERS:
-        settings["workers"] = 0
-    with full_memory_is_an_error():
-        settled = predictor.decide(rows)
-        settings["batch_size"] = settled["batch_size"]
-        logits, broken = score_all(predictor.models(**settled), predictor.dataset(rows), **settings)
-    fused, single = predictor.fusion.apply(logits, predictor.names), probabilities(logits)
-    images: list[dict[str, Any]] = []
-    for row, name in enumerate(names):
-        if row in broken:
-            images.append({"name": name, "error": broken[row]})
-        else:
-            scores = dict(zip(predictor.names, single[:, row].tolist(), strict=True))
-            images.append({"name": name, "score": float(fused[row]), "experts": scores})
-    experts = {
-        name: {**source, "weights_sha256": predictor.hashes[name]}
-        for name, source in predictor.sources.items()
-    }
-    return {"images": images, **predictor.sidecar(), **settled, "experts": experts}
+def as_json(detector: Detector, rows: Sequence[Detection]) -> dict[str, Any]:
+    """Return rows under `images`, with what decided the scores: see `Detector.describe`."""
+    return {"images": [row.as_dict() for row in rows], **detector.describe()}
 
 
-def as_table(scored: dict[str, Any]) -> str:
-    """Return the result of `score_images` as aligned lines: P(AI), fused and by each expert."""
-    experts, fusion = scored["experts"], scored["fusion"]
-    width = max(5, *(len(image["name"]) for image in scored["images"]))
+def as_table(detector: Detector, rows: Sequence[Detection]) -> str:
+    """Return rows as aligned lines: P(AI), fused and by each expert."""
+    made_by = detector.describe()
+    experts, fusion = made_by["experts"], made_by["fusion"]
+    width = max(5, *(len(row.name) for row in rows))
     columns = ["P(AI)", *experts]
     lines = [f"{'image':{width}}" + "".join(f"  {column:>6}" for column in columns)]
-    for image in scored["images"]:
-        if "error" in image:
-            lines.append(f"{image['name']:{width}}  could not be read: {image['error']}")
+    for row in rows:
+        if row.error:
+            lines.append(f"{row.name:{width}}  could not be read: {row.error}")
             continue
-        scores = zip((image["score"], *image["experts"].values()), columns, strict=True)
+        scores = zip((row.score, *row.experts.values()), columns, strict=True)
         cells = (f"  {_shown(score):>{max(6, len(column))}}" for score, column in scores)
-        lines.append(f"{image['name']:{width}}" + "".join(cells))
+        lines.append(f"{row.name:{width}}" + "".join(cells))
     how = fusion if isinstance(fusion, str) else f"{fusion['method']}, weighted"
-    views = "" if scored["tta"] == "none" else f", averaged over the views of {scored['tta']}"
+    views = "" if made_by["tta"] == "none" else f", averaged over the views of {made_by['tta']}"
     lines.append(f"\nP(AI) is the probability of being AI-generated{views}: {how} of")
     longest = max(map(len, experts))
     lines += [f"  {name:{longest}}  {own['backbone']}, from {own['folder']}" for name, own in experts.items()]

@@ -17,7 +17,7 @@ from featdistill.command_line import UserError
 from featdistill.distortions.operation import LEVELS
 from featdistill.images.formats import IMAGE_SUFFIXES
 from featdistill.images.reading import BrokenImage, limit_side
-from featdistill.inference.predictor import Predictor
+from featdistill.inference.detector import Detector
 from featdistill.interactive import session
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def require_gradio() -> None:
         raise UserError(f"app.py needs gradio 6, not {gradio.__version__}; run pip install -U gradio")
 
 
-def serve(predictor: Predictor, host: str, port: int, max_bytes: int) -> None:
+def serve(detector: Detector, host: str, port: int, max_bytes: int) -> None:
     """Show the page until the program is interrupted; refuse image files of more than `max_bytes`.
 
     Raises:
@@ -63,7 +63,7 @@ def serve(predictor: Predictor, host: str, port: int, max_bytes: int) -> None:
     with tempfile.TemporaryDirectory(prefix="featdistill-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-        page = build_page(predictor, max_bytes)
+        page = build_page(detector, max_bytes)
         page.queue(max_size=_SESSIONS)
         try:
             page.launch(
@@ -89,7 +89,7 @@ def serve(predictor: Predictor, host: str, port: int, max_bytes: int) -> None:
         page.block_thread()
 
 
-def build_page(predictor: Predictor, max_bytes: int) -> Any:
+def build_page(detector: Detector, max_bytes: int) -> Any:
     """Return the page as gradio's `Blocks`."""
     import gradio as gr
 
@@ -116,14 +116,14 @@ def build_page(predictor: Predictor, max_bytes: int) -> Any:
             before = gr.Image(label="Original", alt_text="The original image", elem_id="before", **fixed)
             after = gr.Image(label="Distorted", alt_text="The distorted image", elem_id="after", **fixed)
         with gr.Accordion("Experts", open=False):
-            experts = predictor.sources.items()
+            experts = detector.predictor.sources.items()
             gr.Markdown("\n".join(f"- {name}: {source['backbone']}" for name, source in experts))
 
         def on_upload(path: str | None) -> tuple:
-            return (None, *score_upload(predictor, path, max_bytes))
+            return (None, *score_upload(detector, path, max_bytes))
 
         def on_distort(image: tuple | None, name: str, level: float) -> tuple:
-            return score_distorted(predictor, image, name, int(level), max_bytes)
+            return score_distorted(detector, image, name, int(level), max_bytes)
 
         # One image at a time: all sessions share the device of the experts.
         alone = {"concurrency_limit": 1, "concurrency_id": "experts", "api_visibility": "private"}
@@ -140,7 +140,7 @@ def build_page(predictor: Predictor, max_bytes: int) -> Any:
     return page
 
 
-def score_upload(predictor: Predictor, path: str | None, max_bytes: int) -> tuple:
+def score_upload(detector: Detector, path: str | None, max_bytes: int) -> tuple:
     """Score an uploaded file and delete it.
 
     Returns:
@@ -160,13 +160,13 @@ def score_upload(predictor: Predictor, path: str | None, max_bytes: int) -> tupl
     finally:
         file.unlink(missing_ok=True)
     height, width = image.shape[:2]
-    scores = session.score(predictor, image)
-    message = _status(f"{file.name}, {width} x {height} px: P(AI) {session.shown(scores.fused)}")
+    scores = detector(image)
+    message = _status(f"{file.name}, {width} x {height} px: P(AI) {session.shown(scores.score)}")
     return (data, scores), message, session.score_table(scores), limit_side(image, _SHOWN_SIDE_PX), None
 
 
 def score_distorted(
-    predictor: Predictor, uploaded: tuple | None, name: str, level: int, max_bytes: int
+    detector: Detector, uploaded: tuple | None, name: str, level: int, max_bytes: int
 ) -> tuple:
     """Distort and score an upload; return the message, the table of scores, and the distorted picture."""
     if uploaded is None:
@@ -176,8 +176,8 @@ def score_distorted(
         image = session.distort(session.open_image(data, max_bytes), name, level)
     except (BrokenImage, UserError) as error:
         return _alert(str(error)), session.score_table(clean), None
-    distorted = session.score(predictor, image)
-    change = f"from {session.shown(clean.fused)} to {session.shown(distorted.fused)}"
+    distorted = detector(image)
+    change = f"from {session.shown(clean.score)} to {session.shown(distorted.score)}"
     message = _status(f"{name}, level {level}: P(AI) {change}")
     return message, session.score_table(clean, distorted), limit_side(image, _SHOWN_SIDE_PX)
 

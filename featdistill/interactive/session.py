@@ -1,29 +1,17 @@
-"""One image at a time: decode an upload, distort it, score it, and show the scores as a table."""
+"""One image at a time: decode an upload, distort it, and show the scores as a table."""
 
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from featdistill.command_line import UserError, one_of
-from featdistill.data.views import cut_views
 from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS, Operation
 from featdistill.distortions.plan import Step, apply_plan
 from featdistill.images.reading import BrokenImage, decode
-from featdistill.inference.fusion import probabilities
-from featdistill.inference.predictor import Predictor
-from featdistill.inference.scoring import score_dataset
+from featdistill.inference.detector import Detection
 from featdistill.report.markup import render
-
-
-@dataclass(frozen=True)
-class Scores:
-    """P(AI-generated) of one image: fused, and by each expert's name."""
-
-    fused: float
-    experts: dict[str, float]
 
 
 def open_image(data: bytes, max_bytes: int) -> np.ndarray:
@@ -70,23 +58,11 @@ def distort(image: np.ndarray, name: str, level: int, seed: int = 0) -> np.ndarr
     return apply_plan(image, (Step(name.partition("/")[0], operation.name, int(level), seed),))
 
 
-def score(predictor: Predictor, image: np.ndarray) -> Scores:
-    """Score an image (H, W, 3) uint8 RGB."""
-    keys = dict.fromkeys(expert.preprocessing.key for expert in predictor.experts.values())
-    dataset = [{"index": 0, "images": cut_views(image, keys, predictor.views)}]
-    models = predictor.models(predictor.precision, 1)
-    settings = predictor.settings() | {"workers": 0, "batch_size": 1}
-    (batch,) = score_dataset(models, dataset, **settings)
-    fused = predictor.fusion.apply(batch.logits, predictor.names)
-    single = probabilities(batch.logits)[:, 0].tolist()
-    return Scores(float(fused[0]), dict(zip(predictor.names, single, strict=True)))
-
-
-def score_table(clean: Scores, distorted: Scores | None = None) -> str:
+def score_table(clean: Detection, distorted: Detection | None = None) -> str:
     """Return an HTML table with a row for all experts together, then one per expert."""
     rows = []
     for name in (None, *clean.experts):
-        scores = [one.experts[name] if name else one.fused for one in (clean, distorted) if one]
+        scores = [one.experts[name] if name else one.score for one in (clean, distorted) if one]
         cells = [shown(score) for score in scores]
         if distorted:
             change = f"{scores[1] - scores[0]:+.3f}"

@@ -16,10 +16,10 @@ from featdistill.command_line import UserError
 from featdistill.data.loading import ScoreDataset
 from featdistill.data.preprocessing import prepare
 from featdistill.data.views import cut_view, parse_tta
-from featdistill.images.reading import decode, read_image
+from featdistill.images.reading import read_image
+from featdistill.inference.detector import Detector
 from featdistill.inference.predictor import load_ensemble
 from featdistill.inference.scoring import score, score_dataset
-from featdistill.interactive import session
 from featdistill.interactive.explain import explain
 from featdistill.models.backbones import build, with_any_size
 from featdistill.models.encoders import BackboneSpec
@@ -184,8 +184,8 @@ def test_predict_and_the_app_score_it_next_to_an_expert_of_one_size(experts, row
     predictor = load_ensemble(names, device="cpu", batch_size=1, workers=0)
     assert "64 to 160 px" in predictor.sources["several"]["backbone"]
     with open(rows["image"][1], "rb") as opened:
-        shown = session.score(predictor, decode(opened.read()))
-    assert shown.fused == pytest.approx(scores["score"][1], abs=1e-5)
+        shown = Detector(predictor)(opened.read())
+    assert shown.score == pytest.approx(scores["score"][1], abs=1e-5)
     with pytest.raises(UserError, match="--compile needs inputs of one size"):
         load_ensemble(names, device="cpu", compiled=True)
 

@@ -20,12 +20,9 @@ from featdistill.command_line import UserError
 from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.plan import Step, apply_plan
 from featdistill.images.reading import BrokenImage, decode
-from featdistill.inference import single_images
-from featdistill.inference.jobs import images_by_path
-from featdistill.inference.predictor import load_ensemble
+from featdistill.inference.detector import Detection, Detector
 from featdistill.interactive import page as app_page
 from featdistill.interactive import session as interactive
-from featdistill.interactive.session import Scores
 from featdistill.models.expert import create_expert, save_expert
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +52,8 @@ def experts(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def predictor(experts):
-    return load_ensemble(experts, device="cpu", batch_size=1, workers=0)
+def detector(experts):
+    return Detector.load(*experts, device="cpu", batch_size=1)
 
 
 @pytest.fixture
@@ -107,19 +104,10 @@ def test_a_distortion_is_the_librarys_own_and_leaves_the_image_alone(picture):
         interactive.distort(image, "official/jpeg", 6)
 
 
-@pytest.mark.parametrize("tta", ["none", "hflip+blur"])
-def test_scores_equal_those_of_predict(experts, picture, tta):
-    predictor = load_ensemble(experts, device="cpu", batch_size=1, workers=0, tta=tta)
-    scores = interactive.score(predictor, decode(picture.read_bytes()))
-    (expected,) = single_images.score_images(predictor, images_by_path([str(picture)]))["images"]
-    assert scores.fused == pytest.approx(expected["score"], abs=1e-6)
-    assert scores.experts == pytest.approx(expected["experts"], abs=1e-6)
-    assert list(scores.experts) == ["alpha", "beta"]
-
-
 def test_the_table_has_one_row_per_expert_and_escapes_their_names():
     table = interactive.score_table(
-        Scores(0.5, {"<b>a</b>": 0.99999, "b": 0.25}), Scores(0.25, {"<b>a</b>": 0.5, "b": 0.25001})
+        Detection("a", 0.5, 0.0, {"<b>a</b>": 0.99999, "b": 0.25}),
+        Detection("a", 0.25, -1.1, {"<b>a</b>": 0.5, "b": 0.25001}),
     )
     assert "<b>a" not in table and table.count("<tr>") == 4
     rows = [" ".join(re.sub(r"<[^>]+>", " ", row).split()) for row in table.split("</tr>")]
@@ -133,28 +121,28 @@ def test_the_table_has_one_row_per_expert_and_escapes_their_names():
     assert {value: interactive.shown(value) for value in certain} == certain
 
 
-def test_an_upload_is_scored_and_its_file_removed_even_if_it_is_refused(predictor, picture, tmp_path):
+def test_an_upload_is_scored_and_its_file_removed_even_if_it_is_refused(detector, picture, tmp_path):
     good, bad = tmp_path / "good <i>.jpg", tmp_path / "bad.jpg"
     shutil.copy(picture, good)
     bad.write_bytes(b"no image")
-    kept, said, table, before, after = app_page.score_upload(predictor, str(good), LIMIT)
-    score = interactive.shown(kept[1].fused)
+    kept, said, table, before, after = app_page.score_upload(detector, str(good), LIMIT)
+    score = interactive.shown(kept[1].score)
     assert "good &lt;i&gt;.jpg, 88 x 72 px: P(AI) " + score in said and score in table
     assert before.shape == (72, 88, 3) and after is None
-    said, table, shown = app_page.score_distorted(predictor, kept, "official/darken", 5, LIMIT)
+    said, table, shown = app_page.score_distorted(detector, kept, "official/darken", 5, LIMIT)
     assert f"official/darken, level 5: P(AI) from {score} to " in said and table.count("<tr>") == 4
     assert shown.mean() < before.mean() - 10
-    refused = app_page.score_upload(predictor, str(bad), LIMIT)
+    refused = app_page.score_upload(detector, str(bad), LIMIT)
     assert refused[0] is None and 'role="alert"' in refused[1] and "bad.jpg could not be read" in refused[1]
     assert not good.exists() and not bad.exists()
-    assert "Drop an image first" in app_page.score_distorted(predictor, None, "official/jpeg", 3, LIMIT)[0]
+    assert "Drop an image first" in app_page.score_distorted(detector, None, "official/jpeg", 3, LIMIT)[0]
 
 
-def test_an_image_too_small_to_be_distorted_is_scored_all_the_same(predictor, tmp_path):
+def test_an_image_too_small_to_be_distorted_is_scored_all_the_same(detector, tmp_path):
     Image.new("RGB", (40, 9)).save(tmp_path / "strip.png")
-    kept, said, *_ = app_page.score_upload(predictor, str(tmp_path / "strip.png"), LIMIT)
+    kept, said, *_ = app_page.score_upload(detector, str(tmp_path / "strip.png"), LIMIT)
     assert "P(AI)" in said
-    said, table, shown = app_page.score_distorted(predictor, kept, "official/jpeg", 3, LIMIT)
+    said, table, shown = app_page.score_distorted(detector, kept, "official/jpeg", 3, LIMIT)
     assert "40 x 9 px are too small" in said and "P(AI)" in table and shown is None
 
 
