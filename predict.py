@@ -8,8 +8,9 @@
     torchrun --nproc_per_node 8 predict.py --manifest data/test.csv            one process per GPU
 
 It writes `OUT.csv` (name, score, one column per expert), `OUT.csv.json` (what made it) and, if images could
-not be read, `OUT.errors.csv`; the status is then 1. The same command continues a killed run, with any number
-of processes. On several machines, all must see the folder of OUT.
+not be read, `OUT.errors.csv`; the status is then 1. With --calibrator or --stability, `OUT.verdicts.csv` too.
+The same command continues a killed run, with any number of processes. On several machines, all must see the
+folder of OUT.
 """
 
 import os
@@ -60,13 +61,30 @@ def build_parser() -> Parser:
         "--tta",
         default="none",
         metavar="VIEWS",
-        help="views of an image to average over: none, hflip, five_crop, scales, blur, jpeg, rapid, or "
-        "several joined by +",
+        help="views of an image to average over: none, hflip, five_crop, scales, blur, jpeg, rapid, "
+        "redelivery, or several joined by +",
     )
     ensemble.add_argument(
         "--resize",
         choices=("shorter", "squash", "crop"),
         help="how images become inputs (default: as each expert was trained)",
+    )
+    verdict = parser.add_argument_group("verdict")
+    verdict.add_argument(
+        "--calibrator",
+        metavar="FILE",
+        help="calibrator, made by the tool calibrate: adds real, unsure or AI, in OUT.verdicts.csv",
+    )
+    verdict.add_argument(
+        "--stability",
+        metavar="N",
+        help="score N copies of each image as messengers and sites would deliver it again; near or near:N: "
+        "only where the score is near a threshold",
+    )
+    verdict.add_argument(
+        "--credentials",
+        action="store_true",
+        help="say what the signed Content Credentials of a file state; only with IMAGE, needs c2pa-python",
     )
     speed = parser.add_argument_group("speed")
     speed.add_argument(
@@ -105,6 +123,8 @@ def main(argv: list[str] | None = None) -> int:
 def _check_input(args: Namespace) -> None:
     if args.json and (args.out or not args.image):
         raise UserError("--json is for images given one by one, without --out")
+    if args.credentials and (args.out or not args.image):
+        raise UserError("--credentials is for images given one by one, without --out")
     if args.image or args.split or args.manifest or args.images:
         return
     for path in args.experts or ():

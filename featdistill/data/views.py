@@ -9,6 +9,7 @@
 | `blur` | the image and, once it has the input's size, a blurred copy (Gaussian, 1 px) |
 | `jpeg` | the same with a copy in JPEG of quality 75 |
 | `rapid` | eight views: the image, mirrored, at 0.85 and 1.15, two corners, blurred, in JPEG |
+| `redelivery` | the image as it would arrive in six ways: as thumbnails, in JPEG and WebP, from messengers |
 
 Names can be combined with `+`: `hflip+five_crop` are ten views, `blur+jpeg` are three. The loader's workers
 cut all views from one decoded image; mirroring is done on the device. Nothing is drawn at random. The paper
@@ -28,6 +29,8 @@ from featdistill.command_line import one_of
 from featdistill.data.preprocessing import InputKey, Side, fit, side_of, to_planes
 from featdistill.distortions.kernels.codecs import jpeg
 from featdistill.distortions.kernels.filters import gaussian_blur
+from featdistill.distortions.operation import MIN_SIDE_PX
+from featdistill.distortions.plan import Plan, Step, apply_plan
 from featdistill.images.reading import limit_side
 
 # Krizhevsky et al. 2012, section 4.1: corners and center of 224 px of an image of 256 px.
@@ -39,6 +42,22 @@ _CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
 _DEGRADATIONS = {"blur": lambda square: gaussian_blur(square, 1.0), "jpeg": lambda square: jpeg(square, 75)}
 
 
+# Ours: each way of the preset `redelivery` at middle levels, without AVIF, which not every Pillow has.
+_DELIVERIES: dict[str, Plan] = {
+    "_".join(f"{name}{level}" for name, level in way): tuple(
+        Step("redelivery", name, level, seed=0) for name, level in way
+    )
+    for way in (
+        [("thumbnail", 2)],
+        [("thumbnail", 4), ("resaved_jpeg", 2)],
+        [("resaved_jpeg", 4)],
+        [("resaved_webp", 3)],
+        [("messenger", 3)],
+        [("screenshot", 3), ("messenger", 5)],
+    )
+}
+
+
 class View(NamedTuple):
     """One view of an image.
 
@@ -47,6 +66,7 @@ class View(NamedTuple):
         top, left: position of the crop, as fractions of the space that it leaves.
         mirrored: whether it is flipped from left to right.
         degraded: what is done to it when it has the input's size: `blur`, `jpeg`, or nothing.
+        delivery: what is done to the whole image before all else, a key of `_DELIVERIES`, or nothing.
     """
 
     scale: float = 1.0
@@ -54,10 +74,11 @@ class View(NamedTuple):
     left: float = 0.5
     mirrored: bool = False
     degraded: str = ""
+    delivery: str = ""
 
     def key(self, key: InputKey) -> tuple:
         """Return the key under which a batch holds this view for experts with the input `key`."""
-        return key if self.is_plain else (*key, self.scale, self.top, self.left, self.degraded)
+        return key if self.is_plain else (*key, *self._replace(mirrored=False))
 
     @property
     def is_plain(self) -> bool:
@@ -75,9 +96,10 @@ _VIEWS = {
     "five_crop": _FIVE_CROP,
     "blur": (*PLAIN, _DEGRADED[0]),
     "jpeg": (*PLAIN, _DEGRADED[1]),
+    "redelivery": tuple(View(delivery=name) for name in _DELIVERIES),
     "rapid": (*PLAIN, View(mirrored=True), *_OTHER_SCALES, _FIVE_CROP[0], _FIVE_CROP[3], *_DEGRADED),
 }
-TTA = ("none", "hflip", "five_crop", "scales", "blur", "jpeg", "rapid")
+TTA = ("none", "hflip", "five_crop", "scales", "blur", "jpeg", "rapid", "redelivery")
 
 
 def parse_tta(text: str) -> tuple[str, tuple[View, ...]]:
@@ -117,6 +139,7 @@ def cut_view(
     Returns:
         (3, S, S) uint8.
     """
+    image = _delivered(image, view.delivery)
     square = _cut_square(image, size, resize, max_side_px, view)
     return to_planes(_DEGRADATIONS[view.degraded](square) if view.degraded else square)
 
@@ -124,7 +147,7 @@ def cut_view(
 def _cut_square(
     image: np.ndarray, size: Side, resize: str, max_side_px: int | None, view: View
 ) -> np.ndarray:
-    if view._replace(degraded="").is_plain:
+    if view._replace(degraded="", delivery="").is_plain:
         return fit(image, size, resize, max_side_px)
     image = limit_side(image, max_side_px)
     size = side_of(image, size)
@@ -146,3 +169,10 @@ def _window(image: np.ndarray, rows: int, columns: int, view: View) -> np.ndarra
     if not (above or below or before or behind):
         return part
     return cv2.copyMakeBorder(part, above, below, before, behind, cv2.BORDER_REFLECT_101)
+
+
+def _delivered(image: np.ndarray, delivery: str) -> np.ndarray:
+    # An image of fewer pixels than an operation needs is seen as it is.
+    if not delivery or min(image.shape[:2]) < MIN_SIDE_PX:
+        return image
+    return apply_plan(image, _DELIVERIES[delivery])

@@ -14,6 +14,7 @@ from featdistill.distortions.extended import (
 from featdistill.distortions.extras import digital, film, screen, video
 from featdistill.distortions.official import OFFICIAL
 from featdistill.distortions.operation import Operation
+from featdistill.distortions.redelivery import REDELIVERY
 
 # The paper's extended library: 35 operations in 8 categories.
 EXTENDED: dict[str, Operation] = {
@@ -32,4 +33,5 @@ LIBRARIES: dict[str, dict[str, Operation]] = {
     "extended": EXTENDED,
     "extras": EXTRAS,
     "evaluation": EVALUATION,
+    "redelivery": REDELIVERY,
 }

@@ -1,7 +1,7 @@
-"""One call from pictures to scores, for a program: paths, bytes, Pillow images or arrays, one or many.
+"""One call from pictures to verdicts, for a program: paths, bytes, Pillow images or arrays, one or many.
 
-    detector = Detector.load("runs/paper/stage2/clip_l14_a/expert")
-    detector("photo.jpg").score
+    detector = Detector.load("runs/paper/stage2/clip_l14_a/expert", calibrator="calibrator.json")
+    detector("photo.jpg").verdict
     [row.score for row in detector([data, image, pixels])]
 
 `predict.py` for a few images, and the page of `app.py`, are built on it.
@@ -12,8 +12,9 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,30 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from featdistill.calibration import Calibrator
+from featdistill.calibration.stability import (
+    PRESET,
+    SEED,
+    Request,
+    Stability,
+    check_request,
+    copy_names,
+    is_near,
+    parse_request,
+    stability_of,
+)
 from featdistill.data.loading import Broken
 from featdistill.data.preprocessing import InputKey
 from featdistill.data.views import View, cut_views
-from featdistill.images.reading import BrokenImage, decode, from_pillow, read_image
+from featdistill.distortions.plan import apply_plan
+from featdistill.distortions.presets import PRESETS
+from featdistill.images.credentials import Credentials, read_credentials, require_credentials
+from featdistill.images.reading import BrokenImage, decode, from_pillow, read_bytes, read_image
 from featdistill.inference.compute import DEFAULT_BATCH_SIZE, full_memory_is_an_error
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.scoring import score_all
 from featdistill.records.logits import logits_of, probabilities
+from featdistill.seeds import evaluation_generator
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +63,13 @@ class Detection:
         score: P(AI-generated) of all experts together, in [0, 1]; None if the picture could not be read.
         logit: that of the score.
         experts: name -> P(AI-generated) by this expert alone.
+        verdict: `real`, `unsure` or `AI`; like the next three, None without a calibrator.
+        probability: calibrated P(AI-generated), in [0, 1].
+        thresholds: `AI` is the logit above which a picture is called so, `real` that below which (or None).
+        promise: what the verdicts keep.
+        stability: what becomes of the score when the picture is delivered again, if requested.
+        credentials: what the file's Content Credentials state, if requested and there is a file; they
+            do not change the score.
         error: why the picture could not be read, or None.
     """
 
@@ -53,11 +77,17 @@ class Detection:
     score: float | None = None
     logit: float | None = None
     experts: dict[str, float] = field(default_factory=dict)
+    verdict: str | None = None
+    probability: float | None = None
+    thresholds: dict[str, float | None] | None = None
+    promise: str | None = None
+    stability: Stability | None = None
+    credentials: Credentials | None = None
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is known as plain JSON."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, {})}
+        return dataclasses.asdict(self, dict_factory=_known)
 
 
 class Detector:
@@ -68,10 +98,29 @@ class Detector:
     Args:
         predictor: the experts. A batch size that is open becomes 32, and fp8, which has to be tried on the
             images of a run first, becomes bf16.
+        calibrator: makes verdicts of scores; without one there are scores alone.
+        stability: asks for the `stability` of each picture, or of near scores.
+        credentials: whether to read the Content Credentials of files.
+
+    Raises:
+        UserError: the calibrator was fitted for other scores, or is missing where near scores are requested;
+            or a package is missing.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
+    def __init__(
+        self,
+        predictor: Predictor,
+        calibrator: Calibrator | None = None,
+        stability: Request | None = None,
+        credentials: bool = False,
+    ) -> None:
+        self.predictor, self.calibrator, self.stability = predictor, calibrator, stability
+        self.credentials = credentials
+        if credentials:
+            require_credentials()
+        if calibrator:
+            calibrator.check(predictor.sidecar(), "these experts")
+        check_request(stability, calibrator)
         self.precision, self.batch_size = predictor.precision, predictor.batch_size or DEFAULT_BATCH_SIZE
         if self.precision == "fp8":
             _log.warning("fp8 is for files of predictions (--out); scoring in bf16")
@@ -81,18 +130,33 @@ class Detector:
         self._alone = threading.Lock() if predictor.device.type != "cpu" else contextlib.nullcontext()
 
     @classmethod
-    def load(cls, *experts: str | Path, workers: int = 0, **settings: Any) -> "Detector":
+    def load(
+        cls,
+        *experts: str | Path,
+        calibrator: str | Path | Calibrator | None = None,
+        stability: int | str | None = None,
+        credentials: bool = False,
+        workers: int = 0,
+        **settings: Any,
+    ) -> "Detector":
         """Load experts.
 
         Args:
             experts: their folders.
+            calibrator: the file that the tool `calibrate` wrote for them.
+            stability: number of copies of each picture, or `near`; see `predict.py --stability`.
+            credentials: whether to read what Content Credentials state; needs c2pa-python.
             workers: processes that decode the pictures of a call with more than 16 of them.
             settings: those of `load_ensemble`, such as `fusion`, `tta`, `device` and `batch_size`.
 
         Raises:
             UserError: there is no expert, one cannot be loaded, or a value is out of range.
         """
-        return cls(load_ensemble(experts, workers=workers, **settings))
+        if calibrator is not None and not isinstance(calibrator, Calibrator):
+            calibrator = Calibrator.load(calibrator)
+        request = None if stability is None else parse_request(str(stability))
+        predictor = load_ensemble(experts, workers=workers, **settings)
+        return cls(predictor, calibrator, request, credentials)
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> Detection | list[Detection]:
         """Score one picture, or many.
@@ -112,16 +176,17 @@ class Detector:
     def rows(self, pictures: Sequence[Picture], names: Sequence[str] | None = None) -> list[Detection]:
         """Return a row for each picture, under these names."""
         names = [_name(*item) for item in enumerate(pictures, start=1)] if names is None else names
-        logits, broken = self._logits(pictures)
+        logits, broken = self._logits([partial(pixels_of, picture) for picture in pictures])
         fused = self.predictor.fusion.apply(logits, self.predictor.names)
         fused_logits, single = logits_of(fused), probabilities(logits)
         rows = []
         for index, name in enumerate(names):
             if index in broken:
                 rows.append(Detection(name, error=broken[index]))
-            else:
-                experts = dict(zip(self.predictor.names, single[:, index].tolist(), strict=True))
-                rows.append(Detection(name, float(fused[index]), float(fused_logits[index]), experts))
+                continue
+            experts = dict(zip(self.predictor.names, single[:, index].tolist(), strict=True))
+            row = Detection(name, float(fused[index]), float(fused_logits[index]), experts)
+            rows.append(self._judged(row, pictures[index]))
         return rows
 
     def describe(self) -> dict[str, Any]:
@@ -136,29 +201,53 @@ class Detector:
         settled = {"precision": self.precision, "batch_size": self.batch_size}
         return {**self.predictor.sidecar(), **settled, "experts": experts}
 
-    def _logits(self, pictures: Sequence[Picture]) -> tuple[np.ndarray, dict[int, str]]:
+    def _judged(self, row: Detection, picture: Picture) -> Detection:
+        logit, calibrator = np.array([row.logit]), self.calibrator
+        if calibrator:
+            row = dataclasses.replace(
+                row,
+                verdict=str(calibrator.verdicts(logit)[0]),
+                probability=float(calibrator.probability(logit)[0]),
+                thresholds={"real": calibrator.real_threshold, "AI": calibrator.ai_threshold},
+                promise=calibrator.promise(),
+            )
+        if self.stability and not (self.stability.near and not is_near(logit, calibrator)[0]):
+            pixels = pixels_of(picture)
+            names = copy_names(row.name, self.stability.copies)
+            logits, broken = self._logits([partial(redelivered, pixels, name) for name in names])
+            if not broken:  # too small to be distorted
+                scores = self.predictor.fusion.apply(logits, self.predictor.names)
+                row = dataclasses.replace(row, stability=stability_of(row.score, scores, calibrator))
+        if self.credentials and isinstance(picture, (str, os.PathLike, bytes)):
+            data = picture if isinstance(picture, bytes) else read_bytes(os.fspath(picture))
+            row = dataclasses.replace(row, credentials=read_credentials(data))
+        return row
+
+    def _logits(self, reads: Sequence[Callable[[], np.ndarray]]) -> tuple[np.ndarray, dict[int, str]]:
         """Return logits (experts, N), NaN for a picture that cannot be read, and why."""
         settings = self.predictor.settings() | {"batch_size": self.batch_size}
-        if len(pictures) <= _WITHOUT_WORKERS:
+        if len(reads) <= _WITHOUT_WORKERS:
             settings["workers"] = 0
         keys = [expert.preprocessing.key for expert in self.predictor.experts.values()]
-        dataset = _Pictures(pictures, keys, self.predictor.views)
+        dataset = _Pictures(reads, keys, self.predictor.views)
         with self._alone, full_memory_is_an_error():
             return score_all(self._models, dataset, **settings)
 
 
 class _Pictures(Dataset):
-    """Pictures to score; the items are those of `ScoreDataset`."""
+    """Pictures to score, each with a function that reads it; the items are those of `ScoreDataset`."""
 
-    def __init__(self, pictures: Sequence[Picture], keys: Sequence[InputKey], views: Sequence[View]) -> None:
-        self.pictures, self.keys, self.views = pictures, keys, views
+    def __init__(
+        self, reads: Sequence[Callable[[], np.ndarray]], keys: Sequence[InputKey], views: Sequence[View]
+    ) -> None:
+        self.reads, self.keys, self.views = reads, keys, views
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.reads)
 
     def __getitem__(self, index: int) -> dict[str, Any] | Broken:
         try:
-            image = pixels_of(self.pictures[index])
+            image = self.reads[index]()
         except BrokenImage as error:
             return Broken(index, str(error))
         return {"index": index, "images": cut_views(image, self.keys, self.views)}
@@ -182,6 +271,15 @@ def pixels_of(picture: Picture) -> np.ndarray:
         shape = f"{picture.shape} {picture.dtype}"
         raise BrokenImage(f"an array must be (H, W, 3) uint8 in RGB, not {shape}")
     return np.ascontiguousarray(picture)
+
+
+def redelivered(pixels: np.ndarray, name: str) -> np.ndarray:
+    """Return the copy with this name of an image (H, W, 3) uint8."""
+    return apply_plan(pixels, PRESETS[PRESET].draw(evaluation_generator(SEED, name)))
+
+
+def _known(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if value is not None and value != {}}
 
 
 def _name(number: int, picture: Picture) -> str:

@@ -6,12 +6,31 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch.utils.data import Dataset
 
 from featdistill import command_line
+from featdistill.calibration import Calibrator
+from featdistill.calibration.stability import (
+    NEAR_LOGITS,
+    PRESET,
+    SEED,
+    Request,
+    Stability,
+    check_request,
+    copy_names,
+    is_near,
+    parse_request,
+    stability_of,
+    summary,
+)
+from featdistill.calibration.verdict_files import read_flips, write_verdicts
 from featdistill.command_line import UserError, counted
+from featdistill.data.loading import ScoreDataset
+from featdistill.distortions.presets import PRESETS
 from featdistill.images.archives import ARCHIVE_SUFFIXES, COMPRESSED_TAR_SUFFIXES
 from featdistill.images.formats import IMAGE_SUFFIXES
 from featdistill.images.listing import absolute, ignored_note, image_files, list_folder, printable
@@ -23,7 +42,7 @@ from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.processes import Processes
 from featdistill.models.expert import latest_experts, read_card
 from featdistill.records import predictions
-from featdistill.records.logits import probabilities
+from featdistill.records.logits import logits_of, probabilities
 from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
 from featdistill.records.provenance import Claim
 
@@ -45,8 +64,14 @@ def run(args: Namespace, processes: Processes) -> int:
         several = f", {processes.world} processes" if processes.world > 1 else ""
         where = f"{predictor.device} in {predictor.precision}{several}"
         _log.info("%s on %s: %s", counted(len(predictor.names), "expert"), where, ", ".join(predictor.names))
+    calibrator, request = processes.together(lambda: _judge(args, predictor))
     jobs = processes.on_main(lambda: _plan(args, folders))
-    return max(predict(predictor, manifest, out, processes) for manifest, out in jobs)
+    statuses = []
+    for manifest, out in jobs:
+        statuses.append(predict(predictor, manifest, out, processes))
+        if calibrator or request:
+            judge(predictor, manifest, out, processes, calibrator, request)
+    return max(statuses)
 
 
 def predict(predictor: Predictor, manifest: Path, out: Path, processes: Processes) -> int:
@@ -61,7 +86,88 @@ def predict(predictor: Predictor, manifest: Path, out: Path, processes: Processe
     rows = processes.together(lambda: read_manifest(manifest))
     if rows.empty:
         raise UserError(f"manifest {manifest} has no rows")
-    requested = predictor.sidecar() | {"manifest": predictions.manifest_entry(manifest, out)}
+    made_from = {"manifest": predictions.manifest_entry(manifest, out)}
+    return _score(predictor, rows, predictor.dataset(rows), out, made_from, processes)
+
+
+def judge(
+    predictor: Predictor,
+    manifest: Path,
+    out: Path,
+    processes: Processes,
+    calibrator: Calibrator | None,
+    request: Request | None = None,
+) -> None:
+    """Write the verdicts of the predictions at `out`, and score copies of the images if requested.
+
+    The scores of the copies stay in a predictions file of their own: for `val.csv`, `val.copies.csv`.
+
+    Raises:
+        UserError: one of the files was produced with different settings.
+    """
+    stability, made_from = None, None
+    if request:
+        made_from = {"preset": PRESET, "seed": SEED, "copies": request.copies}
+        if request.near:
+            made_from["near"] = [NEAR_LOGITS, calibrator.real_threshold, calibrator.ai_threshold]
+        frame = processes.together(lambda: _to_copy(out, calibrator, request))
+        path = out.with_name(f"{out.stem}.copies.csv")
+        stability = {}
+        if len(frame):
+            rows = processes.together(lambda: _copies(manifest, frame, request.copies))
+            keys = [expert.preprocessing.key for expert in predictor.experts.values()]
+            dataset = ScoreDataset(rows, keys, PRESETS[PRESET], SEED, views=predictor.views)
+            entry = {"manifest": predictions.manifest_entry(manifest, path), "redelivery": made_from}
+            _score(predictor, rows, dataset, path, entry, processes)
+            stability = processes.on_main(lambda: _stability(frame, path, calibrator))
+    if processes.is_main:
+        _log.info("%s: verdicts", write_verdicts(out, calibrator, stability, made_from))
+        if calibrator:
+            _log.info("%s", calibrator.promise())
+        if calibrator and (flips := read_flips(out)):
+            _log.info("%s", summary(flips["verdict"], flips["flips"], flips["reversals"]))
+
+
+def _to_copy(out: Path, calibrator: Calibrator | None, request: Request) -> pd.DataFrame:
+    """Return the predictions whose stability is requested."""
+    frame = predictions.read_predictions(out)
+    return frame[is_near(logits_of(frame["score"].to_numpy()), calibrator)] if request.near else frame
+
+
+def _copies(manifest: Path, frame: pd.DataFrame, copies: int) -> pd.DataFrame:
+    """Return the rows of a manifest that have predictions, once for each copy, under the copies' names."""
+    rows = read_manifest(manifest)
+    rows = rows[rows["name"].isin(frame["name"])]
+    names = [copy for name in rows["name"] for copy in copy_names(name, copies)]
+    return rows.loc[rows.index.repeat(copies)].assign(name=names).reset_index(drop=True)
+
+
+def _stability(frame: pd.DataFrame, path: Path, calibrator: Calibrator | None) -> dict[str, Stability]:
+    copies = predictions.read_predictions(path)
+    groups = copies["score"].groupby(copies["name"].str.rpartition("#")[0])
+    scores = dict(zip(frame["name"], frame["score"], strict=True))
+    return {name: stability_of(scores[name], group.to_numpy(), calibrator) for name, group in groups}
+
+
+def _judge(args: Namespace, predictor: Predictor) -> tuple[Calibrator | None, Request | None]:
+    calibrator = Calibrator.load(args.calibrator) if args.calibrator else None
+    if calibrator:
+        calibrator.check(predictor.sidecar(), "these experts")
+    request = parse_request(args.stability) if args.stability else None
+    check_request(request, calibrator)
+    return calibrator, request
+
+
+def _score(
+    predictor: Predictor,
+    rows: pd.DataFrame,
+    dataset: Dataset,
+    out: Path,
+    made_from: dict[str, Any],
+    processes: Processes,
+) -> int:
+    """Score rows to a file, together with the other processes, continuing what is there; see `predict`."""
+    requested = predictor.sidecar() | made_from
     state, sidecar = processes.on_main(
         lambda: claim_scores(predictor, out, requested, predictions.read_sidecar(out), rows)
     )
@@ -70,9 +176,8 @@ def predict(predictor: Predictor, manifest: Path, out: Path, processes: Processe
     experts, rank, world = len(predictor.names), processes.rank, processes.world
     partial = processes.together(lambda: PartialScores(out, sidecar, experts, len(rows), rank, world))
     share = processes.on_main(partial.missing)[rank::world]
-    dataset, title = predictor.dataset(rows), manifest.stem
     processes.together(
-        lambda: score_resumably(predictor, dataset, partial, title, share, show=processes.is_main)
+        lambda: score_resumably(predictor, dataset, partial, out.stem, share, show=processes.is_main)
     )
     return processes.on_main(lambda: _write(predictor, rows, partial))
 
@@ -112,7 +217,8 @@ def _load(args: Namespace) -> tuple[Predictor, list[Path]]:
 
 
 def _show(args: Namespace) -> int:
-    detector = Detector(_load(args)[0])
+    predictor, _ = _load(args)
+    detector = Detector(predictor, *_judge(args, predictor), args.credentials)
     rows = detector.rows(list(dict.fromkeys(args.image)))
     if args.json:
         print(json.dumps(single_images.as_json(detector, rows), indent=2))

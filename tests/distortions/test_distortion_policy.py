@@ -299,7 +299,7 @@ def test_generators_depend_on_each_of_their_arguments():
 
 
 def test_presets_are_those_that_the_documents_name():
-    named = "none official released_featdistill moderate strong heavy ant_international"
+    named = "none official released_featdistill moderate strong heavy ant_international redelivery"
     assert set(PRESETS) == {*named.split(), "val", "val_hard", "test_public", "test_private"}
     assert PRESETS["official"] == DistortionPolicy()
     default = DistortionPolicy()

@@ -1,5 +1,6 @@
 """One call from pictures to scores: the same ones however a picture is given, from however many threads."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import smooth_picture
@@ -17,9 +19,11 @@ from PIL import Image
 
 import featdistill
 import predict
+from featdistill.calibration import Calibrator
+from featdistill.calibration.stability import NEAR_LOGITS, parse_request
 from featdistill.command_line import UserError
 from featdistill.images.reading import decode, from_pillow, read_image
-from featdistill.inference.detector import Detector
+from featdistill.inference.detector import Detector, redelivered
 from featdistill.models.expert import create_expert, save_expert
 from featdistill.records.predictions import read_predictions
 
@@ -75,10 +79,9 @@ def test_eight_threads_get_what_one_gets(detector, paths, tmp_path):
     members = [f"{tmp_path}/pictures.zip::{path.rpartition('/')[2]}" for path in paths]
     expected = [row.score for row in detector(paths)]
     with ThreadPoolExecutor(8) as threads:
-        for _ in range(3):
-            calls = [threads.submit(detector, pictures) for pictures in (paths, images, members) * 6]
-            for call in calls:
-                assert [row.score for row in call.result()] == expected
+        calls = [threads.submit(detector, pictures) for pictures in (paths, images, members) * 4]
+        for call in calls:
+            assert [row.score for row in call.result()] == expected
 
 
 def test_what_cannot_be_read_has_a_row_that_says_so_and_changes_no_other(detector, paths):
@@ -131,6 +134,93 @@ def test_a_pillow_image_is_read_like_its_file_and_not_changed(tmp_path):
             assert image.info == info and image.mode == Image.open(path).mode, name
 
 
+@pytest.fixture(scope="module")
+def calibrator(detector, tmp_path_factory) -> Calibrator:
+    """Thresholds around which the pictures of the tests lie."""
+    logits = sorted(detector(smooth_picture(seed)).logit for seed in range(6))
+    low, high = float(np.mean(logits[1:3])), float(np.mean(logits[3:5]))
+    made_for = detector.predictor.sidecar()
+    made_for = {name: made_for[name] for name in ("experts", "preprocessing", "fusion", "tta")}
+    parameters = {"slope": 2.0, "intercept": -high}
+    made = Calibrator(made_for, high, low, 0.05, 0.1, "platt", parameters, 100, 100)
+    made.save(tmp_path_factory.mktemp("calibrated") / "calibrator.json")
+    return made
+
+
+def test_verdicts_are_the_calibrators_and_only_there_with_one(detector, calibrator, paths, experts):
+    judge = Detector(detector.predictor, calibrator)
+    pictures = [smooth_picture(seed) for seed in range(6)]
+    rows, plain = judge(pictures), detector(pictures)
+    assert sorted(row.verdict for row in rows) == ["AI", "AI", "real", "real", "unsure", "unsure"]
+    for row, without in zip(rows, plain, strict=True):
+        assert (row.score, row.experts) == (without.score, without.experts) and without.verdict is None
+        assert row.verdict == calibrator.verdicts(np.array([row.logit]))[0]
+        assert row.probability == calibrator.probability(np.array([row.logit]))[0]
+        assert row.thresholds == {"real": calibrator.real_threshold, "AI": calibrator.ai_threshold}
+        assert row.promise == calibrator.promise() and "verdict" not in without.as_dict()
+    with pytest.raises(UserError, match="fitted for other scores"):
+        Detector.load(experts[0], device="cpu", calibrator=calibrator)
+
+
+def test_copies_are_drawn_from_the_name_and_give_mean_spread_and_flips(detector, calibrator):
+    judge = Detector(detector.predictor, calibrator, parse_request("4"))
+    picture = smooth_picture(2)
+    row = judge.rows([picture], ["a.jpg"])[0]
+    copies = [detector(redelivered(picture, f"a.jpg#{number}")) for number in range(1, 5)]
+    scores = np.array([copy.score for copy in copies])
+    verdicts = calibrator.verdicts(np.array([copy.logit for copy in copies]))
+    assert row.stability.copies == 4 and row.score == detector(picture).score
+    assert row.stability.mean == pytest.approx(scores.mean(), abs=1e-6)
+    assert row.stability.spread == pytest.approx(scores.std(), abs=1e-6)
+    assert row.stability.flips == np.mean(verdicts != row.verdict)
+    assert judge.rows([picture], ["b.jpg"])[0].stability != row.stability
+    assert judge(np.zeros((9, 40, 3), np.uint8)).stability is None
+    near = Detector(
+        detector.predictor, dataclasses.replace(calibrator, ai_threshold=50.0), parse_request("near:3")
+    )
+    known = {seed: near(smooth_picture(seed)) for seed in range(6)}
+    for row in known.values():
+        is_near = abs(row.logit - calibrator.real_threshold) <= NEAR_LOGITS
+        assert (row.stability is not None) == is_near and (not is_near or row.stability.copies == 3)
+    with pytest.raises(UserError, match="near needs --calibrator"):
+        Detector(detector.predictor, None, parse_request("near"))
+
+
+def test_files_of_predictions_get_verdicts_and_stability_and_are_continued(
+    detector, calibrator, experts, paths, tmp_path, capsys, caplog
+):
+    calibrator.save(tmp_path / "calibrator.json")
+    settings = ["--experts", *experts, "--device", "cpu", "--batch-size", "1", "--tta", "hflip+blur"]
+    verdicts = ["--calibrator", str(tmp_path / "calibrator.json"), "--stability", "3"]
+    command = [*paths[:3], *settings, "--workers", "0", "--out", str(tmp_path / "scores.csv")]
+    predict.main([*command, *verdicts])
+    found = pd.read_csv(tmp_path / "scores.verdicts.csv")
+    rows = Detector(detector.predictor, calibrator, parse_request("3"))(paths[:3])
+    assert list(found)[:4] == ["name", "score", "probability", "verdict"]
+    for (_, line), row in zip(found.iterrows(), rows, strict=True):
+        assert (line["name"], line["score"], line["verdict"]) == (row.name, row.score, row.verdict)
+        assert (line["mean"], line["flips"]) == pytest.approx(
+            (row.stability.mean, row.stability.flips), abs=1e-6
+        )
+        assert line["copies"] == 3 and line["probability"] == row.probability
+    assert list(read_predictions(tmp_path / "scores.csv")) == ["name", "score", "alpha", "beta"]
+    assert "At most 5 % of real images" in caplog.text and "re-delivered copies of" in caplog.text
+    written = {path.name: path.read_bytes() for path in tmp_path.glob("scores*")}
+    assert {"scores.copies.csv", "scores.verdicts.csv.json"} <= set(written)
+    predict.main([*command, *verdicts])
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("scores*")} == written
+    with pytest.raises(UserError, match=r"scores\.verdicts\.csv was produced with different settings"):
+        predict.main([*command, *verdicts[:2]])
+    capsys.readouterr()
+    predict.main([paths[0], *settings, *verdicts, "--json"])
+    assert json.loads(capsys.readouterr().out)["images"][0]["verdict"] == rows[0].verdict
+    predict.main([paths[0], "gone.jpg", *settings, *verdicts])
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["image", "verdict", "P(AI)", "alpha", "beta", "mean", "spread", "flips"]
+    assert table[1].split()[1] == rows[0].verdict and table[1].endswith("%") and "gone.jpg" in table[2]
+    assert any(line.startswith("Verdicts: At most 5 %") for line in table)
+
+
 def test_settings_are_those_of_the_ensemble(experts, paths, detector):
     with pytest.raises(UserError, match="no experts are given"):
         Detector.load()
@@ -155,6 +245,8 @@ def test_the_example_of_the_readme_runs(experts, paths, tmp_path, capsys, monkey
     shutil.copytree(experts[0], folder)
     for name in re.findall(r'"(\w+\.jpg)"', example):
         shutil.copy(paths[0], tmp_path / name)
+    calibrator = Calibrator(None, 40.0, 30.0, 0.05, 0.1, None, {}, 100, 100)
+    calibrator.save(tmp_path / "calibrator.json")
     monkeypatch.chdir(tmp_path)
     exec(example, {})
-    assert "photo.jpg" in capsys.readouterr().out
+    assert "other.jpg ('real', 0." in capsys.readouterr().out

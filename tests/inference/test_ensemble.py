@@ -15,6 +15,7 @@ from featdistill.data.loading import ScoreDataset
 from featdistill.data.preprocessing import fit, prepare
 from featdistill.data.views import View, cut_view, cut_views, parse_tta
 from featdistill.distortions.official import OFFICIAL
+from featdistill.distortions.plan import Step, apply_plan
 from featdistill.images.reading import read_image
 from featdistill.inference.compute import (
     automatic_batch_size,
@@ -298,3 +299,17 @@ def test_compiled_experts_are_run_once_at_the_batch_size(experts, monkeypatch):
 def test_a_full_gpu_is_an_error_that_says_what_to_do():
     with pytest.raises(UserError, match="smaller --batch-size"), full_memory_is_an_error():
         raise torch.OutOfMemoryError
+
+
+def test_the_views_of_redelivery_are_the_whole_image_as_it_arrives():
+    name, views = parse_tta("redelivery")
+    assert name == "redelivery" and len({view.delivery for view in views}) == len(views) == 6
+    image, key = smooth_picture(2, 90, 130), (48, "shorter")
+    cuts = cut_views(image, [key, (40, "squash")], views)
+    assert len(cuts) == 12 and len({cut.numpy().tobytes() for cut in cuts.values()}) == 12
+    (jpeg,) = (view for view in views if view.delivery == "resaved_jpeg4")
+    arrived = apply_plan(image, (Step("redelivery", "resaved_jpeg", 4, 0),))
+    assert torch.equal(cuts[jpeg.key(key)], prepare(arrived, *key))
+    # An image that is too small for the operations is seen as it is.
+    strip = smooth_picture(2, 9, 60)
+    assert torch.equal(cut_view(strip, *key, view=jpeg), prepare(strip, *key))

@@ -1,0 +1,88 @@
+"""Verdicts next to a predictions file: `scores.csv` -> `scores.verdicts.csv`, for people and spreadsheets.
+
+The columns are `name`, `score`, `probability` (calibrated) and `verdict`, and for stability `copies`, `mean`,
+`spread`, `flips` and `reversals` (see `featdistill.calibration.stability`), which are empty for an image
+without copies. A JSON file of the same name plus `.json` says what they come from, and has the promise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featdistill import atomic
+from featdistill.calibration.calibrator import Calibrator
+from featdistill.calibration.stability import Stability
+from featdistill.records.logits import logits_of
+from featdistill.records.predictions import parse_csv, read_predictions, to_numbers
+from featdistill.records.provenance import Claim, claim, read_record
+
+STABILITY_COLUMNS = ("copies", "mean", "spread", "flips", "reversals")
+
+
+def verdicts_path(predictions: str | Path) -> Path:
+    """Return the path of the verdicts for predictions: `val.csv` -> `val.verdicts.csv`."""
+    path = Path(predictions)
+    return path.with_name(f"{path.stem}.verdicts.csv")
+
+
+def write_verdicts(
+    predictions: str | Path,
+    calibrator: Calibrator | None,
+    stability: Mapping[str, Stability] | None = None,
+    made_from: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the verdicts of a predictions file, and return their path; finished ones are left alone.
+
+    Args:
+        predictions: the file.
+        calibrator: without one there are no columns `probability` and `verdict`.
+        stability: by name.
+        made_from: what the stability was made from.
+
+    Raises:
+        UserError: there is a file that was made from something else.
+    """
+    out = verdicts_path(predictions)
+    record = out.with_name(f"{out.name}.json")
+    requested: dict[str, Any] = {"predictions_sha256": atomic.sha256_of(Path(predictions))}
+    if calibrator:
+        thresholds = {"real": calibrator.real_threshold, "AI": calibrator.ai_threshold}
+        requested |= {"thresholds": thresholds, "promise": calibrator.promise()}
+        requested["calibrator"] = {"method": calibrator.method, "parameters": calibrator.parameters}
+    if stability is not None:
+        requested["stability"] = dict(made_from or {})
+    recorded = read_record(record) if out.exists() else None
+    state = claim(out, recorded, requested, finished=out.is_file(), occupied=out.exists(), remedy="remove it")
+    if state is Claim.FINISHED:
+        return out
+    frame = read_predictions(predictions)
+    logits = logits_of(frame["score"].to_numpy())
+    columns: dict[str, list] = {"name": frame["name"].tolist(), "score": frame["score"].tolist()}
+    if calibrator:
+        columns["probability"] = calibrator.probability(logits).tolist()
+        columns["verdict"] = calibrator.verdicts(logits).tolist()
+    if stability is not None:
+        known = [stability.get(name) for name in columns["name"]]
+        values = [astuple(one) if one else ("",) * len(STABILITY_COLUMNS) for one in known]
+        rows = [["" if value is None else value for value in row] for row in values]
+        columns |= dict(zip(STABILITY_COLUMNS, zip(*rows, strict=True), strict=True)) if rows else {}
+    atomic.write_json(record, requested)
+    atomic.write_text(out, atomic.csv_text([*columns], zip(*columns.values(), strict=True)))
+    return out
+
+
+def read_flips(predictions: str | Path) -> dict[str, np.ndarray] | None:
+    """Return `name`, `verdict`, `flips` and `reversals` of the images with copies, or None without any."""
+    path = verdicts_path(predictions)
+    if not path.is_file():
+        return None
+    header, rows = parse_csv(path.read_bytes(), str(path))
+    if not {"verdict", *STABILITY_COLUMNS} <= set(header):
+        return None
+    table = {column: np.array(values) for column, values in zip(header, zip(*rows, strict=True), strict=True)}
+    has_copies = table["flips"] != ""
+    found = {column: table[column][has_copies] for column in ("name", "verdict")}
+    return found | {column: to_numbers(table[column][has_copies]) for column in ("flips", "reversals")}
