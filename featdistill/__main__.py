@@ -25,6 +25,67 @@ def backbones(arguments: list[str]) -> None:
     print(facts_table(list(BACKBONES) if args.list else [args.show]))
 
 
+def calibrate(arguments: list[str]) -> None:
+    """fit thresholds and probabilities that turn scores into verdicts with a promise"""
+    parser = Parser(
+        description="Fit a calibrator: thresholds that keep a promise about real images, and calibrated "
+        "probabilities. docs/verdicts.md explains both."
+    )
+    parser.add_argument(
+        "--predictions", nargs="+", default=[], metavar="FILE", help="predictions of labeled images"
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="FILE",
+        help="manifests or official label files: one for each predictions file, or one for all (default: the "
+        "manifest in each sidecar)",
+    )
+    rate = within(0, 1, float, exclusive=True)
+    parser.add_argument(
+        "--fpr", type=rate, required=True, metavar="RATE", help="share of real images that may be called AI"
+    )
+    parser.add_argument(
+        "--fnr", type=rate, metavar="RATE", help="share of AI images that may be called real (default: --fpr)"
+    )
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="keep the promise in each group by these columns of the labels, such as is_distorted or source",
+    )
+    parser.add_argument(
+        "--without-labels",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="predictions of images of a new place that are taken to be real; they replace the real ones of "
+        "--predictions, which may be left out",
+    )
+    parser.add_argument("--seed", type=within(0, 2**32 - 1), default=0, help="random seed of held-out folds")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=command_line.file_name(".json"),
+        metavar="FILE.json",
+        help="where to write the calibrator",
+    )
+    args = parser.parse_args(arguments)
+    if not args.predictions and not args.without_labels:
+        raise UserError("pass labeled --predictions, or predictions of real images with --without-labels")
+    from featdistill.calibration import fit, tables
+    from featdistill.calibration.calibrator import check_out
+    from featdistill.calibration.reading import read_rows
+
+    check_out(args.out)
+    rows = read_rows(args.predictions, args.labels, args.without_labels, args.by)
+    calibrator = fit.fit(rows, args.fpr, args.fnr, args.seed)
+    calibrator.save(args.out)
+    print(tables.markdown(calibrator), end="")
+    print(f"-> {args.out}")
+
+
 def convert(arguments: list[str]) -> None:
     """turn the authors' released experts into expert folders"""
     parser = Parser(description="Convert the authors' released experts, once, into expert folders.")
@@ -211,7 +272,10 @@ def recipes(arguments: list[str]) -> None:
         print("\n".join(recipe_list.plan(args.plan, args.on_top)))
 
 
-TOOLS = {tool.__name__: tool for tool in (backbones, convert, embed, explain, fuse, plot, probe, recipes)}
+TOOLS = {
+    tool.__name__: tool
+    for tool in (backbones, calibrate, convert, embed, explain, fuse, plot, probe, recipes)
+}
 
 
 def main(argv: list[str]) -> int | None:

@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from featdistill import atomic
 from featdistill.command_line import UserError
-from featdistill.records.provenance import differences, read_record
+from featdistill.records.provenance import claim, differences, read_record
 
 REAL, UNSURE, AI = "real", "unsure", "AI"
 PLATT, ISOTONIC = "platt", "isotonic"
@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 # What decides the scores, of the sidecar of predictions and of `Predictor.sidecar`. Precision, batch size and
 # compilation change the last digits only.
 MADE_FOR = ("experts", "preprocessing", "fusion", "tta")
-_REMEDY = "fit one with the tool calibrate"
+_REMEDY = "fit one with python -m featdistill calibrate"
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,7 @@ class Calibrator:
 
         It is calibrated for images of which as many are AI-generated as were when it was fitted.
         """
-        logits = np.asarray(logits, np.float64)
-        if self.method == ISOTONIC:
-            return np.interp(logits, self.parameters["logits"], self.parameters["probabilities"])
-        if self.method == PLATT:
-            logits = self.parameters["slope"] * logits + self.parameters["intercept"]
-        return expit(logits)
+        return mapped(self.method, self.parameters, logits)
 
     def verdicts(self, logits: np.ndarray) -> np.ndarray:
         """Return `real`, `unsure` or `AI`, (N,) text, for (N,) logits.
@@ -146,11 +141,7 @@ class Calibrator:
         Raises:
             ValueError: a logit is NaN.
         """
-        logits = np.asarray(logits, np.float64)
-        if np.isnan(logits).any():
-            raise ValueError("a logit is NaN")
-        low = -math.inf if self.real_threshold is None else self.real_threshold
-        return np.select([logits > self.ai_threshold, logits < low], [AI, REAL], UNSURE)
+        return verdicts_of(logits, self.ai_threshold, self.real_threshold)
 
     def promise(self) -> str:
         """Return the promise as one sentence."""
@@ -160,6 +151,31 @@ class Calibrator:
             f"At most {share(self.fpr)} of real images like those it was calibrated on are called AI{rest}"
             f"{groups}."
         )
+
+
+def check_out(path: str | Path) -> None:
+    """Raise a `UserError` if there is a file that is not a calibrator, which `save` would replace."""
+    is_ours = (
+        Path(path).is_file() and (read_record(path, "choose another --out") or {}).get("format") == FORMAT
+    )
+    claim(path, None, {}, occupied=Path(path).exists() and not is_ours)
+
+
+def verdicts_of(logits: np.ndarray, ai_threshold: float, real_threshold: float | None) -> np.ndarray:
+    """Return the verdicts by two thresholds; see `Calibrator.verdicts`."""
+    logits = np.asarray(logits, np.float64)
+    if np.isnan(logits).any():
+        raise ValueError("a logit is NaN")
+    low = -math.inf if real_threshold is None else real_threshold
+    return np.select([logits > ai_threshold, logits < low], [AI, REAL], UNSURE)
+
+
+def mapped(method: str | None, parameters: Mapping[str, Any], logits: np.ndarray) -> np.ndarray:
+    """Return P(AI) of (N,) logits by a method with these parameters; the plain sigmoid without a method."""
+    logits = np.asarray(logits, np.float64)
+    if method == ISOTONIC:
+        return np.interp(logits, parameters["logits"], parameters["probabilities"])
+    return expit(parameters["slope"] * logits + parameters["intercept"] if method == PLATT else logits)
 
 
 def made_for(sidecar: Mapping[str, Any] | None) -> dict[str, Any] | None:
