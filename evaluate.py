@@ -2,6 +2,7 @@
 
     python evaluate.py --predictions val.csv val_hard.csv --out scores
     python evaluate.py --predictions val.csv --labels val_labels.csv --threshold-from holdout.csv --out scores
+    python evaluate.py --predictions val.csv --calibrator calibrator.json --gate baseline.json --out scores
     python evaluate.py compare run_a/val.csv run_b/val.csv --out comparison
     python evaluate.py protocol genimage --predictions genimage.csv --out scores
     python evaluate.py sweep holdout.csv --experts runs/paper/stage2/*/expert --out sweep
@@ -60,6 +61,32 @@ def score_parser() -> Parser:
     )
     parser.add_argument(
         "--leaderboard", action="store_true", help="show any split next to the published results"
+    )
+    parser.add_argument(
+        "--calibrator",
+        metavar="FILE",
+        help="show what the promise of a calibrator becomes on these images, by is_distorted, source and "
+        "the columns of --by; the file is written by python -m featdistill calibrate",
+    )
+    gate = parser.add_argument_group("gate, for whoever releases a new expert")
+    gate.add_argument("--keep-baseline", metavar="FILE.json", help="keep the scores for a later --gate")
+    gate.add_argument(
+        "--gate",
+        metavar="FILE.json",
+        help="compare with a baseline over the same images; the exit status is 4 if an AUC is worse",
+    )
+    gate.add_argument(
+        "--gate-by",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="compare each category by these columns of the labels' manifest too",
+    )
+    gate.add_argument(
+        "--gate-margin",
+        type=within(0, 1, float),
+        metavar="DROP",
+        help="how far the AUC of a category may fall (default: 0.02)",
     )
     report = parser.add_argument_group("report")
     report.add_argument("--no-report", action="store_true", help="write no report.html")
@@ -191,7 +218,15 @@ def score(args: Namespace) -> int:
     from featdistill.evaluation import splits as evaluation
     from featdistill.report import page
 
-    columns = list(dict.fromkeys([*args.by, *([args.strata] if args.strata else [])]))
+    if not args.gate and (args.gate_by or args.gate_margin is not None):
+        raise UserError("--gate-by and --gate-margin have an effect with --gate only")
+    calibrator = None
+    if args.calibrator:
+        from featdistill.calibration import Calibrator, check
+        from featdistill.calibration import tables as verdict_tables
+
+        calibrator = Calibrator.load(args.calibrator)
+    columns = list(dict.fromkeys([*args.by, *([args.strata] if args.strata else []), *args.gate_by]))
     splits = evaluation.load_splits(args.predictions, args.labels, columns)
     threshold = evaluation.choose_threshold(args.threshold_from, splits) if args.threshold_from else None
     pixel_free, content = None, None
@@ -205,6 +240,8 @@ def score(args: Namespace) -> int:
         results[split.name] = evaluation.score_split(
             split, threshold, pixel_free, content=content, strata=args.strata, by=args.by
         )
+        if calibrator is not None:
+            results[split.name]["verdicts"] = check.check_split(split, calibrator, args.by)
     if content is not None and not any("content" in result for result in results.values()):
         raise UserError(f"{content.path} has none of the images; audit the manifest that is evaluated")
     published, notes = leaderboard.chosen_splits(results, args.leaderboard)
@@ -217,9 +254,15 @@ def score(args: Namespace) -> int:
         "content": None if content is None else content.facts,
         "leaderboard": leaderboard.leaderboard(published) if published else None,
     }
-    print(tables.summary(result), end="")
+    summary, text, rows = tables.summary(result), tables.markdown(result), [*tables.csv_rows(result)]
+    if calibrator is not None:
+        checks = {name: one["verdicts"] for name, one in results.items()}
+        verdicts = verdict_tables.check_markdown(checks)
+        summary, text = f"{summary}\n{verdicts}", f"{text}\n{verdicts}"
+        rows += verdict_tables.check_csv_rows(checks)
+    print(summary, end="")
     out = Path(args.out)
-    _save(out / "metrics", result, tables.markdown(result), tables.CSV_HEADER, tables.csv_rows(result))
+    _save(out / "metrics", result, text, tables.CSV_HEADER, rows)
     if not args.no_report:
         sweep = page.read_sweep(out / "sweep.json")
         lost = page.write_report(
@@ -227,7 +270,23 @@ def score(args: Namespace) -> int:
         )
         if lost:
             _log.warning("%d pictures of the report could not be shown; the first: %s", len(lost), lost[0])
-    return 0
+    return _gate(args, splits)
+
+
+def _gate(args: Namespace, splits: Sequence) -> int:
+    """Compare with a baseline and keep one, as requested; return the exit status."""
+    from featdistill.evaluation import gate, tables
+
+    result = None
+    if args.gate:
+        margin = gate.MARGIN if args.gate_margin is None else args.gate_margin
+        result = gate.compare(splits, args.gate, args.gate_by, margin)
+        text = gate.markdown(result)
+        print(text, end="")
+        _save(Path(args.out) / "gate", result, text, tables.CSV_HEADER, gate.csv_rows(result))
+    if args.keep_baseline:
+        gate.write_baseline(args.keep_baseline, splits)
+    return gate.STATUS if result and result["worse"] else 0
 
 
 def compare(args: Namespace) -> int:

@@ -181,7 +181,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call `main` with the command line and leave with its status.
 
     Statuses: 0 done; 1 done, but some images could not be read; 2 a user's error; 3 an unexpected error, with
-    its traceback; 130 interrupted; 141 the reader of the output has closed it.
+    its traceback; 4 done, and the run is worse than its baseline (`evaluate.py --gate`); 130 interrupted; 141
+    the reader of the output has closed it.
     """
     arguments, script = sys.argv[1:], Path(sys.argv[0])
     program = f"python -m {script.parent.name}" if script.name == "__main__.py" else script.name

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from featdistill.calibration.tables import VERDICT_HEADER, verdict_rows
 from featdistill.command_line import counted
 from featdistill.evaluation.metrics import ACCURACIES, THRESHOLD, one_class, parts_of, roc_curve, tpr_at_fpr
 from featdistill.evaluation.splits import Split
@@ -96,6 +97,7 @@ def split_section(
     values = {
         "id": element_id,
         "name": split.name,
+        "verdict_header": VERDICT_HEADER,
         "metrics": metrics,
         "has_intervals": any(low is not None for low, _ in intervals.values()),
         "summary": [split.name, *shown_aucs.values(), integer(metrics["images"]), share(metrics["ai_share"])],
@@ -105,6 +107,7 @@ def split_section(
             if metrics[key] is not None
         ],
         "metric_rows": _metric_rows(metrics),
+        "verdicts": verdict_rows(metrics.get("verdicts")),
         "content_rows": [
             [split.name, _METRICS[key][0], auc, *content_cells(metrics["content"][key])]
             for key, auc in shown_aucs.items()
