@@ -9,7 +9,7 @@ file name of their manifest. The steps, in this order:
 
 | flag | effect |
 |---|---|
-| `--where` | keeps the rows with the given values |
+| `--where` | keeps the rows with the given values; of one column, any of them counts |
 | (always) | keeps images with equal bytes once; if they have two labels, that is an error |
 | `--near-duplicates` | keeps images that look alike once, if label and generator are the same |
 | `--weight` | adds a column `weight`, the rate at which a sampler draws a row; the rows stay the same |
@@ -54,7 +54,7 @@ _TABLE_ROWS = 40
 
 
 def combine(paths: list[str], conditions: list[tuple[str, str]]) -> pd.DataFrame:
-    """Return the rows of several manifests that have, as text, the value of each (column, value) pair."""
+    """Return the rows of several manifests that have, as text, one of the values given for each column."""
     frames = [read_manifest(path) for path in paths]
     names = pd.concat([frame["name"] for frame in frames], ignore_index=True)
     if names.duplicated().any():
@@ -63,10 +63,13 @@ def combine(paths: list[str], conditions: list[tuple[str, str]]) -> pd.DataFrame
     rows = pd.concat(frames, ignore_index=True)
     text = rows.columns.difference(["label", "is_distorted"])
     rows[text] = rows[text].fillna("")
+    wanted: dict[str, list[str]] = {}
     for column, value in conditions:
+        wanted.setdefault(column, []).append(value)
+    for column, accepted in wanted.items():
         if column not in rows:
             raise UserError(f"no manifest has a column {column}{nearest(column, rows.columns)}")
-        rows = rows[rows[column].astype("string").fillna("") == value]
+        rows = rows[rows[column].astype("string").fillna("").isin(accepted)]
     if rows.empty:
         values = ", ".join(f"{column}={value}" for column, value in conditions)
         raise UserError(f"no row of {', '.join(paths)} is left" + (f" with {values}" if values else ""))
@@ -149,7 +152,7 @@ def build_parser() -> Parser:
         type=_condition,
         default=[],
         metavar="COLUMN=VALUE",
-        help="keep only rows with these values, as in split=train label=1",
+        help="keep only rows with these values, as in split=train label=1; of one column, any of them counts",
     )
     help_text = "do not look for images with equal bytes: no image is read"
     parser.add_argument("--no-duplicates-check", action="store_true", help=help_text)

@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--seeds needs at least two different seeds, for the intervals")
     out, test = Path(arguments.out), read_manifests(arguments.test)
     common = ["--train", *arguments.train, "--val", *arguments.val]
-    flags_of = {train: [_flag(pair) for pair in arguments.set]}
+    flags_of = {train: [recipe_flag(pair) for pair in arguments.set]}
     # The experts of stage 2 are built like their teachers.
     architecture = tuple(f"{flag_of(key)}=" for key in keys_of(Architecture))
     flags_of[distill] = [flag for flag in flags_of[train] if not flag.startswith(architecture)]
@@ -244,7 +244,7 @@ def _seed_bounds(values: pd.Series) -> tuple[float, float]:
     return stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
 
 
-def _flag(pair: str) -> str:
+def recipe_flag(pair: str) -> str:
     key, separator, value = pair.partition("=")
     if not separator:
         raise UserError(f"--set {pair} is not of the form KEY=VALUE")

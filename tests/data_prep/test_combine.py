@@ -70,6 +70,13 @@ def test_where_keeps_the_rows_that_meet_every_condition(manifests, tmp_path):
     assert read_manifest(out)["name"].tolist() == ["one0.jpg", "one2.jpg", "two0.jpg"]
 
 
+def test_where_takes_any_of_the_values_of_one_column(manifests, tmp_path):
+    out = tmp_path / "some.csv"
+    where = ["--where", "name=one1.jpg", "name=two1.jpg", "name=two0.jpg", "split=val"]
+    combine.main([*manifests, *where, "--no-duplicates-check", "--out", str(out)])
+    assert read_manifest(out)["name"].tolist() == ["one1.jpg", "two1.jpg"]
+
+
 def test_names_that_repeat_get_the_name_of_their_manifest_in_front(manifests, tmp_path):
     out = tmp_path / "twice.csv"
     (tmp_path / "again.csv").write_text((tmp_path / "two.csv").read_text())
