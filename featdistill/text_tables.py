@@ -31,5 +31,5 @@ def with_interval(value: float | None, bounds: Sequence[float | None] | None) ->
 def difference(value: float | None, bounds: Sequence[float | None]) -> str:
     """Return `+0.0500 [-0.0100, +0.1100]`, without the interval where it is None."""
     if value is None or bounds[0] is None:
-        return "n/a" if value is None else f"{value:+.4f}"
-    return f"{value:+.4f} [{bounds[0]:+.4f}, {bounds[1]:+.4f}]"
+        return "n/a" if value is None else f"{value:+z.4f}"
+    return f"{value:+z.4f} [{bounds[0]:+z.4f}, {bounds[1]:+z.4f}]"

@@ -222,7 +222,7 @@ def _markdown(part: str, table: pd.DataFrame, means: dict[tuple[str, str, str], 
                 continue
             low, high = _seed_bounds(rows[kind] - variants[reference][kind])
             images = difference(mean, means[part, reference, kind]).removesuffix(")")
-            cells.append(f"{images}; seeds {low:+.3f} to {high:+.3f})")
+            cells.append(f"{images}; seeds {low:+z.3f} to {high:+z.3f})")
         lines.append([*cells, f"{rows['clean AP'].mean():.3f} / {rows['distorted AP'].mean():.3f}"])
     return text_tables.table([part, "clean AUC", against, "distorted AUC", against, "AP"], lines)
 
@@ -236,7 +236,7 @@ def shown(auc: MeanAuc) -> str:
 def difference(auc: MeanAuc, other: MeanAuc) -> str:
     """Return `+0.050 (-0.010 to +0.110)`, what an AUC exceeds another one by."""
     figures = auc.exceeds(other)
-    return f"{figures['difference']:+.3f} ({figures['low']:+.3f} to {figures['high']:+.3f})"
+    return f"{figures['difference']:+z.3f} ({figures['low']:+z.3f} to {figures['high']:+z.3f})"
 
 
 def _seed_bounds(values: pd.Series) -> tuple[float, float]:

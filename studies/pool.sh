@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tables of docs/results.md on few images of which whole sources are held out: frozen features, ensembles, the last
-# blocks or the whole of CLIP ViT-B/16 fine-tuned, masking.
+# blocks or the whole of CLIP ViT-B/16 fine-tuned, masking, and a small student.
 #
 #   bash studies/pool.sh pool/manifest.csv study                  on a CPU: the last two blocks, a third of the images, 2 epochs
 #   FULL=1 bash studies/pool.sh pool/manifest.csv study           on a GPU: all blocks, all images, 4 epochs per stage
@@ -38,3 +38,8 @@ study() {
 study --out "$out/method" --stage2 continued "reading A (dense)" "reading B (crd)"
 settings+=(mask_level=token)
 study --out "$out/masking" --stage2 --masks "no mask" random smooth texture "random .25" "smooth .25" "texture .25"
+
+banks="$out/features/${clip//:/_}/banks"
+"$PYTHON" studies/student.py --images "$images" --train split=train --folds fold --out "$out/student" \
+  --bank "$banks/both" --score "$banks/scored" --features class:6,8,10,12 mean:6,8,10,12 --recipe efficientnet_lite0 \
+  --set weights="$LITE0" epochs=2 distill_views=distorted distill_target=clean

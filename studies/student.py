@@ -34,9 +34,9 @@ from featdistill.bank.figures import MeanAuc, mean_auc
 from featdistill.bank.probe import folder_name, probe
 from featdistill.command_line import Parser, UserError, within
 from featdistill.distortions.presets import parse_policy
-from featdistill.inference.fusion import logits_of, probabilities
 from featdistill.inference.scoring import score
 from featdistill.models.expert import WEIGHTS_FILE, load_expert
+from featdistill.records.logits import logits_of, probabilities
 from featdistill.records.manifest import read_manifest, split_holdout, write_manifest
 from featdistill.records.predictions import read_predictions
 from studies.method import difference, recipe_flag, shown

@@ -52,7 +52,7 @@ def content_line(content: dict) -> str:
     title = _CONTENT_TITLES["undefined"]
     if content["low"] is not None:
         told = (
-            "tells" if content["low"] > WARN_ABOVE else "may" if content["auc"] > WARN_ABOVE else "does not"
+            "tells" if content["low"] > WARN_ABOVE else "may" if content["high"] > WARN_ABOVE else "does not"
         )
         title = _CONTENT_TITLES[told]
     parts = {"by folds": content["train"], "held out": content["held_out"]}

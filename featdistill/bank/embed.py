@@ -200,7 +200,7 @@ def embed_rows(
     dataset = ViewDataset(rows, encoder.preprocessing, settings.views)
     processes.together(lambda: fill(writer, encoder, dataset, share, settings, show=processes.is_main))
     processes.on_main(lambda: writer.finish(rows, versions()))
-    return processes.on_main(lambda: _report(out, f"{counted(len(rows), 'image')} embedded"))
+    return processes.on_main(lambda: _report(out, "embedded", len(rows)))
 
 
 def fill(
@@ -304,10 +304,12 @@ def _atoms(backbone: Backbone, settings: Settings) -> list[Atom]:
     return list(dict.fromkeys(atoms))
 
 
-def _report(out: Path, what: str) -> int:
-    """Log what was done and which images could not be read; return the exit status."""
-    _log.info("%s: %s", out, what)
+def _report(out: Path, what: str, images: int | None = None) -> int:
+    """Log what was done, to how many images, and which could not be read; return the exit status."""
     errors = predictions.parse_csv((out / "errors.csv").read_bytes(), str(out / "errors.csv"))[1]
+    if images is not None:
+        what = f"{counted(images - len(errors), 'image')} embedded"
+    _log.info("%s: %s", out, what)
     for name, reason in errors[:_MAX_SHOWN]:
         _log.info("could not be read: %s: %s", name, reason)
     if errors:

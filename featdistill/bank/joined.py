@@ -1,6 +1,7 @@
 """The same images in one or several banks, with the features of all banks side by side."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -10,10 +11,11 @@ import pandas as pd
 
 from featdistill.bank.store import Bank
 from featdistill.bank.views import CLEAN, CONTROL
-from featdistill.command_line import UserError, one_of
+from featdistill.command_line import UserError, counted, one_of
 from featdistill.models.features import Feature, FisherSums, top_positions
 from featdistill.records.predictions import name_list
 
+_log = logging.getLogger(__name__)
 _CONTROL_KEY = "control_side_px"
 # Separates the features of several banks in one text.
 SEPARATOR = "/"
@@ -45,6 +47,9 @@ class Joined:
             for bank in banks:
                 broken = bank.rows["name"][bank.rows["broken"]]
                 good &= ~banks[0].rows["name"].isin(broken)
+                if len(broken):
+                    unread = counted(len(broken), "image")
+                    _log.warning("%s: without %s that could not be read (errors.csv)", bank.path, unread)
             rows = banks[0].rows[good].drop(columns="broken").reset_index(drop=True)
             rows.attrs = {}
         self.rows = rows

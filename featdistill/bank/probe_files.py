@@ -27,7 +27,7 @@ from featdistill.inference.fusion import FORMAT_VERSION, Fusion, probabilities
 from featdistill.models.backbones import build
 from featdistill.models.expert import Expert, save_expert
 from featdistill.models.features import Feature
-from featdistill.records.manifest import write_manifest
+from featdistill.records.manifest import BANK_VIEW, write_manifest
 from featdistill.records.predictions import manifest_entry, write_predictions
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def write_manifests(plan: Plan, out: Path) -> dict[tuple[str, str], Path]:
             rows = plan.scored.rows[inside].copy()
             if number:
                 rows["is_distorted"], rows["distortions"] = is_distorted[inside].astype(int), chains[inside]
+                rows[BANK_VIEW] = view
             paths[part, view] = out / "manifests" / f"{part}-{view}.csv"
             write_manifest(rows, paths[part, view])
     return paths
@@ -226,7 +227,7 @@ def _difference(figures: dict[str, Any]) -> str:
     if figures.get("difference") is None:
         return "n/a"
     low, high = figures["low"], figures["high"]
-    return f"{figures['difference']:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
+    return f"{figures['difference']:+z.4f}" + ("" if low is None else f" [{low:+z.4f}, {high:+z.4f}]")
 
 
 def _bank_names(banks: Sequence[Bank]) -> list[str]:

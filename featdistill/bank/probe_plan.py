@@ -198,7 +198,10 @@ def _score_banks(banks: Sequence[Bank], paths: Sequence[str]) -> list[Bank]:
     scored = [open_bank(path) for path in paths]
     for bank, other in zip(banks, scored, strict=True):
         if bank.record["weights"]["sha256"] != other.record["weights"]["sha256"]:
-            raise UserError(f"the banks {bank.path} and {other.path} are of different backbones or weights")
+            raise UserError(
+                f"the banks {bank.path} and {other.path} are of different backbones or weights; random "
+                "weights also differ if only one of them was embedded with the feature projection"
+            )
         first, second = (dict(each.preprocessing.describe(), max_side_px=None) for each in (bank, other))
         if first != second:
             raise UserError(

@@ -116,7 +116,7 @@ def content_meaning(content: dict) -> str:
     return (
         f"The content control is the AUC of a classifier that sees the same images reduced to "
         f"{content['side']} px and enlarged again: what they show is left, traces of a generator are not. "
-        "Only what an AUC exceeds it by can come from such traces."
+        "An AUC that does not exceed it does not show that a detector sees such traces."
     )
 
 

@@ -94,8 +94,8 @@ def markdown(result: dict) -> str:
             pair["first"],
             pair["second"],
             titles[pair["metric"]],
-            f"{pair['difference']:+.4f}",
-            "" if pair["low"] is None else f"{pair['low']:+.4f} to {pair['high']:+.4f}",
+            f"{pair['difference']:+z.4f}",
+            "" if pair["low"] is None else f"{pair['low']:+z.4f} to {pair['high']:+z.4f}",
             verdicts[pair["beyond_chance"]],
         ]
         for pair in result["differences"]

@@ -43,7 +43,7 @@ from featdistill.inference.processes import Processes
 from featdistill.models.expert import latest_experts, read_card
 from featdistill.records import predictions
 from featdistill.records.logits import logits_of, probabilities
-from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
+from featdistill.records.manifest import BANK_VIEW, make_manifest, read_manifest, write_manifest
 from featdistill.records.provenance import Claim
 
 _log = logging.getLogger(__name__)
@@ -86,6 +86,12 @@ def predict(predictor: Predictor, manifest: Path, out: Path, processes: Processe
     rows = processes.together(lambda: read_manifest(manifest))
     if rows.empty:
         raise UserError(f"manifest {manifest} has no rows")
+    if BANK_VIEW in rows:
+        view = rows[BANK_VIEW].iloc[0]
+        raise UserError(
+            f"{manifest} has the labels of a bank's view {view}, whose distorted pixels are not kept; make "
+            "distorted images with python -m data_prep.distort_split, and score those"
+        )
     made_from = {"manifest": predictions.manifest_entry(manifest, out)}
     return _score(predictor, rows, predictor.dataset(rows), out, made_from, processes)
 

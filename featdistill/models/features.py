@@ -4,7 +4,7 @@
 
 | part | values |
 |---|---|
-| `pool`, `projection` | the pooled feature, and the one projected to the joint space with text (CLIP) |
+| `pool`, `projection` | the pooled feature, and after the last layer: CLIP's projection, a classifier's |
 | `class` | class token |
 | `mean` (or `mean_tokens`), `std` | mean and standard deviation over the patch tokens, or over the map |
 | `registers` | all register tokens, one after the other (DINOv2 with registers, DINOv3) |
@@ -197,8 +197,9 @@ def parse(text: str, backbone: Backbone | Layout, positions: Sequence[int] = ())
     parts = [_ALIASES.get(part.strip(), part.strip()) for part in head.split("+")]
     for part in parts:
         if part not in _PARTS:
+            known = [*_PARTS, *_ALIASES]
             raise UserError(
-                f"feature '{text}': unknown part '{part}'{nearest(part, _PARTS)}; parts: {', '.join(_PARTS)}"
+                f"feature '{text}': unknown part '{part}'{nearest(part, known)}; parts: {', '.join(known)}"
             )
     parts = [("class" if facts.class_tokens else "mean") if part == "layers" else part for part in parts]
     if len(set(parts)) < len(parts):

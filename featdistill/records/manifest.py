@@ -36,6 +36,8 @@ from featdistill.seeds import hash_ranks
 COLUMNS = ("image", "name", "label", "source", "generator", "group", "is_distorted", "distortions", "licence")
 # The columns that decide how an image is trained on or scored.
 DECISIVE_COLUMNS = ("name", "label", "source", "group", "is_distorted", "weight")
+# Column of a probe's labels: the view of a bank that they are of; the images are the undistorted ones.
+BANK_VIEW = "bank_view"
 _MAX_STATS = 10_000
 
 

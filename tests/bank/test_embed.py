@@ -16,6 +16,7 @@ from processes import fork, needs_fork, statuses
 from featdistill.__main__ import main
 from featdistill.bank import embed, writing
 from featdistill.bank.embed import Settings
+from featdistill.bank.joined import Joined
 from featdistill.bank.store import open_bank
 from featdistill.bank.views import ViewPlan
 from featdistill.command_line import UserError
@@ -71,8 +72,10 @@ def test_a_bank_of_an_expert_gives_the_logits_of_predict(make_set, tmp_path):
     assert len(set(scores)) > 5
 
 
-def test_a_feature_is_made_of_its_atoms_and_broken_rows_are_nan(manifest, tmp_path):
+def test_a_feature_is_made_of_its_atoms_and_broken_rows_are_nan(manifest, tmp_path, caplog):
+    caplog.set_level("INFO")
     assert make(manifest, tmp_path / "bank", keep_tokens=True, tokens_before_last=1) == 1
+    assert "9 images embedded" in caplog.text
     bank = open_bank(tmp_path / "bank")
     assert bank.views == ["clean", "training-1", "training-2", "control"]
     names = [atom.name for atom in bank.atoms]
@@ -80,6 +83,7 @@ def test_a_feature_is_made_of_its_atoms_and_broken_rows_are_nan(manifest, tmp_pa
     assert bank.array(Atom("tokens", 2)).shape == (10, 4, 4, 96)
     assert bank.array(Atom("hidden", 1)).shape == (10, 4, 5, 96)
     assert bank.rows["broken"].tolist() == [row == 5 for row in range(10)]
+    assert len(Joined([bank]).rows) == 9 and "without 1 image that could not be read" in caplog.text
     assert bank.rows["label"].tolist() == [0, 1] * 5 and all(map(os.path.isabs, bank.rows["image"]))
     for atom in bank.atoms:
         array = bank.array(atom)

@@ -156,6 +156,11 @@ def test_evaluate_reads_the_scores_with_what_was_drawn(folder, tmp_path):
     joined = Joined([open_bank(folder / "score")])
     chains = dict(zip(joined.rows["name"], joined.chains("evaluation-2"), strict=True))
     assert [json.loads(text) for text in drawn["distortions"]] == [chains[name] for name in drawn["name"]]
+    # The images of these labels are not distorted: an expert would score clean ones.
+    labels = str(tmp_path / "probe" / "manifests" / "holdout-evaluation-2.csv")
+    flags = ["--experts", str(tmp_path / "probe" / "mean_1_2" / "expert"), "--device", "cpu"]
+    with pytest.raises(UserError, match="labels of a bank's view evaluation-2"):
+        predict.main(["--manifest", labels, *flags, "--out", str(tmp_path / "scores.csv")])
 
 
 @pytest.mark.parametrize("column", ["source", "generator"])
