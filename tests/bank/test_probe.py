@@ -117,6 +117,10 @@ def test_an_expert_has_the_scores_of_the_bank_clean_and_distorted(folder, tmp_pa
     assert predict.main([*flags, "--experts", str(tmp_path / "pool" / "expert")]) == 0
     predicted, of_bank = scores(tmp_path / "s.csv"), scores(tmp_path / "pool" / "holdout-clean.csv")
     assert np.abs(predicted - of_bank[predicted.index]).max() < 1e-5
+    # The images of these labels are not distorted: an expert would score clean ones.
+    flags[1] = str(tmp_path / "manifests" / "holdout-evaluation-2.csv")
+    with pytest.raises(UserError, match="labels of a bank's view evaluation-2"):
+        predict.main([*flags, "--experts", str(tmp_path / "pool" / "expert")])
 
 
 def test_scores_of_training_images_come_from_heads_without_their_fold(folder, tmp_path):
@@ -156,11 +160,6 @@ def test_evaluate_reads_the_scores_with_what_was_drawn(folder, tmp_path):
     joined = Joined([open_bank(folder / "score")])
     chains = dict(zip(joined.rows["name"], joined.chains("evaluation-2"), strict=True))
     assert [json.loads(text) for text in drawn["distortions"]] == [chains[name] for name in drawn["name"]]
-    # The images of these labels are not distorted: an expert would score clean ones.
-    labels = str(tmp_path / "probe" / "manifests" / "holdout-evaluation-2.csv")
-    flags = ["--experts", str(tmp_path / "probe" / "mean_1_2" / "expert"), "--device", "cpu"]
-    with pytest.raises(UserError, match="labels of a bank's view evaluation-2"):
-        predict.main(["--manifest", labels, *flags, "--out", str(tmp_path / "scores.csv")])
 
 
 @pytest.mark.parametrize("column", ["source", "generator"])
