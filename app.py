@@ -34,6 +34,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--tta", default="none", metavar="VIEWS", help="views of an image to average over, as for predict.py"
     )
+    parser.add_argument(
+        "--calibrator", metavar="FILE", help="made by the tool calibrate: shows real, unsure or AI"
+    )
     parser.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
     parser.add_argument("--host", default=LOOPBACK[0], help="address to listen on")
     parser.add_argument("--port", type=within(1, 65535), default=7860, help="port to listen on")
@@ -49,6 +52,7 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     # Imported here, so that --help answers at once.
+    from featdistill.images.credentials import has_credentials
     from featdistill.inference.detector import Detector
     from featdistill.interactive import page
 
@@ -62,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
         tta=args.tta,
         device=args.device,
         batch_size=1,
+        calibrator=args.calibrator,
+        credentials=has_credentials(),
     )
     page.serve(detector, args.host, args.port, int(args.max_mb * 2**20))
 

@@ -47,6 +47,18 @@ class Stability:
     flips: float | None = None
     reversals: float | None = None
 
+    def sentence(self) -> str:
+        """Return what became of the score, in plain words."""
+        average = f"{self.mean:.2f} on average, give or take {self.spread:.2f}"
+        text = f"In {self.copies} re-delivered copies, P(AI) is {average}."
+        if self.flips is None:
+            return text
+        changed = round(self.flips * self.copies)
+        if not changed:
+            return f"{text} The verdict stays the same in all of them."
+        opposite = round(self.reversals * self.copies)
+        return f"{text} The verdict changes in {changed} of them, in {opposite} to the opposite."
+
 
 def parse_request(text: str) -> Request:
     """Read `N`, `near` or `near:N`.

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from featdistill.calibration.stability import DEFAULT_COPIES, Request
 from featdistill.command_line import UserError
 from featdistill.distortions.operation import LEVELS
 from featdistill.images.formats import IMAGE_SUFFIXES
@@ -26,10 +27,15 @@ TITLE = "Is it AI-generated?"
 CAUTION = """
 **How to read the score.** P(AI) is a score from 0 (real) to 1 (AI-generated): it says how much an image
 resembles the AI-generated images that these experts were trained on. It is not proof. A score of 0.9 does not
-mean that 9 of 10 such images are AI-generated: scores rank images, and are not calibrated. Images of a new
+mean that 9 of 10 such images are AI-generated: scores rank images, and are not calibrated. A verdict is shown
+where a calibrator is given; its promise is about many images, not about one. Images of a new
 generator may score low. Real images that were edited, upscaled, filtered or photographed from a screen may
 score high. If a mild distortion changes the score a lot, trust it less. Do not base a decision about a person
 on it.
+"""
+DELIVERIES = """
+Copies are what messengers and sites make of a picture: thumbnails, screenshots, JPEG, WebP and AVIF. If the
+verdict or the score changes much, do not rely on it.
 """
 # Pictures are shrunk to the size of a screen to be shown; scores are those of the whole image.
 _SHOWN_SIDE_PX = 1024
@@ -103,7 +109,11 @@ def build_page(detector: Detector, max_bytes: int) -> Any:
             label=f"Image, at most {max_bytes / 2**20:g} MB", file_types=list(IMAGE_SUFFIXES), height=140
         )
         message = gr.HTML(_status("Drop an image."), elem_id="message")
+        judgment = gr.HTML(elem_id="judgment")
         scores = gr.HTML(elem_id="scores")
+        deliver = gr.Button(f"Score {DEFAULT_COPIES} re-delivered copies", elem_id="deliver")
+        stability = gr.HTML(elem_id="stability")
+        gr.Markdown(DELIVERIES)
         with gr.Row():
             # On a phone, too wide to be next to each other.
             wide = {"min_width": 280}
@@ -120,14 +130,16 @@ def build_page(detector: Detector, max_bytes: int) -> Any:
             gr.Markdown("\n".join(f"- {name}: {source['backbone']}" for name, source in experts))
 
         def on_upload(path: str | None) -> tuple:
-            return (None, *score_upload(detector, path, max_bytes))
+            return (None, *score_upload(detector, path, max_bytes), "")
 
         def on_distort(image: tuple | None, name: str, level: float) -> tuple:
             return score_distorted(detector, image, name, int(level), max_bytes)
 
         # One image at a time: all sessions share the device of the experts.
         alone = {"concurrency_limit": 1, "concurrency_id": "experts", "api_visibility": "private"}
-        drop.upload(on_upload, drop, [drop, uploaded, message, scores, before, after], **alone)
+        shown = [drop, uploaded, message, judgment, scores, before, after, stability]
+        drop.upload(on_upload, drop, shown, **alone)
+        deliver.click(lambda image: score_copies(detector, image), uploaded, stability, **alone)
         apply.click(on_distort, [uploaded, distortion, level], [message, scores, after], **alone)
         for control in (distortion, level):
             control.change(
@@ -145,10 +157,10 @@ def score_upload(detector: Detector, path: str | None, max_bytes: int) -> tuple:
 
     Returns:
         For `score_distorted` the file's bytes, which are fewer than those of its pixels, with the scores; the
-        message, the table of scores, and both pictures.
+        message, the verdict and the credentials, the table of scores, and both pictures.
     """
     if path is None:
-        return None, _status("Drop an image."), "", None, None
+        return None, _status("Drop an image."), "", "", None, None
     file = Path(path)
     try:
         # One byte more than allowed is enough to refuse it.
@@ -156,13 +168,28 @@ def score_upload(detector: Detector, path: str | None, max_bytes: int) -> tuple:
             data = opened.read(max_bytes + 1)
         image = session.open_image(data, max_bytes)
     except BrokenImage as error:
-        return None, _alert(f"{file.name} could not be read: {error}"), "", None, None
+        return None, _alert(f"{file.name} could not be read: {error}"), "", "", None, None
     finally:
         file.unlink(missing_ok=True)
     height, width = image.shape[:2]
-    scores = detector(image)
+    (scores,) = detector.rows([data], [file.name])
     message = _status(f"{file.name}, {width} x {height} px: P(AI) {session.shown(scores.score)}")
-    return (data, scores), message, session.score_table(scores), limit_side(image, _SHOWN_SIDE_PX), None
+    table, picture = session.score_table(scores), limit_side(image, _SHOWN_SIDE_PX)
+    return (data, scores), message, session.judgment(scores), table, picture, None
+
+
+def score_copies(detector: Detector, uploaded: tuple | None) -> str:
+    """Score re-delivered copies of an upload; return what became of its score."""
+    if uploaded is None:
+        return _alert("Drop an image first.")
+    data, clean = uploaded
+    copies = Detector(detector.predictor, detector.calibrator, Request(DEFAULT_COPIES))
+    stability = copies.rows([data], [clean.name])[0].stability
+    return (
+        _status(stability.sentence())
+        if stability
+        else _alert("The image is too small to be delivered again.")
+    )
 
 
 def score_distorted(

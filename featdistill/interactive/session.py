@@ -5,13 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
+from featdistill.calibration import AI, REAL, UNSURE
 from featdistill.command_line import UserError, one_of
 from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.operation import LEVELS, Operation
 from featdistill.distortions.plan import Step, apply_plan
+from featdistill.images.credentials import INSTALL
 from featdistill.images.reading import BrokenImage, decode
 from featdistill.inference.detector import Detection
 from featdistill.report.markup import render
+
+_VERDICTS = {
+    AI: ("Verdict: AI-generated", "The score is above the threshold for calling an image AI-generated."),
+    REAL: ("Verdict: real", "The score is below the threshold for calling an image real."),
+    UNSURE: ("Verdict: unsure", "The score is between the thresholds: the experts cannot tell this image."),
+}
 
 
 def open_image(data: bytes, max_bytes: int) -> np.ndarray:
@@ -56,6 +64,20 @@ def distort(image: np.ndarray, name: str, level: int, seed: int = 0) -> np.ndarr
     if level not in LEVELS:
         raise UserError(f"the level must be 1 to 5, not {level}")
     return apply_plan(image, (Step(name.partition("/")[0], operation.name, int(level), seed),))
+
+
+def judgment(row: Detection) -> str:
+    """Return HTML with the verdict and its promise, if there is one, and with the Content Credentials."""
+    headline, meaning = _VERDICTS.get(row.verdict, ("", ""))
+    credentials = row.credentials.sentence() if row.credentials else f"{INSTALL}."
+    return render(
+        "judgment.html",
+        Path(__file__).parent,
+        headline=headline,
+        meaning=meaning,
+        promise=row.promise,
+        credentials=credentials,
+    )
 
 
 def score_table(clean: Detection, distorted: Detection | None = None) -> str:

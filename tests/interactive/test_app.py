@@ -1,5 +1,6 @@
 """The page: what is read and refused, what is scored and distorted, and all of it driven in a browser."""
 
+import dataclasses
 import importlib.util
 import io
 import re
@@ -16,9 +17,11 @@ import torch
 from PIL import Image
 
 import app
+from featdistill.calibration import Calibrator
 from featdistill.command_line import UserError
 from featdistill.distortions.libraries import LIBRARIES
 from featdistill.distortions.plan import Step, apply_plan
+from featdistill.images.credentials import Credentials
 from featdistill.images.reading import BrokenImage, decode
 from featdistill.inference.detector import Detection, Detector
 from featdistill.interactive import page as app_page
@@ -125,7 +128,8 @@ def test_an_upload_is_scored_and_its_file_removed_even_if_it_is_refused(detector
     good, bad = tmp_path / "good <i>.jpg", tmp_path / "bad.jpg"
     shutil.copy(picture, good)
     bad.write_bytes(b"no image")
-    kept, said, table, before, after = app_page.score_upload(detector, str(good), LIMIT)
+    kept, said, about, table, before, after = app_page.score_upload(detector, str(good), LIMIT)
+    assert "Verdict" not in about
     score = interactive.shown(kept[1].score)
     assert "good &lt;i&gt;.jpg, 88 x 72 px: P(AI) " + score in said and score in table
     assert before.shape == (72, 88, 3) and after is None
@@ -138,11 +142,32 @@ def test_an_upload_is_scored_and_its_file_removed_even_if_it_is_refused(detector
     assert "Drop an image first" in app_page.score_distorted(detector, None, "official/jpeg", 3, LIMIT)[0]
 
 
+def test_a_verdict_its_promise_and_the_stability_are_said_in_plain_words(detector, picture, tmp_path):
+    logit = detector(str(picture)).logit
+    for low, high, verdict in (
+        (-99, logit - 1, "AI-generated"),
+        (logit + 1, 99, "real"),
+        (-99, 99, "unsure"),
+    ):
+        calibrator = Calibrator(None, high, low, 0.05, 0.1, None, {}, 100, 100)
+        judge = Detector(detector.predictor, calibrator)
+        shutil.copy(picture, tmp_path / "good.jpg")
+        kept, _, about, *_ = app_page.score_upload(judge, str(tmp_path / "good.jpg"), LIMIT)
+        assert f"Verdict: {verdict}" in about and "At most 5 % of real images" in about
+        said = app_page.score_copies(judge, kept)
+        assert "In 20 re-delivered copies, P(AI) is " in said and "The verdict " in said
+    assert "Content Credentials need the package c2pa-python" in about
+    row = dataclasses.replace(kept[1], credentials=Credentials("invalid", problems=("<b>",)))
+    assert "not valid: &lt;b&gt;." in interactive.judgment(row)
+    assert "Drop an image first" in app_page.score_copies(detector, None)
+
+
 def test_an_image_too_small_to_be_distorted_is_scored_all_the_same(detector, tmp_path):
     Image.new("RGB", (40, 9)).save(tmp_path / "strip.png")
     kept, said, *_ = app_page.score_upload(detector, str(tmp_path / "strip.png"), LIMIT)
     assert "P(AI)" in said
     said, table, shown = app_page.score_distorted(detector, kept, "official/jpeg", 3, LIMIT)
+    assert "too small to be delivered again" in app_page.score_copies(detector, kept)
     assert "40 x 9 px are too small" in said and "P(AI)" in table and shown is None
 
 
@@ -176,8 +201,11 @@ def address(experts, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("app")
+    log, calibrator = folder / "app.log", folder / "calibrator.json"
+    Calibrator(None, 700.0, -700.0, 0.05, 0.1, None, {}, 100, 100).save(calibrator)
     command = [sys.executable, "app.py", "--experts", *experts, "--port", str(port), "--max-mb", "1"]
-    log = tmp_path_factory.mktemp("app") / "app.log"
+    command += ["--calibrator", str(calibrator)]
     with log.open("w") as file:
         process = subprocess.Popen(
             [*command, "--device", "cpu"], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
@@ -226,6 +254,9 @@ def test_the_page_scores_distorts_and_refuses_in_a_browser(address, browser, pic
     message.get_by_text("00000.jpg, 88 x 72 px: P(AI)").wait_for()
     page.locator("#before img").wait_for()
     assert page.locator("#scores tbody tr").count() == 3
+    page.get_by_text("Verdict: unsure").wait_for()
+    page.locator("#deliver").click()
+    page.get_by_text("The verdict stays the same in all of them.").wait_for()
     before = page.locator("#scores tbody").inner_text()
 
     page.get_by_label("Distortion").click()
