@@ -8,6 +8,8 @@ import pandas as pd
 
 from featdistill.calibration.calibrator import AI, REAL, Calibrator, share
 from featdistill.calibration.rates import calibration_error, verdict_rates
+from featdistill.calibration.stability import flip_rates, flip_sentence
+from featdistill.calibration.verdict_files import copies_path, read_copies
 from featdistill.command_line import UserError, counted
 from featdistill.evaluation.metrics import are_probabilities
 from featdistill.evaluation.splits import Split
@@ -30,7 +32,8 @@ def check_split(split: Split, calibrator: Calibrator, by: Sequence[str] = ()) ->
         `promise`; `promised`: `fpr` and `fnr`; `fpr`, `fnr` and `unsure`, see `rates.verdict_rates`;
         `coverage`, the share decided, and `decided_right`, the share of those whose verdict is right (None
         if none is decided); `before` and `after`, see `rates.calibration_error`; `groups`: column -> group ->
-        the rates; `sentences`: what became of the promise, in words.
+        the rates; `flips`: of re-delivered copies, see `stability.flip_rates`, or None where
+        `predict.py --stability` has left none; `sentences`: what became of the promise, in words.
 
     Raises:
         UserError: the scores are from another ensemble or are not probabilities.
@@ -44,6 +47,13 @@ def check_split(split: Split, calibrator: Calibrator, by: Sequence[str] = ()) ->
     verdicts = calibrator.verdicts(logits)
     rates = verdict_rates(label, verdicts)
     decided = np.isin(verdicts, (AI, REAL))
+    copies = read_copies(split.predictions)
+    flips = None
+    if copies:
+        calibrator.check(read_sidecar(copies_path(split.predictions)), str(copies_path(split.predictions)))
+        known = frame[frame["name"].isin(copies)]
+        own = [copies[name] for name in known["name"]]
+        flips = flip_rates(known["score"].to_numpy(np.float64), own, calibrator)
     right = (verdicts == AI) == (label == 1)
     return {
         "promise": calibrator.promise(),
@@ -54,7 +64,8 @@ def check_split(split: Split, calibrator: Calibrator, by: Sequence[str] = ()) ->
         "before": calibration_error(label, probabilities(logits)),
         "after": calibration_error(label, calibrator.probability(logits)),
         "groups": {column: _rates_of(cells, label, verdicts) for column, cells in _groups(frame, by).items()},
-        "sentences": sentences(rates, calibrator),
+        "sentences": [*sentences(rates, calibrator), *([flip_sentence(flips)] if flips else [])],
+        "flips": flips,
     }
 
 

@@ -4,8 +4,9 @@ Copies of a picture are drawn from the preset `redelivery` (`featdistill.distort
 seed and the picture's name.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -107,12 +108,43 @@ def stability_of(score: float, copies: np.ndarray, calibrator: Calibrator | None
     return Stability(len(copies), float(copies.mean()), float(copies.std()), *shares)
 
 
-def summary(verdicts: np.ndarray, flips: np.ndarray, reversals: np.ndarray) -> str:
-    """Return a line on how often a decided image changes its verdict, from (N,) values of images."""
-    decided = verdicts != UNSURE
-    if not decided.any():
-        return "no image is decided, so no verdict can flip"
+def flip_rates(scores: np.ndarray, copies: Sequence[np.ndarray], calibrator: Calibrator) -> dict[str, Any]:
+    """Return how often copies of decided images, those called real or AI, get another verdict.
+
+    Args:
+        scores: (N,) P(AI) of images.
+        copies: of each, P(AI) of its copies.
+
+    Returns:
+        `flips` and `reversals` (to the opposite verdict), each a dict with `rate`, its 95 % interval `low` to
+        `high` (normal, over images, whose copies are not independent), and `n`, the decided images; all but
+        `n` are None if there are none.
+    """
+    verdicts = calibrator.verdicts(logits_of(scores))
+    found = [
+        stability_of(score, own, calibrator)
+        for score, own, verdict in zip(scores, copies, verdicts, strict=True)
+        if verdict != UNSURE
+    ]
+    shares = {"flips": [one.flips for one in found], "reversals": [one.reversals for one in found]}
+    return {name: _mean_with_interval(np.array(values)) for name, values in shares.items()}
+
+
+def flip_sentence(rates: dict[str, Any]) -> str:
+    """Return the result of `flip_rates` in words."""
+    flips, reversals = rates["flips"], rates["reversals"]
+    if not flips["n"]:
+        return "No image with re-delivered copies is decided, so no verdict can flip."
+    interval = f"[{100 * flips['low']:.1f}, {100 * flips['high']:.1f}]"
     return (
-        f"re-delivered copies of {counted(int(decided.sum()), 'decided image')}: {flips[decided].mean():.1%} "
-        f"get another verdict, {reversals[decided].mean():.1%} the opposite one"
+        f"Of the re-delivered copies of {counted(flips['n'], 'decided image')}, {100 * flips['rate']:.1f} % "
+        f"{interval} get another verdict, {100 * reversals['rate']:.1f} % the opposite one."
     )
+
+
+def _mean_with_interval(values: np.ndarray) -> dict[str, Any]:
+    if not len(values):
+        return {"rate": None, "low": None, "high": None, "n": 0}
+    mean, error = values.mean(), values.std() / np.sqrt(len(values))
+    low, high = np.clip([mean - 1.96 * error, mean + 1.96 * error], 0, 1).tolist()
+    return {"rate": float(mean), "low": low, "high": high, "n": len(values)}

@@ -98,6 +98,8 @@ def check_csv_rows(checks: dict[str, dict]) -> Iterator[tuple]:
             for key in ("fpr", "fnr", "unsure"):
                 found = rates[key]
                 yield name, f"verdicts/{path}{key}", found["rate"], found["low"], found["high"], found["n"]
+        for key, found in (one["flips"] or {}).items():
+            yield name, f"verdicts/{key}", found["rate"], found["low"], found["high"], found["n"]
         for when in ("before", "after"):
             for key, value in one[when].items():
                 yield name, f"verdicts/{key}_{when}", value, None, None, one["unsure"]["n"]

@@ -16,7 +16,7 @@ from featdistill import atomic
 from featdistill.calibration.calibrator import Calibrator
 from featdistill.calibration.stability import Stability
 from featdistill.records.logits import logits_of
-from featdistill.records.predictions import parse_csv, read_predictions, to_numbers
+from featdistill.records.predictions import read_predictions
 from featdistill.records.provenance import Claim, claim, read_record
 
 STABILITY_COLUMNS = ("copies", "mean", "spread", "flips", "reversals")
@@ -74,15 +74,17 @@ def write_verdicts(
     return out
 
 
-def read_flips(predictions: str | Path) -> dict[str, np.ndarray] | None:
-    """Return `name`, `verdict`, `flips` and `reversals` of the images with copies, or None without any."""
-    path = verdicts_path(predictions)
+def copies_path(predictions: str | Path) -> Path:
+    """Return the path of the predictions for re-delivered copies: `val.csv` -> `val.copies.csv`."""
+    path = Path(predictions)
+    return path.with_name(f"{path.stem}.copies.csv")
+
+
+def read_copies(predictions: str | Path) -> dict[str, np.ndarray]:
+    """Return name -> P(AI) of the copies of each image that has some; empty without a file of them."""
+    path = copies_path(predictions)
     if not path.is_file():
-        return None
-    header, rows = parse_csv(path.read_bytes(), str(path))
-    if not {"verdict", *STABILITY_COLUMNS} <= set(header):
-        return None
-    table = {column: np.array(values) for column, values in zip(header, zip(*rows, strict=True), strict=True)}
-    has_copies = table["flips"] != ""
-    found = {column: table[column][has_copies] for column in ("name", "verdict")}
-    return found | {column: to_numbers(table[column][has_copies]) for column in ("flips", "reversals")}
+        return {}
+    copies = read_predictions(path)
+    groups = copies["score"].groupby(copies["name"].str.rpartition("#")[0], sort=False)
+    return {name: group.to_numpy() for name, group in groups}

@@ -22,12 +22,13 @@ from featdistill.calibration.stability import (
     Stability,
     check_request,
     copy_names,
+    flip_rates,
+    flip_sentence,
     is_near,
     parse_request,
     stability_of,
-    summary,
 )
-from featdistill.calibration.verdict_files import read_flips, write_verdicts
+from featdistill.calibration.verdict_files import copies_path, read_copies, write_verdicts
 from featdistill.command_line import UserError, counted
 from featdistill.data.loading import ScoreDataset
 from featdistill.distortions.presets import PRESETS
@@ -117,7 +118,7 @@ def judge(
         if request.near:
             made_from["near"] = [NEAR_LOGITS, calibrator.real_threshold, calibrator.ai_threshold]
         frame = processes.together(lambda: _to_copy(out, calibrator, request))
-        path = out.with_name(f"{out.stem}.copies.csv")
+        path = copies_path(out)
         stability = {}
         if len(frame):
             rows = processes.together(lambda: _copies(manifest, frame, request.copies))
@@ -125,13 +126,15 @@ def judge(
             dataset = ScoreDataset(rows, keys, PRESETS[PRESET], SEED, views=predictor.views)
             entry = {"manifest": predictions.manifest_entry(manifest, path), "redelivery": made_from}
             _score(predictor, rows, dataset, path, entry, processes)
-            stability = processes.on_main(lambda: _stability(frame, path, calibrator))
+            stability = processes.on_main(lambda: _stability(frame, read_copies(out), calibrator))
     if processes.is_main:
         _log.info("%s: verdicts", write_verdicts(out, calibrator, stability, made_from))
         if calibrator:
             _log.info("%s", calibrator.promise())
-        if calibrator and (flips := read_flips(out)):
-            _log.info("%s", summary(flips["verdict"], flips["flips"], flips["reversals"]))
+        if calibrator and stability:
+            copies = read_copies(out)
+            scores = frame.set_index("name")["score"][[*copies]].to_numpy()
+            _log.info("%s", flip_sentence(flip_rates(scores, [*copies.values()], calibrator)))
 
 
 def _to_copy(out: Path, calibrator: Calibrator | None, request: Request) -> pd.DataFrame:
@@ -148,11 +151,11 @@ def _copies(manifest: Path, frame: pd.DataFrame, copies: int) -> pd.DataFrame:
     return rows.loc[rows.index.repeat(copies)].assign(name=names).reset_index(drop=True)
 
 
-def _stability(frame: pd.DataFrame, path: Path, calibrator: Calibrator | None) -> dict[str, Stability]:
-    copies = predictions.read_predictions(path)
-    groups = copies["score"].groupby(copies["name"].str.rpartition("#")[0])
+def _stability(
+    frame: pd.DataFrame, copies: dict[str, np.ndarray], calibrator: Calibrator | None
+) -> dict[str, Stability]:
     scores = dict(zip(frame["name"], frame["score"], strict=True))
-    return {name: stability_of(scores[name], group.to_numpy(), calibrator) for name, group in groups}
+    return {name: stability_of(scores[name], own, calibrator) for name, own in copies.items()}
 
 
 def _judge(args: Namespace, predictor: Predictor) -> tuple[Calibrator | None, Request | None]:

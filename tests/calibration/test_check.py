@@ -11,10 +11,11 @@ import evaluate
 from featdistill.calibration import Calibrator
 from featdistill.calibration.check import sentences
 from featdistill.calibration.rates import verdict_rates
+from featdistill.calibration.stability import copy_names
 from featdistill.command_line import UserError
 from featdistill.evaluation.splits import load_splits
 from featdistill.records.logits import logits_of
-from featdistill.records.predictions import read_sidecar
+from featdistill.records.predictions import read_sidecar, write_predictions
 
 CALIBRATOR = Calibrator(
     None, 1.0, -2.0, 0.05, 0.1, "platt", {"slope": 0.5, "intercept": 0.2}, 100, 100, ["is_distorted"]
@@ -52,6 +53,23 @@ def test_figures_are_in_metrics_tables_and_report(tmp_path, capsys):
     )
     page = read_page(tmp_path / "out" / "report.html").text()
     assert CALIBRATOR.promise() in page and found["sentences"][1] in page
+
+
+def test_flips_of_copies_are_reported_where_there_are_copies(tmp_path, capsys):
+    path = make_split(tmp_path, "val")
+    CALIBRATOR.save(tmp_path / "c.json")
+    frame = load_splits([str(path)])[0].frame
+    names = [copy for name in frame["name"] for copy in copy_names(name, 2)]
+    # The first copy scores like its image, the second in between the thresholds.
+    score = np.stack([frame["score"].to_numpy(), np.full(len(frame), 0.4)], axis=1).ravel()
+    write_predictions(path.with_name("val.copies.csv"), names, score, {}, {})
+    flags = ["--calibrator", str(tmp_path / "c.json"), "--no-report", "--out", str(tmp_path / "out")]
+    assert evaluate.main(["--predictions", str(path), *flags]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["splits"]["val"]["verdicts"]
+    assert found["flips"]["flips"]["rate"] == 0.5 and found["flips"]["reversals"]["rate"] == 0
+    assert found["flips"]["flips"]["n"] == round(found["coverage"] * len(frame)) > 0
+    assert "50.0 % [50.0, 50.0] get another verdict, 0.0 % the opposite one" in capsys.readouterr().out
+    assert "val,verdicts/flips,0.5,0.5,0.5," in (tmp_path / "out" / "metrics.csv").read_text()
 
 
 def test_the_sentence_says_whether_the_promise_fails_holds_or_is_within_chance():

@@ -204,7 +204,7 @@ def test_files_of_predictions_get_verdicts_and_stability_and_are_continued(
         )
         assert line["copies"] == 3 and line["probability"] == row.probability
     assert list(read_predictions(tmp_path / "scores.csv")) == ["name", "score", "alpha", "beta"]
-    assert "At most 5 % of real images" in caplog.text and "re-delivered copies of" in caplog.text
+    assert "At most 5 % of real images" in caplog.text and "the re-delivered copies of" in caplog.text
     written = {path.name: path.read_bytes() for path in tmp_path.glob("scores*")}
     assert {"scores.copies.csv", "scores.verdicts.csv.json"} <= set(written)
     predict.main([*command, *verdicts])
