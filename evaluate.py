@@ -284,7 +284,9 @@ def _gate(args: Namespace, splits: Sequence) -> int:
         text = gate.markdown(result)
         print(text, end="")
         _save(Path(args.out) / "gate", result, text, tables.CSV_HEADER, gate.csv_rows(result))
-    if args.keep_baseline:
+    if args.keep_baseline and result and result["worse"]:
+        _log.warning("%s is not written: this run is worse than its baseline", args.keep_baseline)
+    elif args.keep_baseline:
         gate.write_baseline(args.keep_baseline, splits)
     return gate.STATUS if result and result["worse"] else 0
 

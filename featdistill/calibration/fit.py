@@ -17,7 +17,7 @@ from featdistill.calibration.calibrator import PLATT, Calibrator, mapped, verdic
 from featdistill.calibration.conformal import images_needed, lower_threshold, upper_threshold
 from featdistill.calibration.mapping import FITS
 from featdistill.calibration.rates import calibration_error, verdict_rates
-from featdistill.calibration.reading import Rows
+from featdistill.calibration.reading import ALL, Rows
 from featdistill.command_line import UserError
 
 FOLDS = 5
@@ -38,6 +38,8 @@ def fit(rows: Rows, fpr: float, fnr: float | None = None, seed: int = 0) -> Cali
     Raises:
         UserError: a class or group has too few images for its promise, or scores of real images are higher.
     """
+    if fnr is not None and not rows.label.any():
+        raise UserError("--fnr is a promise about AI-generated images, and there are none; leave it out")
     fnr = (fnr or fpr) if rows.label.any() else None
     everything = np.arange(len(rows.label))
     details = _thresholds(rows, everything, fpr, fnr)
@@ -137,7 +139,7 @@ def _held_out_rates(rows: Rows, folds: Sequence[Fold], fpr: float, fnr: float | 
     """Return the rates of verdicts on images that the thresholds were not fitted on.
 
     Returns:
-        `folds`, and `rates` of `verdict_rates`; or a `reason` why it could not be checked.
+        `folds`; `rates`: name of the group, or `ALL` -> `verdict_rates`. Or a `reason` why it was not.
     """
     if not folds:
         return {"reason": "there are too few groups of images to hold some out"}
@@ -149,4 +151,10 @@ def _held_out_rates(rows: Rows, folds: Sequence[Fold], fpr: float, fnr: float | 
             return {"reason": f"with a fold held out, {error}"}
         label.append(rows.label[held])
         verdicts.append(verdicts_of(rows.logits[held], high, low))
-    return {"folds": len(folds), "rates": verdict_rates(np.concatenate(label), np.concatenate(verdicts))}
+    labels, found = np.concatenate(label), np.concatenate(verdicts)
+    stratum = rows.stratum[np.concatenate([held for _, held in folds])]
+    parts = {ALL: np.arange(len(labels))} | pd.Series(stratum).groupby(stratum).indices
+    return {
+        "folds": len(folds),
+        "rates": {str(name): verdict_rates(labels[part], found[part]) for name, part in parts.items()},
+    }

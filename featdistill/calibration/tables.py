@@ -42,21 +42,27 @@ def markdown(calibrator: Calibrator) -> str:
         )
     else:
         parts.append(f"AI above logit {high:.4f}, real below {low:.4f}, unsure in between.")
-    parts += ["## Held-out images", _held_out_text(facts, calibrator.method)]
+    parts += ["## Held-out images", _held_out_text(calibrator)]
     parts += [calibrator.promise()] + ([f"It assumes: {facts['assumes']}"] if facts["assumes"] else [])
     return "\n\n".join(parts) + "\n"
 
 
-def _held_out_text(facts: dict, method: str | None) -> str:
+def _held_out_text(calibrator: Calibrator) -> str:
+    facts = calibrator.facts
     held_out = facts["held_out"]
     if "reason" in held_out:
         return f"Not checked: {held_out['reason']}."
-    lines = [[title, _rate(held_out["rates"][key])] for key, title in _RATES.items()]
-    text = table([f"over {held_out['folds']} folds", "share [95 %]"], lines)
+    rates = held_out["rates"].items()
+    lines = [[name, *(_rate(one[key]) for key in _RATES)] for name, one in rates]
+    text = table([f"over {held_out['folds']} folds", *_RATES.values()], lines)
+    images = calibrator.real + calibrator.ai
+    if facts["groups_of_images"] < images:
+        text += f"\n\n{images:,} images in {facts['groups_of_images']:,} groups: images of a group are not "
+        text += 'independent, so rates vary more than the intervals and "95 of 100 below" say.'
     if errors := facts["held_out_errors"]:
         lines = [[name, *(number(one[key]) for key in _ERRORS)] for name, one in errors.items()]
         text += "\n\n" + table(["P(AI)", *_ERRORS.values()], lines)
-        text += f"\n\nProbabilities are by {method}, which has the lower log loss."
+        text += f"\n\nProbabilities are by {calibrator.method}, which has the lower log loss."
     return text
 
 

@@ -49,7 +49,7 @@ def test_thresholds_are_those_of_each_class():
     assert (found.real, found.ai) == (200, 200)
     verdicts = found.verdicts(logits)
     assert (verdicts[label == 0] == "AI").mean() <= 0.05 and (verdicts[label == 1] == "real").mean() <= 0.1
-    assert found.facts["held_out"]["rates"]["fpr"]["n"] == 200
+    assert found.facts["held_out"]["rates"]["all images"]["fpr"]["n"] == 200
 
 
 def test_thresholds_that_cross_become_one_and_keep_both_promises():
@@ -71,6 +71,9 @@ def test_the_worst_group_decides_and_a_small_group_is_refused():
     }
     assert found.ai_threshold == max(groups.values()) == groups["is_distorted 1"]
     assert "in each group by is_distorted" in found.promise()
+    held_out = found.facts["held_out"]["rates"]
+    hits = [one["fpr"]["hits"] for one in held_out.values()]
+    assert list(held_out) == ["all images", *groups] and hits[0] == hits[1] + hits[2]
     stratum[np.flatnonzero(label == 0)[:10]] = "is_distorted unknown"
     with pytest.raises(
         UserError, match=r"--fpr 0.05 needs at least 19 real images in each group; is_distorted unk"
@@ -130,7 +133,7 @@ def test_groups_are_never_on_both_sides_of_the_held_out_check():
     group = np.repeat(np.arange(40), 10)
     logits = rng.normal(0, 3, 40)[group] + np.where(group % 2, 1.0, -1)
     found = fit(rows_of(logits, group % 2, group=group.astype(str).astype(object)), 0.1)
-    hits = found.facts["held_out"]["rates"]["fpr"]["hits"]
+    hits = found.facts["held_out"]["rates"]["all images"]["fpr"]["hits"]
     assert hits % 10 == 0
 
 
@@ -174,6 +177,7 @@ def test_what_cannot_be_calibrated_is_refused_in_one_line(tmp_path):
         (["--predictions", path, other, *out], "different ensembles: experts.a was"),
         (["--predictions", path, path, *out], "named twice"),
         (["--predictions", ai, *out], "no real images"),
+        (["--without-labels", path, "--fnr", "0.1", *out], "--fnr is a promise about AI"),
         (["--predictions", path, "--by", "sources", *out], "did you mean source"),
         (["--without-labels", path, "--by", "source", *out], "--by needs the labels"),
         (

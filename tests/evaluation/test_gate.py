@@ -67,11 +67,13 @@ def test_a_planted_drop_is_found_in_its_category_and_ends_with_status_4(runs, ca
     result = json.loads((runs.folder / "out" / "gate.json").read_text())
     assert [row["category"] for row in result["rows"] if row["is_worse"]] == ["all images", "kind category_2"]
     assert len(result["rows"]) == 4 and result["rows"][1]["real"] == result["rows"][1]["ai"] == 150
+    # It is not kept as the next baseline either.
+    kept = (runs.folder / "baseline.json").read_bytes()
+    worse = str(runs.folder / "worse" / "val.csv")
+    assert judge(runs, worse, "--gate", baseline, "--keep-baseline", baseline) == 4
+    assert (runs.folder / "baseline.json").read_bytes() == kept
     # A margin above the drop lets it pass.
-    assert (
-        judge(runs, str(runs.folder / "worse" / "val.csv"), "--gate", baseline, *by, "--gate-margin", "0.5")
-        == 0
-    )
+    assert judge(runs, worse, "--gate", baseline, *by, "--gate-margin", "0.5") == 0
 
 
 def test_a_category_is_compared_by_the_paired_test_of_its_aucs(runs):
