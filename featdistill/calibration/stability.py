@@ -58,7 +58,7 @@ class Stability:
         if not changed:
             return f"{text} The verdict stays the same in all of them."
         opposite = round(self.reversals * self.copies)
-        return f"{text} The verdict changes in {changed} of them, in {opposite} to the opposite."
+        return f"{text} The verdict changes in {changed} of them, to the opposite in {opposite or 'none'}."
 
 
 def parse_request(text: str) -> Request:

@@ -54,14 +54,17 @@ class Credentials:
         by = f" by {self.signer}" if self.signer else ""
         if self.signature == INVALID:
             problems = "; ".join(self.problems) or "unknown reason"
-            return f"The Content Credentials of this file are signed{by} but not valid: {problems}."
-        parts = [f"Content Credentials, validly signed{by} (the signer's identity is not checked)"]
+            return f"The Content Credentials are signed{by} but not valid: {problems}."
+        stated = "state" if self.states_ai else "do not say"
+        parts = [
+            f"The Content Credentials are validly signed{by}; who that is was not checked",
+            f"They {stated} that the image is AI-generated",
+        ]
         if self.generator:
-            parts.append(f"written by {self.generator}")
-        parts.append("AI-generated as stated" if self.states_ai else "no statement that it is AI-generated")
+            parts.append(f"Written by {self.generator}")
         if self.actions:
-            parts.append(f"actions: {', '.join(self.actions).replace('_', ' ')}")
-        return f"{', '.join(parts)}."
+            parts.append(f"Actions: {', '.join(self.actions).replace('_', ' ')}")
+        return f"{'. '.join(parts)}."
 
 
 def require_credentials() -> None:

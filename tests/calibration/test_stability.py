@@ -44,7 +44,7 @@ def test_flips_are_other_verdicts_and_reversals_the_opposite_ones():
     one = stability_of(scores(3)[0], scores(3, 4, 0, -2), CALIBRATOR)
     assert (one.copies, one.flips, one.reversals) == (4, 0.5, 0.25)
     assert one.mean == scores(3, 4, 0, -2).mean() and one.spread == scores(3, 4, 0, -2).std()
-    assert one.sentence().endswith("The verdict changes in 2 of them, in 1 to the opposite.")
+    assert one.sentence().endswith("The verdict changes in 2 of them, to the opposite in 1.")
     unsure = stability_of(0.5, scores(3, 0, -2), CALIBRATOR)
     assert (unsure.flips, unsure.reversals) == (2 / 3, 0) and stability_of(0.5, scores(1, 1)).flips is None
     same = stability_of(scores(3)[0], scores(3, 4), CALIBRATOR)

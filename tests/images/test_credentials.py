@@ -73,8 +73,8 @@ def test_a_signed_file_tells_who_signed_what_made_it_and_what_was_done():
     actions = ("created", "color_adjustments")
     assert found == Credentials("valid", "Signer", "Test Painter 1.0", actions, True)
     assert found.sentence() == (
-        "Content Credentials, validly signed by Signer (the signer's identity is not checked), written by "
-        "Test Painter 1.0, AI-generated as stated, actions: created, color adjustments."
+        "The Content Credentials are validly signed by Signer; who that is was not checked. They state that "
+        "the image is AI-generated. Written by Test Painter 1.0. Actions: created, color adjustments."
     )
     camera = read_credentials(signed(jpeg(), AI.replace("trainedAlgorithmicMedia", "digitalCapture")))
     assert camera.signature == "valid" and not camera.states_ai
