@@ -35,7 +35,9 @@ def build_parser() -> Parser:
         "--tta", default="none", metavar="VIEWS", help="views of an image to average over, as for predict.py"
     )
     parser.add_argument(
-        "--calibrator", metavar="FILE", help="made by the tool calibrate: shows real, unsure or AI"
+        "--calibrator",
+        metavar="FILE",
+        help="file written by python -m featdistill calibrate; shows real, unsure or AI",
     )
     parser.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
     parser.add_argument("--host", default=LOOPBACK[0], help="address to listen on")

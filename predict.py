@@ -73,7 +73,7 @@ def build_parser() -> Parser:
     verdict.add_argument(
         "--calibrator",
         metavar="FILE",
-        help="calibrator, made by the tool calibrate: adds real, unsure or AI, in OUT.verdicts.csv",
+        help="file written by python -m featdistill calibrate; adds real, unsure or AI, in OUT.verdicts.csv",
     )
     verdict.add_argument(
         "--stability",

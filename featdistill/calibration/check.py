@@ -48,9 +48,12 @@ def check_split(split: Split, calibrator: Calibrator, by: Sequence[str] = ()) ->
     rates = verdict_rates(label, verdicts)
     decided = np.isin(verdicts, (AI, REAL))
     copies = read_copies(split.predictions)
-    flips = None
+    flips, near = None, False
     if copies:
-        calibrator.check(read_sidecar(copies_path(split.predictions)), str(copies_path(split.predictions)))
+        path = copies_path(split.predictions)
+        made_from = read_sidecar(path) or {}
+        calibrator.check(made_from, str(path))
+        near = "near" in made_from.get("redelivery", {})
         known = frame[frame["name"].isin(copies)]
         own = [copies[name] for name in known["name"]]
         flips = flip_rates(known["score"].to_numpy(np.float64), own, calibrator)
@@ -64,7 +67,7 @@ def check_split(split: Split, calibrator: Calibrator, by: Sequence[str] = ()) ->
         "before": calibration_error(label, probabilities(logits)),
         "after": calibration_error(label, calibrator.probability(logits)),
         "groups": {column: _rates_of(cells, label, verdicts) for column, cells in _groups(frame, by).items()},
-        "sentences": [*sentences(rates, calibrator), *([flip_sentence(flips)] if flips else [])],
+        "sentences": [*sentences(rates, calibrator), *([flip_sentence(flips, near)] if flips else [])],
         "flips": flips,
     }
 

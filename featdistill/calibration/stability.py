@@ -130,15 +130,17 @@ def flip_rates(scores: np.ndarray, copies: Sequence[np.ndarray], calibrator: Cal
     return {name: _mean_with_interval(np.array(values)) for name, values in shares.items()}
 
 
-def flip_sentence(rates: dict[str, Any]) -> str:
-    """Return the result of `flip_rates` in words."""
+def flip_sentence(rates: dict[str, Any], near: bool) -> str:
+    """Return the result of `flip_rates` in words; `near` tells whether only near scores have copies."""
     flips, reversals = rates["flips"], rates["reversals"]
     if not flips["n"]:
         return "No image with re-delivered copies is decided, so no verdict can flip."
+    where = " near a threshold" if near else ""
     interval = f"[{100 * flips['low']:.1f}, {100 * flips['high']:.1f}]"
     return (
-        f"Of the re-delivered copies of {counted(flips['n'], 'decided image')}, {100 * flips['rate']:.1f} % "
-        f"{interval} get another verdict, {100 * reversals['rate']:.1f} % the opposite one."
+        f"Of the re-delivered copies of {counted(flips['n'], 'decided image')}{where}, "
+        f"{100 * flips['rate']:.1f} % {interval} get another verdict, "
+        f"{100 * reversals['rate']:.1f} % the opposite one."
     )
 
 

@@ -143,7 +143,7 @@ class Detector:
 
         Args:
             experts: their folders.
-            calibrator: the file that the tool `calibrate` wrote for them.
+            calibrator: the file that `python -m featdistill calibrate` wrote for them.
             stability: number of copies of each picture, or `near`; see `predict.py --stability`.
             credentials: whether to read what Content Credentials state; needs c2pa-python.
             workers: processes that decode the pictures of a call with more than 16 of them.

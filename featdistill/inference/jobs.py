@@ -134,7 +134,8 @@ def judge(
         if calibrator and stability:
             copies = read_copies(out)
             scores = frame.set_index("name")["score"][[*copies]].to_numpy()
-            _log.info("%s", flip_sentence(flip_rates(scores, [*copies.values()], calibrator)))
+            rates = flip_rates(scores, [*copies.values()], calibrator)
+            _log.info("%s", flip_sentence(rates, request.near))
 
 
 def _to_copy(out: Path, calibrator: Calibrator | None, request: Request) -> pd.DataFrame:

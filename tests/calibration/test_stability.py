@@ -56,8 +56,9 @@ def test_flip_rates_are_those_of_decided_images():
     rates = flip_rates(images, copies, CALIBRATOR)
     assert rates["flips"]["rate"] == 0.25 and rates["flips"]["n"] == 2 and rates["reversals"]["rate"] == 0
     assert rates["flips"]["low"] == 0 and rates["flips"]["high"] == pytest.approx(0.25 + 1.96 * 0.25 / 2**0.5)
-    assert "of 2 decided images, 25.0 % [0.0, 59.6] get another verdict, 0.0 %" in flip_sentence(rates)
-    assert "no verdict can flip" in flip_sentence(flip_rates(images[1:2], copies[1:2], CALIBRATOR))
+    assert "of 2 decided images, 25.0 % [0.0, 59.6] get another verdict, 0.0 %" in flip_sentence(rates, False)
+    assert "of 2 decided images near a threshold, 25.0 %" in flip_sentence(rates, True)
+    assert "no verdict can flip" in flip_sentence(flip_rates(images[1:2], copies[1:2], CALIBRATOR), False)
 
 
 def test_verdicts_are_written_next_to_the_scores_and_never_over_others(tmp_path):
