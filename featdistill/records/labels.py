@@ -74,9 +74,11 @@ def source_of(predictions: str | Path, labels: str | Path | None = None) -> Path
     """Return where the labels of a predictions file are: `labels`, or the manifest named in its sidecar.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is neither, or no such predictions file.
     """
     source = labels if labels is not None else manifest_of(predictions)
+    if source is None and not Path(predictions).exists():
+        raise UserError(f"predictions {predictions} do not exist")
     if source is None:
         raise UserError(f"{predictions} has no sidecar naming its manifest; use --labels")
     return Path(source)

@@ -77,6 +77,8 @@ def test_predictions_are_joined_to_their_labels_by_name(tmp_path):
         labeled(only_c, labels)
     with pytest.raises(UserError, match="no sidecar"):
         labeled(only_c)
+    with pytest.raises(UserError, match=r"no\.csv do not exist"):
+        source_of(tmp_path / "no.csv")
     only_c.write_text("name,score\nd.jpg,0.5\n")
     with pytest.raises(UserError, match=r"not in .* \(1\): d\.jpg"):
         labeled(only_c, labels)
