@@ -145,7 +145,7 @@ def sweep_parser() -> Parser:
         "--libraries",
         nargs="+",
         metavar="NAME",
-        help="distortion libraries: official, evaluation, extended, extras (default: official)",
+        help="distortion libraries: official, evaluation, extended, extras, redelivery (default: official)",
     )
     what.add_argument("--operations", nargs="+", metavar="NAME", help="operations (default: all)")
     what.add_argument(
