@@ -241,7 +241,8 @@ def settings(names: Iterable[str], section: str = "stage1") -> dict[str, Any]:
     for name in names:
         values |= _read_recipe(name, section)
         if "committee" in values:
-            members, command = ", ".join(values["committee"].split()), f"EXPERTS={name} bash run_all.sh"
+            members = ", ".join(values["committee"].split())
+            command = f"PROFILE=paper DATA=archives EXPERTS={name} bash run_all.sh"
             raise UserError(f"recipe {name} is a committee; train each of {members}, or run {command}")
     return {key: value for key, value in values.items() if key not in keys_of(About)}
 

@@ -274,3 +274,9 @@ def test_tiny_experts_are_scored_as_their_team_does(team, trained, tmp_path):
     assert predict.main([*arguments, "--out", str(tmp_path / "scores.csv"), "--workers", "0"]) == 0
     rows = (tmp_path / "scores.csv").read_text().splitlines()
     assert len(rows) == 5 and rows[0].split(",")[2:] == [name.rpartition("/")[2] for name in experts]
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "strong_committee"])
+def test_the_head_of_a_recipe_says_how_to_train_on_the_real_data(name):
+    text = (recipes.RECIPE_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    assert f"\n#   PROFILE=paper DATA=archives EXPERTS={name} bash run_all.sh" in text
