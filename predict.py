@@ -47,7 +47,11 @@ def build_parser() -> Parser:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table; only with IMAGE")
     ensemble = parser.add_argument_group("ensemble")
     ensemble.add_argument(
-        "--experts", nargs="+", metavar="DIR", help="experts' folders (default: those of the last run)"
+        "--experts",
+        nargs="+",
+        metavar="DIR",
+        help="experts' folders, or published:NAME for a published detector, see docs/published.md (default: "
+        "experts of the last run)",
     )
     ensemble.add_argument("--released", metavar="DIR", help="folder of the authors' released experts")
     ensemble.add_argument(

@@ -239,6 +239,31 @@ def probe(arguments: list[str]) -> None:
     print(markdown(probe(settings, args.out)), end="")
 
 
+def published(arguments: list[str]) -> None:
+    """list published detectors that can be used as experts, or check the file of one"""
+    parser = Parser(
+        description="Published detectors that can be used as --experts published:NAME; docs/published.md "
+        "explains how."
+    )
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--list", action="store_true", help="list them with license, size, input and source")
+    action.add_argument(
+        "--check",
+        nargs="+",
+        metavar=("NAME", "FILE"),
+        help="check hash, keys, shapes and a known output of a file (default: download it)",
+    )
+    args = parser.parse_args(arguments)
+    from featdistill.published import loading
+
+    if args.list:
+        print(loading.detector_table())
+        return
+    if len(args.check) > 2:
+        raise UserError("--check accepts the name of one detector and one file")
+    print("\n".join(loading.check(*args.check)))
+
+
 def recipes(arguments: list[str]) -> None:
     """list the recipes with what their training needs, or show one"""
     parser = Parser(description="The recipes, with the challenge's teams first; nothing is downloaded.")
@@ -274,7 +299,7 @@ def recipes(arguments: list[str]) -> None:
 
 TOOLS = {
     tool.__name__: tool
-    for tool in (backbones, calibrate, convert, embed, explain, fuse, plot, probe, recipes)
+    for tool in (backbones, calibrate, convert, embed, explain, fuse, plot, probe, published, recipes)
 }
 
 

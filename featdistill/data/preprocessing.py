@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -27,7 +28,9 @@ class Preprocessing:
     Attributes:
         size: side S of the input in px; with `sizes`, the smallest.
         resize: `shorter` (antialiased bicubic of the shorter side to S, then crop), `squash` (both sides to
-            S), or `crop` (no resizing; an image smaller than S is tiled).
+            S), or `crop` (no resizing; an image smaller than S is tiled). Published detectors also have
+            torchvision's: `bilinear:N` (Pillow's bilinear of the shorter side to N px, then crop) and `pad`
+            (no resizing; an image smaller than S gets a black border).
         mean, std: normalization of pixels in [0, 1], done on the device.
         max_side_px: the longer side to which larger images are reduced before all else, see `limit_side`;
             that of the distortion policy in training.
@@ -90,6 +93,7 @@ class Place(NamedTuple):
 
 CENTER = Place()
 _MAX_ASPECT = 16
+_BILINEAR = "bilinear:"
 
 
 def parse_sizes(text: str | None) -> tuple[int, ...]:
@@ -143,7 +147,9 @@ def fit(
         longest = _MAX_ASPECT * min(image.shape[:2])
         image = _part(image, longest, longest, place).copy()
     image = _resized(image, size, resize)
-    if min(image.shape[:2]) < size:
+    if resize == "pad":
+        image = _padded(image, size)
+    elif min(image.shape[:2]) < size:
         image = np.tile(image, (*(-(-size // side) for side in image.shape[:2]), 1))
     square = _part(image, size, size, place)
     return cv2.flip(square, 1) if place.flip else square.copy()
@@ -170,21 +176,36 @@ def to_planes(image: np.ndarray) -> Tensor:
 
 
 def _is_strip(image: np.ndarray, resize: str) -> bool:
-    return resize == "shorter" and max(image.shape[:2]) > _MAX_ASPECT * min(image.shape[:2])
+    shorter, longer = sorted(image.shape[:2])
+    return resize.startswith(("shorter", _BILINEAR)) and longer > _MAX_ASPECT * shorter
 
 
 def _resized(image: np.ndarray, size: int, resize: str) -> np.ndarray:
     height, width = image.shape[:2]
-    if resize == "crop":
+    if resize in ("crop", "pad"):
         return image
-    shorter = min(height, width)
-    target = (size, size) if resize == "squash" else (size * height // shorter, size * width // shorter)
+    shorter, side = min(height, width), shorter_side(size, resize)
+    target = (size, size) if resize == "squash" else (side * height // shorter, side * width // shorter)
     if target == (height, width):
         return image
+    if resize.startswith(_BILINEAR):
+        return np.asarray(Image.fromarray(image).resize(target[::-1], Image.Resampling.BILINEAR))
     # Permuted like this, PyTorch recognizes the channels-last format and resizes the channels together.
     pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     pixels = interpolate(pixels, target, mode="bicubic", antialias=True)
     return pixels[0].permute(1, 2, 0).numpy()
+
+
+def shorter_side(size: int, resize: str) -> int:
+    """Return the length in px to which `shorter` and `bilinear:N` bring the shorter side of an image."""
+    return int(resize.removeprefix(_BILINEAR)) if resize.startswith(_BILINEAR) else size
+
+
+def _padded(image: np.ndarray, size: int) -> np.ndarray:
+    """Center an image on black where it is smaller than S, like torchvision's `CenterCrop`."""
+    rows, columns = (max(0, size - side) for side in image.shape[:2])
+    borders = (rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
+    return cv2.copyMakeBorder(image, *borders, cv2.BORDER_CONSTANT)
 
 
 def _box(image: np.ndarray, area: float, aspect: float) -> tuple[int, int]:

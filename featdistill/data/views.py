@@ -26,7 +26,7 @@ import numpy as np
 from torch import Tensor
 
 from featdistill.command_line import one_of
-from featdistill.data.preprocessing import InputKey, Side, fit, side_of, to_planes
+from featdistill.data.preprocessing import InputKey, Side, fit, shorter_side, side_of, to_planes
 from featdistill.distortions.kernels.codecs import jpeg
 from featdistill.distortions.kernels.filters import gaussian_blur
 from featdistill.distortions.operation import MIN_SIDE_PX
@@ -129,8 +129,8 @@ def cut_view(
     """Cut a view from an image and fit it to a backbone's input, without mirroring.
 
     A window of the image, smaller by the view's scale than the part that is seen without test-time
-    augmentation, is resized to the input; pixels beyond the image are filled by reflection. With `crop`,
-    which does not resize, `five_crop` cuts windows of the input's size.
+    augmentation, is resized to the input; pixels beyond the image are filled by reflection. With `crop`
+    and `pad`, which do not resize, `five_crop` cuts windows of the input's size.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -152,9 +152,10 @@ def _cut_square(
     image = limit_side(image, max_side_px)
     size = side_of(image, size)
     height, width = image.shape[:2]
-    scale = 1.0 if resize == "crop" and view.scale == _FIVE_CROP_SCALE else view.scale
-    shorter = min(height, width)
-    seen = {"squash": (height, width), "shorter": (shorter, shorter), "crop": (size, size)}[resize]
+    is_cut = resize in ("crop", "pad")
+    scale = 1.0 if is_cut and view.scale == _FIVE_CROP_SCALE else view.scale
+    side = size if is_cut else min(height, width) * size / shorter_side(size, resize)
+    seen = (height, width) if resize == "squash" else (side, side)
     rows, columns = (max(1, round(side / scale)) for side in seen)
     window = _window(image, rows, columns, view)
     return fit(window, size, "squash")

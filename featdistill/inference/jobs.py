@@ -42,6 +42,7 @@ from featdistill.inference.journal import PartialScores, claim_scores, score_res
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.processes import Processes
 from featdistill.models.expert import latest_experts, read_card
+from featdistill.published.loading import is_published
 from featdistill.records import predictions
 from featdistill.records.logits import logits_of, probabilities
 from featdistill.records.manifest import BANK_VIEW, make_manifest, read_manifest, write_manifest
@@ -223,7 +224,8 @@ def _load(args: Namespace) -> tuple[Predictor, list[Path]]:
     if not folders and not args.released:
         folders = latest_experts()
     settings = {name: getattr(args, name) for name in _SETTINGS}
-    return load_ensemble(folders, args.released, **settings), folders
+    ours = [folder for folder in folders if not is_published(folder)]
+    return load_ensemble(folders, args.released, **settings), ours
 
 
 def _show(args: Namespace) -> int:
@@ -256,7 +258,9 @@ def _plan(args: Namespace, folders: Sequence[Path]) -> list[tuple[Path, Path]]:
     elif args.data or folders:
         manifests = _split_manifests(args.split, Path(args.data) if args.data else _data_folder(folders[0]))
     else:
-        raise UserError("released experts do not record where the splits are; use --data DIR or --manifest")
+        raise UserError(
+            "released and published experts do not record where the splits are; use --data DIR or --manifest"
+        )
     if is_file and len(manifests) > 1:
         raise UserError("--out names one file, but several splits are requested; name a folder")
     return [(path, out if is_file else out / f"{path.stem}.csv") for path in manifests]

@@ -31,6 +31,7 @@ from featdistill.models.expert import Expert, load_expert, read_card
 from featdistill.models.features import POOLED
 from featdistill.models.released import read_released, released_hashes
 from featdistill.process_setup import keep_freed_memory
+from featdistill.published.loading import is_published, load_published, name_of
 from featdistill.records.provenance import as_json
 
 _log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ def load_ensemble(
     """Load an ensemble; the settings are the flags of `predict.py`.
 
     Args:
-        experts: experts' folders.
+        experts: experts' folders, or `published:NAME[=FILE[,BACKBONE]]`, see `featdistill.published.loading`.
         released: folder of the authors' released experts.
 
     Raises:
@@ -192,9 +193,13 @@ def load_ensemble(
         # Activations of one batch are the memory of the next.
         keep_freed_memory()
     folders = _by_name(experts)
-    cards = {name: read_card(folder) for name, folder in folders.items()}
-    loaded = {name: load_expert(folder) for name, folder in folders.items()}
-    hashes = {name: card["weights_sha256"] for name, card in cards.items()}
+    cards = {name: read_card(folder) for name, folder in folders.items() if not is_published(folder)}
+    loaded, hashes, origins = {}, {}, {}
+    for name, folder in folders.items():
+        if name in cards:
+            loaded[name], hashes[name] = load_expert(folder), cards[name]["weights_sha256"]
+        else:
+            loaded[name], hashes[name], origins[name] = load_published(folder)
     if released:
         their_hashes = released_hashes(released)
         for stem, expert in read_released(released).items():
@@ -225,7 +230,7 @@ def load_ensemble(
         compiled,
         tta,
         views,
-        _training(cards),
+        _training(cards) | ({"published": origins} if origins else {}),
         sources,
     )
 
@@ -256,11 +261,12 @@ def default_workers() -> int:
 
 
 def _by_name(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """Name each expert after its run: `runs/x/stage2/clip_l14_a/expert` is `clip_l14_a`."""
+    """Name each expert after its run, `runs/x/stage2/clip_l14_a/expert` is `clip_l14_a`, or as published."""
     names: dict[str, Path] = {}
     for folder in map(Path, folders):
         path = folder.resolve()
         name = path.parent.name if path.name in ("expert", "expert-last") else path.name
+        name = name_of(folder) if is_published(folder) else name
         names[_unused_name(name, names)] = folder
     return names
 

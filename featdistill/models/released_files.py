@@ -113,7 +113,7 @@ class ReleasedTensors:
         self._tensors: dict[str, Tensor] = {}
         self._spelling: dict[str, str] = {}
         self._prefix = _TOWER
-        for key, value in _read_state(path).items():
+        for key, value in read_state(path).items():
             name = key.removeprefix(_TOWER)
             if name.startswith(_INNER):
                 name, self._prefix = name.removeprefix(_INNER), _TOWER + _INNER
@@ -180,7 +180,7 @@ class ReleasedTensors:
         return self._tensors[name]
 
 
-def _read_state(path: Path) -> dict[str, object]:
+def read_state(path: Path) -> dict[str, object]:
     """Return the state dict of a file, which may be the `model_state_dict` of a larger dict."""
     try:
         # Memory-mapped tensors are read when they are taken, without a second copy in memory. The format that

@@ -1,0 +1,56 @@
+"""How a published detector is described."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from featdistill.models.encoders import Backbone, BackboneSpec
+from featdistill.models.expert import Expert
+
+
+class Source(NamedTuple):
+    """A file of a public repository at a fixed commit."""
+
+    host: Literal["huggingface.co", "github.com"]
+    repository: str
+    revision: str
+    file: str
+
+    @property
+    def page(self) -> str:
+        """The address of the file's page, where it can be downloaded."""
+        return f"https://{self.host}/{self.repository}/blob/{self.revision}/{self.file}"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published detector.
+
+    Attributes:
+        title: the detector, for people to read.
+        license: that of the file.
+        source: where the file is.
+        parameters: number of values in the file.
+        spec: the backbone, up to what its feature is.
+        resize: see `Preprocessing`.
+        has_backbone: whether the file holds the backbone, too; if not, it comes from `spec`.
+        make: makes the expert around a backbone; what the file holds is filled in later.
+        name_in_file: from the name of an expert's weight to that in the file; None for one of the backbone
+            that is not in the file.
+        sha256: of the file, if known.
+        git_blob: git's SHA-1 of the file, if known.
+        golden_logit: the head's output for the feature sin(0.37 k), k = 0, 1, ..., if known.
+    """
+
+    title: str
+    license: str
+    source: Source
+    parameters: int
+    spec: BackboneSpec
+    resize: str
+    has_backbone: bool
+    make: Callable[[Backbone, BackboneSpec, str], Expert]
+    name_in_file: Callable[[str], str | None]
+    sha256: str | None = None
+    git_blob: str | None = None
+    golden_logit: float | None = None
