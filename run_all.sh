@@ -72,10 +72,10 @@ train() { # RUN SCRIPT ARGUMENTS...
   shift
   launch "$@" "${data[@]}" --out "$run" || status=$?
   # Status 1: some images could not be read, the rest is done. But a launcher of several processes ends with 1 whatever
-  # went wrong, so the last epoch's expert must be there.
+  # went wrong, so the expert must be that of a finished run.
   if [ "$status" -eq 1 ] && "$PYTHON" -c 'import json, sys
 card = json.load(open(sys.argv[1], encoding="utf-8"))
-sys.exit(card["epoch"] != card["recipe"]["epochs"])' "$run/expert-last/expert.json" 2>/dev/null; then
+sys.exit(not card["finished"])' "$run/expert-last/expert.json" 2>/dev/null; then
     status=0
   fi
   return "$status"
@@ -100,7 +100,9 @@ if grep -q '^weights_by ' <<< "$plan"; then
     --out "$MANIFESTS/holdout_distorted" || [ $? -eq 1 ]
   launch predict.py --manifest "$MANIFESTS/holdout_distorted/manifest.csv" --experts "${experts[@]}" $flags \
     --out "$RUNS/weights/holdout.csv" || [ $? -eq 1 ]
-  "$PYTHON" -m featdistill fuse --predictions "$RUNS/weights/holdout.csv" --method probability_mean \
+  method=probability_mean
+  [[ " $flags " != *" --fusion logit_mean "* ]] || method=logit_mean
+  "$PYTHON" -m featdistill fuse --predictions "$RUNS/weights/holdout.csv" --method "$method" \
     --weights-by robust_auc --out "$RUNS/weights/fusion.json"
   weights=(--fusion "$RUNS/weights/fusion.json")
 fi

@@ -262,6 +262,11 @@ class DistortionPolicy:
                     f"no operation of library {library} is left by include, exclude, weights and "
                     "keeps_layout_only; drop one of them or set the library's weight to 0"
                 )
+            if not self.lengths and self.min_operations > (most := len(groups_of_library)):
+                raise _error(
+                    f"{self.min_operations} operations or more are asked for, and at most {most} of library "
+                    f"{library} can be drawn for one image"
+                )
 
 
 def _error(problem: str) -> UserError:

@@ -218,6 +218,8 @@ def load_ensemble(
             fitted.require_one_size("--compile")
         sources[name] = {"folder": str(folders[name]), "backbone": backbone}
     if weights:
+        if fused.weights is not None:
+            raise UserError("the file of --fusion has weights already; leave out --weights, or name a method")
         fused = Fusion(fused.method, parse_weights(weights, list(loaded)), fused.temperature)
     return Predictor(
         loaded,

@@ -33,6 +33,9 @@ from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder, git_commit
 from featdistill.training.trainer import Trainer
 
+# Parts of the loss that need labels.
+_OF_LABELS = ("bce", "supcon", "auxiliary")
+
 _log = logging.getLogger(__name__)
 
 
@@ -78,6 +81,7 @@ def run(
     state = folder.claim(description, arguments.resume)
     torch.manual_seed(recipe.seed)
     task = make_task()
+    _check_loss(task.weights, rows)
     keeps_layout_only = task.keeps_layout_only or policy.keeps_layout_only
     policy = dataclasses.replace(policy, keeps_layout_only=keeps_layout_only)
     # Whoever scores with the expert must reduce large images as training did.
@@ -115,6 +119,15 @@ def run(
         status = trainer.fit()
         accelerator.end_training()
         return status
+
+
+def _check_loss(weights: dict[str, float], rows: pd.DataFrame) -> None:
+    """Raise a `UserError` if nothing would be learned: no part of the loss has a weight and images for it."""
+    if rows["label"].isna().all():
+        weights = {part: weight for part, weight in weights.items() if part not in _OF_LABELS}
+    if not any(weights.values()):
+        parts = ", ".join(weights) or "none without labels"
+        raise UserError(f"no part of the loss has a weight above 0 ({parts}), so nothing would be learned")
 
 
 def _image_set(

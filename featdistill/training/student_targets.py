@@ -70,6 +70,8 @@ def make_fusion(how: str | None, weights: str | None, names: Sequence[str]) -> F
     """
     fusion = parse_fusion(how or DEFAULT_FUSION)
     if weights:
+        if fusion.weights is not None:
+            raise UserError("the file of --fusion has weights already; leave out --fusion-weights")
         fusion = Fusion(fusion.method, parse_weights(weights, names), fusion.temperature)
     fusion.check(names)
     return fusion
@@ -108,6 +110,8 @@ class StoredTargets:
         self.fusion = make_fusion(fusion, weights, self.names)
         self._logit: dict[str, float] = {}
         for path, table, manifest in zip(predictions, tables, manifests, strict=True):
+            if not table[self.names].stack().between(0, 1).all():
+                raise UserError(f"{path}: scores must be probabilities in [0, 1]")
             rows = read_manifest(manifest)
             positions = match_names(rows["name"], table["name"])
             broken = [name for name, _ in read_errors(path)]

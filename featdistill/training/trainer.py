@@ -341,7 +341,8 @@ class Trainer:
         if self.best.waited_enough(self.scored_epochs):
             _log.info(f"no epoch after {self.best.epoch} was better, so the run ends here (patience)")
         if self.accelerator.is_main_process:
-            card = self.card | {"epoch": self.scored_epochs, "metrics": {"holdout": holdout}}
+            reached = {"epoch": self.scored_epochs, "finished": self.is_finished}
+            card = self.card | reached | {"metrics": {"holdout": holdout}}
             for folder in (self.run.expert_last, self.run.expert) if is_best else (self.run.expert_last,):
                 save_expert(expert, folder, card)
         self._save()

@@ -11,7 +11,7 @@ from featdistill.command_line import UserError
 from featdistill.data.preprocessing import prepare
 from featdistill.images.reading import read_image
 from featdistill.inference import predictor
-from featdistill.inference.fusion import Fusion
+from featdistill.inference.fusion import FORMAT_VERSION, Fusion
 from featdistill.models.expert import create_expert, load_expert, save_expert
 from featdistill.records.manifest import read_manifest
 from featdistill.records.predictions import read_predictions, read_sidecar
@@ -232,6 +232,15 @@ def test_a_suffix_in_capitals_is_a_file_too(make_set, tmp_path, experts):
 def test_a_choice_that_cannot_be_is_one_clear_error(arguments, message, experts):
     with pytest.raises(UserError, match=message):
         predict.main(["x.jpg", "--device", "cpu", "--experts", *experts, *arguments])
+
+
+def test_weights_of_a_fusion_file_are_not_replaced(experts, tmp_path):
+    path = tmp_path / "fusion.json"
+    described = Fusion("logit_mean", {"alpha": 0.4, "beta": 0.6}).describe()
+    path.write_text(json.dumps({"version": FORMAT_VERSION, **described}))
+    arguments = ["x.jpg", "--device", "cpu", "--experts", *experts, "--fusion", str(path)]
+    with pytest.raises(UserError, match="the file of --fusion has weights already; leave out --weights"):
+        predict.main([*arguments, "--weights", "alpha=1,beta=1"])
 
 
 def test_recorded_batch_size_is_kept_where_the_run_leaves_it_open(make_set, tmp_path, experts, monkeypatch):

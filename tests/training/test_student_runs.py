@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from processes import fork, needs_fork, statuses
 from quoted_commands import ROOT
@@ -114,6 +115,10 @@ def test_a_student_needs_no_labels_at_all(student, make_set, sets):
     run = student("run", "--unlabeled", str(more), data=sets[2:])
     assert {line["bce"] for line in lines(run) if "bce" in line} == {0}
     assert len(losses(run)) == 4
+    with pytest.raises(UserError, match="so nothing would be learned"):
+        student("none", "--unlabeled", str(more), "--distill-weight", "0", data=sets[2:])
+    with pytest.raises(UserError, match="no part of the loss has a weight above 0"):
+        student("none", "--distill-weight", "0", "--bce-weight", "0")
 
 
 def test_a_student_that_dies_ends_like_an_undisturbed_one(student, make_set, monkeypatch):
@@ -201,6 +206,9 @@ def test_scores_that_do_not_fit_the_images_are_refused(student, scored, make_set
     assert "no weight for expert b" in refused(str(scored), "--fusion-weights", "a=1")
     assert "come without tokens" in refused(str(scored), "--token-weight", "1")
     assert "needs the teachers themselves" in refused(str(scored), "--distill-target", "view")
+    logits = pd.read_csv(scored).assign(a=1.7)
+    logits.to_csv(other, index=False)
+    assert "scores must be probabilities in [0, 1]" in refused(str(other))
 
 
 def test_an_image_that_could_not_be_scored_has_no_target(student, scored, tmp_path):
