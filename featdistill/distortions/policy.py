@@ -264,7 +264,7 @@ class DistortionPolicy:
                 )
             if not self.lengths and self.min_operations > (most := len(groups_of_library)):
                 raise _error(
-                    f"{self.min_operations} operations or more are asked for, and at most {most} of library "
+                    f"{self.min_operations} operations or more are requested, and at most {most} of library "
                     f"{library} can be drawn for one image"
                 )
 

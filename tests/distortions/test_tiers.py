@@ -113,7 +113,7 @@ def test_tiers_are_written_like_other_weights():
         ("official,tiers=0:0+0:1:2:1", "not all 0"),
         (
             "official,tiers=1:0+1:13-20:9:1",
-            r"13 operations or more are asked for, and at most \d of lib",
+            r"13 operations or more are requested, and at most \d of lib",
         ),
         ("official,tiers=1:0-3:2:1", "1 <= min_operations <= max_operations must hold, not 0 and 3"),
         ("official,tiers=1:4-3:2:1", "must hold, not 4 and 3"),
