@@ -269,7 +269,7 @@ def recipes(arguments: list[str]) -> None:
     parser = Parser(description="The recipes, with the challenge's teams first; nothing is downloaded.")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument(
-        "--list", action="store_true", help="list all recipes (builds each model without memory)"
+        "--list", action="store_true", help="list all recipes (builds each model without memory; a minute)"
     )
     action.add_argument(
         "--show",
