@@ -100,7 +100,7 @@ def score_parser() -> Parser:
     report.add_argument(
         "--explain",
         metavar="EXPERT",
-        help="folder of an expert: shows below each picture where this expert looks",
+        help="folder of an expert, or published:NAME: shows below each picture where this expert looks",
     )
     return parser
 

@@ -43,7 +43,8 @@ from featdistill.atomic import write_json
 from featdistill.command_line import Parser, within, worker_count
 from featdistill.inference import compute
 from featdistill.inference.float8 import require_float8, with_float8
-from featdistill.models.expert import Expert, create_expert, load_expert
+from featdistill.models.expert import Expert, create_expert
+from featdistill.published.loading import open_expert
 
 ENSEMBLE = "ensemble"
 PAPER = ["clip_l14", "clip_l14", "siglip_so400m", "siglip_so400m"]
@@ -54,7 +55,7 @@ RELEASED_BATCH_SIZES = (1, 128)
 def build_parser() -> Parser:
     parser = Parser(description="Speed and memory of scoring images with an ensemble.")
     ensemble = parser.add_mutually_exclusive_group()
-    ensemble.add_argument("--experts", nargs="+", metavar="DIR", help="experts' folders")
+    ensemble.add_argument("--experts", nargs="+", metavar="DIR", help="experts' folders, or published:NAME")
     ensemble.add_argument(
         "--backbones", nargs="+", default=PAPER, metavar="NAME", help="or new experts, with random weights"
     )
@@ -210,7 +211,7 @@ def print_ratios(speed: list[dict], release: list[dict]) -> None:
 def _experts(arguments: Namespace) -> list[tuple[str, Expert]]:
     """Return experts in evaluation mode, each with the name of its backbone."""
     if arguments.experts:
-        loaded = [load_expert(folder) for folder in arguments.experts]
+        loaded = [open_expert(folder) for folder in arguments.experts]
         return [(f"{one.spec.name} at {one.spec.input_size}", one) for one in loaded]
     # Initializing a large network takes long, and two of a kind may as well have the same weights.
     size, names = arguments.input_size, arguments.backbones

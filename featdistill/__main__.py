@@ -117,7 +117,9 @@ def explain(arguments: list[str]) -> None:
     """draw which parts of an image an expert looks at"""
     parser = Parser(description="Draw what an expert sees in an image, and where it looks.")
     parser.add_argument("image", metavar="IMAGE", help="an image file, or archive.zip::member")
-    parser.add_argument("--expert", required=True, metavar="DIR", help="folder of the expert")
+    parser.add_argument(
+        "--expert", required=True, metavar="DIR", help="folder of the expert, or published:NAME"
+    )
     _add_picture(parser)
     for flag, choices, purpose in (
         ("--mask", ("texture", "smooth", "random"), "which patches to hide"),

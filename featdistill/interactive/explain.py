@@ -19,9 +19,10 @@ from featdistill.command_line import UserError
 from featdistill.data.preprocessing import prepare
 from featdistill.images.listing import printable
 from featdistill.images.reading import BrokenImage, read_image
-from featdistill.models.expert import Expert, load_expert, read_card
+from featdistill.models.expert import Expert, read_card
 from featdistill.models.masking import PatchMasking, fill_patches, texture_scores
 from featdistill.models.token_maps import LOGIT, token_map
+from featdistill.published.loading import is_published, name_of, open_expert
 from featdistill.recipe_groups import Masking
 from featdistill.report.gallery import ExpertMap, Explainer
 
@@ -70,7 +71,7 @@ def explainer(folder: str | Path) -> Explainer:
     Raises:
         UserError: the folder is not an expert.
     """
-    expert = load_expert(folder)
+    expert = open_expert(folder)
     name = _name(expert, folder)
 
     def explained(image: np.ndarray) -> ExpertMap:
@@ -86,7 +87,7 @@ def explain_file(location: str, folder: str, out: str, options: Masking = TEXTUR
     Raises:
         UserError: the image or the expert cannot be read.
     """
-    expert = load_expert(folder)
+    expert = open_expert(folder)
     try:
         image = read_image(location)
     except BrokenImage as error:
@@ -168,4 +169,6 @@ def _title_and_colors(maps: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _name(expert: Expert, folder: str | Path) -> str:
+    if is_published(folder):
+        return name_of(folder)
     return read_card(folder).get("recipe", {}).get("name", expert.spec.name)

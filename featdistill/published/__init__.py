@@ -1,4 +1,4 @@
-"""Published detectors as experts: `published:NAME` wherever an expert's folder is accepted.
+"""Published detectors as experts: `published:NAME` among the folders of `--experts`.
 
 `community_forensics`, `universal_fake_detect` and `rine` describe one detector each: architecture, names in
 its file, preprocessing, license and source. `entry` is the form of a description, `files` fetches and checks

@@ -238,6 +238,9 @@ def test_published_and_own_experts_are_scored_calibrated_and_swept_together(
     assert "ufd" in json.loads((tmp_path / "sweep" / "sweep.json").read_text())["clean_experts"]
     with pytest.raises(UserError, match="released and published experts do not record"):
         predict.main(["--split", "val", *settings])
+    for expert in experts:
+        __main__.main(["explain", image, "--expert", expert, "--out", str(tmp_path / "map.png")])
+        assert "P(AI)" in capsys.readouterr().out
     # Another backbone under the same head is another expert.
     state = torch.load(tmp_path / "clip.pt", weights_only=True)
     torch.save({key: value + 0.01 for key, value in state.items()}, tmp_path / "clip.pt")
