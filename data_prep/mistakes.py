@@ -80,21 +80,32 @@ def reported_images(root: str, label: int, reason: str, source: str) -> pd.DataF
     return make_manifest(columns)
 
 
-def add_rows(rows: pd.DataFrame, out: Path) -> None:
+def add_rows(rows: pd.DataFrame, out: Path, *, of_run: bool) -> None:
     """Write the manifest, with the rows that it had before first.
 
+    Args:
+        of_run: whether the names are those of a run's manifest, not of the images' bytes.
+
     Raises:
-        UserError: there is a file without a column `reason`, or an image has another label there.
+        UserError: there is a file without a column `reason`, or an image has another label there, or is
+            another file.
     """
     before = read_manifest(out) if out.exists() else rows.iloc[:0]
     if "reason" not in before:
         raise UserError(
             f"{out} has no column reason: it was not written by data_prep.mistakes; choose another --out"
         )
-    both = rows.merge(before[["name", "label"]], on="name", suffixes=("", "_before"))
+    both = rows.merge(before[["name", "label", "image"]], on="name", suffixes=("", "_before"))
     changed = both[both["label"] != both["label_before"]]
     if len(changed):
         raise UserError(f"{changed['name'].iloc[0]} has another label in {out}; correct one of them first")
+    moved = both[both["image"] != both["image_before"]]
+    if of_run and len(moved):
+        first = moved.iloc[0]
+        raise UserError(
+            f"{out} has another image of the name {first['name']} ({counted(len(moved), 'image')} alike): "
+            f"{first['image_before']}, not {first['image']}; choose another --out, and combine both manifests"
+        )
     new = rows[~rows["name"].isin(before["name"])]
     write_manifest(join_rows([before, new]) if len(before) else new, out)
     _log.info("%s: %s added, %d were there", out, counted(len(new), "image"), len(before))
@@ -129,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     if rows.empty:
         _log.info("there are no mistakes; nothing is written")
         return 0
-    add_rows(rows, args.out)
+    add_rows(rows, args.out, of_run=bool(args.predictions))
     return 0
 
 

@@ -43,7 +43,7 @@ def markdown(calibrator: Calibrator) -> str:
     else:
         parts.append(f"AI above logit {high:.4f}, real below {low:.4f}, unsure in between.")
     parts += ["## Held-out images", _held_out_text(calibrator)]
-    parts += [calibrator.promise()] + ([f"It assumes: {facts['assumes']}"] if facts["assumes"] else [])
+    parts += [calibrator.promise()] + ([f"Assumption: {facts['assumes']}"] if facts["assumes"] else [])
     return "\n\n".join(parts) + "\n"
 
 

@@ -262,7 +262,10 @@ class DistortionPolicy:
                     f"no operation of library {library} is left by include, exclude, weights and "
                     "keeps_layout_only; drop one of them or set the library's weight to 0"
                 )
-            if not self.lengths and self.min_operations > (most := len(groups_of_library)):
+            # With fewer left by include and the like, an image gets all there are.
+            kind = "category" if self.draw_by == "group" else "name"
+            most = len({getattr(operation, kind) for operation in LIBRARIES[library].values()})
+            if not self.lengths and self.min_operations > most:
                 raise _error(
                     f"{self.min_operations} operations or more are requested, and at most {most} of library "
                     f"{library} can be drawn for one image"

@@ -44,7 +44,8 @@ def write_baseline(path: str | Path, splits: Sequence[Split]) -> None:
     """
     path = Path(path)
     is_ours = path.is_file() and (read_record(path, "choose another name") or {}).get("format") == FORMAT
-    claim(path, None, {}, occupied=path.exists() and not is_ours)
+    occupied = path.exists() and not is_ours
+    claim(path, None, {}, occupied=occupied, remedy="choose another name for --keep-baseline")
     kept = {
         split.name: {
             "names": split.frame["name"].tolist(),

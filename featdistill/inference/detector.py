@@ -9,6 +9,7 @@
 
 import contextlib
 import dataclasses
+import io
 import logging
 import os
 import threading
@@ -49,7 +50,7 @@ from featdistill.seeds import evaluation_generator
 
 _log = logging.getLogger(__name__)
 
-Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+Picture = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase | Image.Image | np.ndarray
 # Worker processes take longer to start than these few images take to decode.
 _WITHOUT_WORKERS = 16
 
@@ -162,19 +163,20 @@ class Detector:
         """Score one picture, or many.
 
         Args:
-            pictures: a path (or `archive.zip::member`), the bytes of an image file, a Pillow image, a uint8
-                array (H, W, 3) in RGB; or an iterable of them.
+            pictures: a path (or `archive.zip::member`), the bytes of an image file or a file opened in binary
+                mode, a Pillow image, a uint8 array (H, W, 3) in RGB; or an iterable of them.
 
         Returns:
             A row for one picture, a list of rows for an iterable; a picture that cannot be read has a row
             with an `error`, and does not change the others.
         """
-        if isinstance(pictures, Picture):
+        if isinstance(pictures, Picture) or not isinstance(pictures, Iterable):
             return self.rows([pictures])[0]
         return self.rows(list(pictures))
 
     def rows(self, pictures: Sequence[Picture], names: Sequence[str] | None = None) -> list[Detection]:
         """Return a row for each picture, under these names."""
+        pictures = [_plain(picture) for picture in pictures]
         names = [_name(*item) for item in enumerate(pictures, start=1)] if names is None else names
         logits, broken = self._logits([partial(pixels_of, picture) for picture in pictures])
         fused = self.predictor.fusion.apply(logits, self.predictor.names)
@@ -266,7 +268,7 @@ def pixels_of(picture: Picture) -> np.ndarray:
     if isinstance(picture, Image.Image):
         return from_pillow(picture)
     if not isinstance(picture, np.ndarray):
-        raise BrokenImage(f"a {type(picture).__name__} is not a picture")
+        raise BrokenImage(f"{type(picture).__name__} is not a picture")
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         shape = f"{picture.shape} {picture.dtype}"
         raise BrokenImage(f"an array must be (H, W, 3) uint8 in RGB, not {shape}")
@@ -276,6 +278,13 @@ def pixels_of(picture: Picture) -> np.ndarray:
 def redelivered(pixels: np.ndarray, name: str) -> np.ndarray:
     """Return the copy with this name of an image (H, W, 3) uint8."""
     return apply_plan(pixels, PRESETS[PRESET].draw(evaluation_generator(SEED, name)))
+
+
+def _plain(picture: Picture) -> Picture:
+    """Return the bytes of a buffer or of an open file, which can be read once only; all else as it is."""
+    if isinstance(picture, (io.RawIOBase, io.BufferedIOBase)) and not picture.closed:
+        return picture.read()
+    return bytes(picture) if isinstance(picture, (bytearray, memoryview)) else picture
 
 
 def _known(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def test_a_new_place_moves_the_threshold_for_ai_and_keeps_the_one_for_real(tmp_p
     calibrate(["--without-labels", there, "--fpr", "0.05", "--out", out])
     alone = Calibrator.load(out)
     assert alone.ai_threshold == found.ai_threshold and alone.real_threshold is None
-    assert "It assumes: All images of there.csv are real." in capsys.readouterr().out
+    assert "Assumption: All images of there.csv are real." in capsys.readouterr().out
 
 
 def test_what_cannot_be_calibrated_is_refused_in_one_line(tmp_path):

@@ -44,6 +44,20 @@ def test_with_a_calibrator_mistakes_are_wrong_verdicts(run, tmp_path):
     assert read_manifest(out)["name"].tolist() == ["2.jpg", "5.jpg"]
 
 
+def test_another_image_of_the_same_name_is_refused_and_nothing_is_lost(run, tmp_path):
+    out, other = tmp_path / "regression.csv", tmp_path / "other" / "labels.csv"
+    mistakes.main(["--predictions", str(run), "--out", str(out)])
+    before = out.read_bytes()
+    mistakes.main(["--predictions", str(run), "--out", str(out)])
+    assert out.read_bytes() == before
+    other.parent.mkdir()
+    columns = {name: [f"{number}.jpg" for number in range(8)] for name in ("image", "name")}
+    write_manifest(make_manifest({**columns, "label": LABEL}), other)
+    with pytest.raises(UserError, match=r"another image of the name 2\.jpg .* and combine both manifests"):
+        mistakes.main(["--predictions", str(run), "--labels", str(other), "--out", str(out)])
+    assert out.read_bytes() == before
+
+
 def test_reported_images_are_added_once_and_earlier_rows_stay(run, tmp_path):
     out, reported = tmp_path / "regression.csv", tmp_path / "reported"
     mistakes.main(["--predictions", str(run), "--out", str(out)])

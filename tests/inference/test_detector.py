@@ -1,6 +1,7 @@
 """One call from pictures to scores: the same ones however a picture is given, from however many threads."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -57,7 +58,8 @@ def test_path_bytes_picture_and_array_have_one_score_which_is_that_of_predict(
     with open(path, "rb") as file, Image.open(path) as image:
         data = file.read()
         rows = [detector(picture) for picture in (path, data, image, decode(data))]
-    scores = {(row.score, row.logit, *row.experts.values()) for row in rows}
+        buffers = [bytearray(data), memoryview(data), io.BytesIO(data)]
+    scores = {(row.score, row.logit, *row.experts.values()) for row in [*rows, *map(detector, buffers)]}
     assert len(scores) == 1 and [row.name for row in rows] == [path, "image 1", "image 1", "image 1"]
     settings = ["--experts", *experts, "--device", "cpu", "--batch-size", "1", "--tta", "hflip+blur"]
     predict.main([path, *settings, "--json"])
@@ -93,7 +95,7 @@ def test_what_cannot_be_read_has_a_row_that_says_so_and_changes_no_other(detecto
         "cannot identify",
         r"(4, 4) uint8",
         "(4, 4, 3) float64",
-        "a NoneType is not",
+        "NoneType is not a picture",
     ]
     for row, reason in zip(rows[1:-1], reasons, strict=True):
         assert (
@@ -104,7 +106,7 @@ def test_what_cannot_be_read_has_a_row_that_says_so_and_changes_no_other(detecto
     assert rows[2].name == "image 3" and detector([]) == [] and isinstance(detector(iter(paths)), list)
     closed = Image.open(paths[0])
     closed.close()
-    assert detector(closed).error
+    assert detector(closed).error and detector(None).error == "NoneType is not a picture"
 
 
 def test_a_pillow_image_is_read_like_its_file_and_not_changed(tmp_path):
