@@ -64,6 +64,7 @@ _VAL_HARD = {
     | dict.fromkeys(_RECOMPRESSIONS, _EACH / 2)
     | {"downscale": _DOWNSCALE},
 }
+_TIERS_FORMAT = "WEIGHT:OPERATIONS:MEAN:STD or WEIGHT:0, joined by +"
 _REPLACED_BY_TIERS = {"min_operations", "max_operations", "lengths", "level_mean", "level_std"}
 
 
@@ -132,7 +133,8 @@ def parse_policy(text: str) -> DistortionPolicy:
         try:
             values[key] = _convert(value, kinds[key])
         except ValueError as error:
-            raise UserError(f"distortions '{text}': '{value}' is not a valid {key}") from error
+            message = f"distortions '{text}': '{value}' is not a valid value of {key}"
+            raise UserError(f"{message}; write {_TIERS_FORMAT}" if key == "tiers" else message) from error
     policy = dataclasses.replace(policy, **values)
     if policy.tiers and (unused := _REPLACED_BY_TIERS.intersection(values)):
         raise UserError(
@@ -163,7 +165,7 @@ def _tier(text: str) -> Tier:
     smallest, _, largest = operations.partition("-")
     tier = Tier(_number(weight), int(smallest), int(largest or smallest), *map(_number, levels))
     if len(levels) != (2 if tier.max_operations else 0):
-        raise ValueError("not WEIGHT:OPERATIONS:MEAN:STD or WEIGHT:0")
+        raise ValueError(f"not {_TIERS_FORMAT}")
     return tier
 
 

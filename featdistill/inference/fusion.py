@@ -102,7 +102,7 @@ def parse_fusion(text: str) -> Fusion:
     )
 
 
-def parse_weights(text: str, names: Sequence[str]) -> dict[str, float]:
+def parse_weights(text: str, names: Sequence[str], flag: str = "--weights") -> dict[str, float]:
     """Parse weights such as `clip_l14_a=2,siglip_a=1` and scale them to the sum 1.
 
     Raises:
@@ -112,17 +112,17 @@ def parse_weights(text: str, names: Sequence[str]) -> dict[str, float]:
     for part in text.split(","):
         name, sign, value = (piece.strip() for piece in part.rpartition("="))
         if not sign:
-            raise UserError(f"--weights: '{part}' is not EXPERT=WEIGHT, as in {names[0]}=2")
-        one_of("expert in --weights", name, names)
+            raise UserError(f"{flag}: '{part}' is not EXPERT=WEIGHT, as in {names[0]}=2")
+        one_of(f"expert in {flag}", name, names)
         if name in weights:
-            raise UserError(f"--weights names expert {name} twice")
+            raise UserError(f"{flag} names expert {name} twice")
         try:
             weights[name] = float(value)
         except ValueError as error:
-            raise UserError(f"--weights: the weight of expert {name} is '{value}', not a number") from error
+            raise UserError(f"{flag}: the weight of expert {name} is '{value}', not a number") from error
     missing = [name for name in names if name not in weights]
     if missing:
-        raise UserError(f"--weights has no weight for expert {name_list(missing)}; 0 leaves an expert out")
+        raise UserError(f"{flag} has no weight for expert {name_list(missing)}; 0 leaves an expert out")
     return _normalized(weights)
 
 

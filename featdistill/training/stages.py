@@ -74,6 +74,9 @@ def run(
     holdout = _labeled(arguments.val, "--val")
     folder = RunFolder(arguments.out)
     accelerator = make_accelerator(recipe, folder)
+    shared = int(holdout["image"].isin(rows["image"]).sum())
+    if shared and accelerator.is_main_process:
+        _log.warning(f"{shared} of {len(holdout)} hold-out images are trained on: their scores say little")
     if accelerator.device.type == "cpu":
         # Activations of one step are the memory of the next.
         keep_freed_memory()

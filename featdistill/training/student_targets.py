@@ -72,7 +72,7 @@ def make_fusion(how: str | None, weights: str | None, names: Sequence[str]) -> F
     if weights:
         if fusion.weights is not None:
             raise UserError("the file of --fusion has weights already; leave out --fusion-weights")
-        fusion = Fusion(fusion.method, parse_weights(weights, names), fusion.temperature)
+        fusion = Fusion(fusion.method, parse_weights(weights, names, "--fusion-weights"), fusion.temperature)
     fusion.check(names)
     return fusion
 

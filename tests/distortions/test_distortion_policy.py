@@ -488,7 +488,7 @@ def test_a_line_of_text_names_a_preset_and_changes_it():
     [
         ("heavi", "did you mean heavy"),
         ("heavy,levelmean=2", "did you mean level_mean"),
-        ("heavy,level_mean=high", "'high' is not a valid level_mean"),
+        ("heavy,level_mean=high", "'high' is not a valid value of level_mean"),
         ("heavy,max_operations=2.5", "is not a valid"),
         ("heavy,keeps_layout_only=perhaps", "is not a valid"),
         ("heavy,libraries=official", "is not a valid"),

@@ -103,12 +103,12 @@ def test_tiers_are_written_like_other_weights():
 @pytest.mark.parametrize(
     "text,message",
     [
-        ("official,tiers=1", "'1' is not a valid tiers"),
-        ("official,tiers=1:3", "not a valid tiers"),
-        ("official,tiers=1:3:2", "not a valid tiers"),
-        ("official,tiers=1:0:2:1", "not a valid tiers"),
-        ("official,tiers=1:1-3:2:nan", "not a valid tiers"),
-        ("official,tiers=1:a-3:2:1", "not a valid tiers"),
+        ("official,tiers=1", "'1' is not a valid value of tiers; write WEIGHT:OPERATIONS:MEAN:STD"),
+        ("official,tiers=1:3", "not a valid value of tiers"),
+        ("official,tiers=1:3:2", "not a valid value of tiers"),
+        ("official,tiers=1:0:2:1", "not a valid value of tiers"),
+        ("official,tiers=1:1-3:2:nan", "not a valid value of tiers"),
+        ("official,tiers=1:a-3:2:1", "not a valid value of tiers"),
         ("official,tiers=-1:0+1:1-3:2:1", "weights of 0 or more"),
         ("official,tiers=0:0+0:1:2:1", "not all 0"),
         (

@@ -43,6 +43,15 @@ def test_unreadable_images_of_both_sets_are_listed_and_counted_and_the_status_is
     assert train.main(arguments) == 1 and "5 images could not be read" in capsys.readouterr().out
 
 
+def test_hold_out_images_that_are_trained_on_are_counted(tmp_path, make_set, sets, caplog):
+    both = make_set("both", 16)
+    assert train.main([*SMALL, "--train", str(both), "--val", str(both), "--out", str(tmp_path / "run")]) == 0
+    assert "16 of 16 hold-out images are trained on" in caplog.text
+    caplog.clear()
+    train.main([*SMALL, *sets, "--out", str(tmp_path / "apart")])
+    assert "are trained on" not in caplog.text
+
+
 def test_a_hold_out_without_a_readable_image_is_an_error(tmp_path, make_set, sets):
     val = make_set("val", 4, first=500)
     for path in val.parent.glob("*.jpg"):

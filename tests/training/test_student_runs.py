@@ -203,7 +203,7 @@ def test_scores_that_do_not_fit_the_images_are_refused(student, scored, make_set
     other = tmp_path / "other.csv"
     other.write_text(scored.read_text().replace("name,score,a,b", "name,score,a,c", 1))
     assert "not from the same experts" in refused(f"{scored} {other}", *more)
-    assert "no weight for expert b" in refused(str(scored), "--fusion-weights", "a=1")
+    assert "--fusion-weights has no weight for expert b" in refused(str(scored), "--fusion-weights", "a=1")
     assert "come without tokens" in refused(str(scored), "--token-weight", "1")
     assert "needs the teachers themselves" in refused(str(scored), "--distill-target", "view")
     logits = pd.read_csv(scored).assign(a=1.7)
