@@ -75,10 +75,11 @@ def calibrate(arguments: list[str]) -> None:
     if not args.predictions and not args.without_labels:
         raise UserError("pass labeled --predictions, or predictions of real images with --without-labels")
     from featdistill.calibration import fit, tables
-    from featdistill.calibration.calibrator import check_out
+    from featdistill.calibration.calibrator import FORMAT
     from featdistill.calibration.reading import read_rows
+    from featdistill.records.provenance import check_replaceable
 
-    check_out(args.out)
+    check_replaceable(args.out, FORMAT)
     rows = read_rows(args.predictions, args.labels, args.without_labels, args.by)
     calibrator = fit.fit(rows, args.fpr, args.fnr, args.seed)
     calibrator.save(args.out)

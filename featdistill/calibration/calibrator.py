@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from featdistill import atomic
 from featdistill.command_line import UserError
-from featdistill.records.provenance import claim, differences, read_record
+from featdistill.records.provenance import differences, read_record
 
 REAL, UNSURE, AI = "real", "unsure", "AI"
 PLATT, ISOTONIC = "platt", "isotonic"
@@ -151,14 +151,6 @@ class Calibrator:
             f"At most {share(self.fpr)} of real images like those it was calibrated on are called AI{rest}"
             f"{groups}."
         )
-
-
-def check_out(path: str | Path) -> None:
-    """Raise a `UserError` if there is a file that is not a calibrator, which `save` would replace."""
-    is_ours = (
-        Path(path).is_file() and (read_record(path, "choose another --out") or {}).get("format") == FORMAT
-    )
-    claim(path, None, {}, occupied=Path(path).exists() and not is_ours)
 
 
 def verdicts_of(logits: np.ndarray, ai_threshold: float, real_threshold: float | None) -> np.ndarray:

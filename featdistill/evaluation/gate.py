@@ -21,7 +21,7 @@ from featdistill.evaluation.intervals import difference_bounds
 from featdistill.evaluation.splits import Split
 from featdistill.evaluation.stratified import aucs
 from featdistill.records.predictions import name_list
-from featdistill.records.provenance import claim, read_record
+from featdistill.records.provenance import check_replaceable, read_record
 from featdistill.records.strata import column_strata
 from featdistill.text_tables import number, table
 
@@ -42,10 +42,7 @@ def write_baseline(path: str | Path, splits: Sequence[Split]) -> None:
     Raises:
         UserError: there is another file.
     """
-    path = Path(path)
-    is_ours = path.is_file() and (read_record(path, "choose another name") or {}).get("format") == FORMAT
-    occupied = path.exists() and not is_ours
-    claim(path, None, {}, occupied=occupied, remedy="choose another name for --keep-baseline")
+    check_replaceable(path, FORMAT, "choose another name for --keep-baseline")
     kept = {
         split.name: {
             "names": split.frame["name"].tolist(),
@@ -90,8 +87,8 @@ def compare(
 
     Args:
         splits: with the columns of `by`.
-        by: columns of the labels; each of their values is a category. One with a single class is set against
-            all images of the other, as in breakdowns.
+        by: columns of the labels; each value of each column is a category. A category with images of only one
+            class is compared with all images of the other class, as in breakdowns.
         margin: how far an AUC may fall.
 
     Returns:

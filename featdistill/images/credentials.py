@@ -20,7 +20,7 @@ INSTALL = "Content Credentials need the package c2pa-python; run pip install c2p
 _OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 # IPTC's digital source types of images that a model made, in whole or in part.
 _AI_SOURCES = {"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"}
-# It is no fault of the file that no list of trusted signers is at hand.
+# Not an error of the file: we keep no list of trusted signers.
 _UNTRUSTED = "signingCredential.untrusted"
 
 

@@ -127,13 +127,13 @@ def judge(
             dataset = ScoreDataset(rows, keys, PRESETS[PRESET], SEED, views=predictor.views)
             entry = {"manifest": predictions.manifest_entry(manifest, path), "redelivery": made_from}
             _score(predictor, rows, dataset, path, entry, processes)
-            stability = processes.on_main(lambda: _stability(frame, read_copies(out), calibrator))
+            copies = processes.on_main(lambda: read_copies(out))
+            stability = _stability(frame, copies, calibrator)
     if processes.is_main:
         _log.info("%s: verdicts", write_verdicts(out, calibrator, stability, made_from))
         if calibrator:
             _log.info("%s", calibrator.promise())
         if calibrator and stability:
-            copies = read_copies(out)
             scores = frame.set_index("name")["score"][[*copies]].to_numpy()
             rates = flip_rates(scores, [*copies.values()], calibrator)
             _log.info("%s", flip_sentence(rates, request.near))

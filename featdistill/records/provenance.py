@@ -102,6 +102,15 @@ def read_record(
     return record
 
 
+def check_replaceable(
+    path: str | Path, kind: str, remedy: str = "choose another --out, or remove it"
+) -> None:
+    """Raise a `UserError` if there is anything but a JSON file whose `format` is `kind`."""
+    path = Path(path)
+    is_ours = path.is_file() and (read_record(path, remedy) or {}).get("format") == kind
+    claim(path, None, {}, occupied=path.exists() and not is_ours, remedy=remedy)
+
+
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
     """Flatten nested objects, and lists of objects, to `outer.inner` -> JSON text."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
