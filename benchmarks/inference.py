@@ -43,8 +43,8 @@ from featdistill.atomic import write_json
 from featdistill.command_line import Parser, within, worker_count
 from featdistill.inference import compute
 from featdistill.inference.float8 import require_float8, with_float8
+from featdistill.inference.references import open_expert
 from featdistill.models.expert import Expert, create_expert
-from featdistill.published.loading import open_expert
 
 ENSEMBLE = "ensemble"
 PAPER = ["clip_l14", "clip_l14", "siglip_so400m", "siglip_so400m"]
@@ -211,7 +211,7 @@ def print_ratios(speed: list[dict], release: list[dict]) -> None:
 def _experts(arguments: Namespace) -> list[tuple[str, Expert]]:
     """Return experts in evaluation mode, each with the name of its backbone."""
     if arguments.experts:
-        loaded = [open_expert(folder) for folder in arguments.experts]
+        loaded = [open_expert(folder).expert for folder in arguments.experts]
         return [(f"{one.spec.name} at {one.spec.input_size}", one) for one in loaded]
     # Initializing a large network takes long, and two of a kind may as well have the same weights.
     size, names = arguments.input_size, arguments.backbones

@@ -41,8 +41,8 @@ from featdistill.inference.detector import Detector
 from featdistill.inference.journal import PartialScores, claim_scores, score_resumably
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.processes import Processes
+from featdistill.inference.references import is_folder
 from featdistill.models.expert import latest_experts, read_card
-from featdistill.published.loading import is_published
 from featdistill.records import predictions
 from featdistill.records.logits import logits_of, probabilities
 from featdistill.records.manifest import BANK_VIEW, make_manifest, read_manifest, write_manifest
@@ -224,7 +224,7 @@ def _load(args: Namespace) -> tuple[Predictor, list[Path]]:
     if not folders and not args.released:
         folders = latest_experts()
     settings = {name: getattr(args, name) for name in _SETTINGS}
-    ours = [folder for folder in folders if not is_published(folder)]
+    ours = [folder for folder in folders if is_folder(folder)]
     return load_ensemble(folders, args.released, **settings), ours
 
 

@@ -26,12 +26,12 @@ from featdistill.data.views import PLAIN, View, parse_tta
 from featdistill.inference import compute
 from featdistill.inference.float8 import require_float8, with_float8
 from featdistill.inference.fusion import Fusion, parse_fusion, parse_weights
+from featdistill.inference.references import Opened, card_of, name_of, open_expert
 from featdistill.inference.scoring import score_all
-from featdistill.models.expert import Expert, load_expert, read_card
+from featdistill.models.expert import Expert
 from featdistill.models.features import POOLED
 from featdistill.models.released import read_released, released_hashes
 from featdistill.process_setup import keep_freed_memory
-from featdistill.published.loading import is_published, load_published, name_of
 from featdistill.records.provenance import as_json
 
 _log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def load_ensemble(
     """Load an ensemble; the settings are the flags of `predict.py`.
 
     Args:
-        experts: experts' folders, or `published:NAME[=FILE[,BACKBONE]]`, see `featdistill.published.loading`.
+        experts: what names each of them, see `featdistill.inference.references`.
         released: folder of the authors' released experts.
 
     Raises:
@@ -193,13 +193,12 @@ def load_ensemble(
         # Activations of one batch are the memory of the next.
         keep_freed_memory()
     folders = _by_name(experts)
-    cards = {name: read_card(folder) for name, folder in folders.items() if not is_published(folder)}
-    loaded, hashes, origins = {}, {}, {}
-    for name, folder in folders.items():
-        if name in cards:
-            loaded[name], hashes[name] = load_expert(folder), cards[name]["weights_sha256"]
-        else:
-            loaded[name], hashes[name], origins[name] = load_published(folder)
+    # Before any weights: a missing expert is reported at once.
+    for folder in folders.values():
+        card_of(folder)
+    opened = {name: open_expert(folder) for name, folder in folders.items()}
+    loaded = {name: one.expert for name, one in opened.items()}
+    hashes = {name: one.weights_sha256 for name, one in opened.items()}
     if released:
         their_hashes = released_hashes(released)
         for stem, expert in read_released(released).items():
@@ -232,20 +231,24 @@ def load_ensemble(
         compiled,
         tta,
         views,
-        _training(cards) | ({"published": origins} if origins else {}),
+        _history(opened),
         sources,
     )
 
 
-def _training(cards: dict[str, dict]) -> dict[str, dict[str, str]]:
-    """Return the recipes of our experts, and the versions they were trained with."""
-    recipes = {name: card["recipe"]["name"] for name, card in cards.items() if "recipe" in card}
+def _history(opened: dict[str, Opened]) -> dict[str, dict[str, str]]:
+    """Return the recipes of our experts, the versions they were trained with, and where others come from."""
+    recipes = {name: one.card["recipe"]["name"] for name, one in opened.items() if "recipe" in one.card}
     versions = {
-        name: ", ".join(f"{package} {version}" for package, version in card["versions"].items())
-        for name, card in cards.items()
-        if "versions" in card
+        name: ", ".join(f"{package} {version}" for package, version in one.card["versions"].items())
+        for name, one in opened.items()
+        if "versions" in one.card
     }
-    return {"recipe": recipes, "trained_with": versions}
+    history: dict[str, dict[str, str]] = {"recipe": recipes, "trained_with": versions}
+    for name, one in opened.items():
+        for title, text in one.origin.items():
+            history.setdefault(title, {})[name] = text
+    return history
 
 
 def _batch_size(requested: str, device: torch.device) -> int | None:
@@ -263,13 +266,10 @@ def default_workers() -> int:
 
 
 def _by_name(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """Name each expert after its run, `runs/x/stage2/clip_l14_a/expert` is `clip_l14_a`, or as published."""
+    """Return what names each expert by a name of its own."""
     names: dict[str, Path] = {}
     for folder in map(Path, folders):
-        path = folder.resolve()
-        name = path.parent.name if path.name in ("expert", "expert-last") else path.name
-        name = name_of(folder) if is_published(folder) else name
-        names[_unused_name(name, names)] = folder
+        names[_unused_name(name_of(folder), names)] = folder
     return names
 
 

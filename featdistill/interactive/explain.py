@@ -19,10 +19,10 @@ from featdistill.command_line import UserError
 from featdistill.data.preprocessing import prepare
 from featdistill.images.listing import printable
 from featdistill.images.reading import BrokenImage, read_image
-from featdistill.models.expert import Expert, read_card
+from featdistill.inference.references import Opened, is_folder, name_of, open_expert
+from featdistill.models.expert import Expert
 from featdistill.models.masking import PatchMasking, fill_patches, texture_scores
 from featdistill.models.token_maps import LOGIT, token_map
-from featdistill.published.loading import is_published, name_of, open_expert
 from featdistill.recipe_groups import Masking
 from featdistill.report.gallery import ExpertMap, Explainer
 
@@ -71,8 +71,8 @@ def explainer(folder: str | Path) -> Explainer:
     Raises:
         UserError: the folder is not an expert.
     """
-    expert = open_expert(folder)
-    name = _name(expert, folder)
+    opened = open_expert(folder)
+    expert, name = opened.expert, _name(opened, folder)
 
     def explained(image: np.ndarray) -> ExpertMap:
         maps = explain(expert, image)
@@ -87,7 +87,8 @@ def explain_file(location: str, folder: str, out: str, options: Masking = TEXTUR
     Raises:
         UserError: the image or the expert cannot be read.
     """
-    expert = open_expert(folder)
+    opened = open_expert(folder)
+    expert = opened.expert
     try:
         image = read_image(location)
     except BrokenImage as error:
@@ -95,7 +96,7 @@ def explain_file(location: str, folder: str, out: str, options: Masking = TEXTUR
     maps = explain(expert, image, options, seed)
     hidden = maps["mask"]
     mask_title = f"{options.mask} masked, {hidden.sum()} of {hidden.size} patches"
-    draw(maps, f"{printable(Path(location).name)}, seen by {_name(expert, folder)}", mask_title, out)
+    draw(maps, f"{printable(Path(location).name)}, seen by {_name(opened, folder)}", mask_title, out)
     return f"P(AI) {maps['probability']:.4f}; {maps['map_kind']} -> {out}"
 
 
@@ -168,7 +169,7 @@ def _title_and_colors(maps: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return f"{kind} (red: AI)", {"cmap": "coolwarm", "vmin": -limit, "vmax": limit}
 
 
-def _name(expert: Expert, folder: str | Path) -> str:
-    if is_published(folder):
+def _name(opened: Opened, folder: str | Path) -> str:
+    if not is_folder(folder):
         return name_of(folder)
-    return read_card(folder).get("recipe", {}).get("name", expert.spec.name)
+    return opened.card.get("recipe", {}).get("name", opened.expert.spec.name)

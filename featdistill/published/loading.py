@@ -13,7 +13,7 @@ import torch
 
 from featdistill.command_line import UserError, one_of
 from featdistill.models.backbones import build
-from featdistill.models.expert import Expert, load_expert
+from featdistill.models.expert import Expert
 from featdistill.models.frozen import layer_hashes
 from featdistill.published import community_forensics, files, rine, universal_fake_detect
 from featdistill.published.entry import Published
@@ -72,11 +72,6 @@ def load_published(reference: str | Path) -> Loaded:
         layers = "".join(layer_hashes(expert.backbone))
         weights_sha256 = hashlib.sha256(f"{sha256}{layers}".encode()).hexdigest()
     return Loaded(expert, weights_sha256, origin)
-
-
-def open_expert(reference: str | Path) -> Expert:
-    """Return the expert of a folder, or a published detector."""
-    return load_published(reference).expert if is_published(reference) else load_expert(reference)
 
 
 def _filled(name: str, path: Path, backbone_weights: str | None) -> tuple[Expert, str]:
