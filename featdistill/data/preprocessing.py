@@ -29,8 +29,8 @@ class Preprocessing:
         size: side S of the input in px; with `sizes`, the smallest.
         resize: `shorter` (antialiased bicubic of the shorter side to S, then crop), `squash` (both sides to
             S), or `crop` (no resizing; an image smaller than S is tiled). Published detectors also have
-            torchvision's: `bilinear:N` (Pillow's bilinear of the shorter side to N px, then crop) and `pad`
-            (no resizing; an image smaller than S gets a black border).
+            torchvision's: `bilinear:N` and `bicubic:N` (Pillow's filter, of the shorter side to N px, then
+            crop) and `pad` (no resizing; an image smaller than S gets a black border).
         mean, std: normalization of pixels in [0, 1], done on the device.
         max_side_px: the longer side to which larger images are reduced before all else, see `limit_side`;
             that of the distortion policy in training.
@@ -93,7 +93,7 @@ class Place(NamedTuple):
 
 CENTER = Place()
 _MAX_ASPECT = 16
-_BILINEAR = "bilinear:"
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def parse_sizes(text: str | None) -> tuple[int, ...]:
@@ -177,7 +177,7 @@ def to_planes(image: np.ndarray) -> Tensor:
 
 def _is_strip(image: np.ndarray, resize: str) -> bool:
     shorter, longer = sorted(image.shape[:2])
-    return resize.startswith(("shorter", _BILINEAR)) and longer > _MAX_ASPECT * shorter
+    return (resize == "shorter" or ":" in resize) and longer > _MAX_ASPECT * shorter
 
 
 def _resized(image: np.ndarray, size: int, resize: str) -> np.ndarray:
@@ -188,8 +188,8 @@ def _resized(image: np.ndarray, size: int, resize: str) -> np.ndarray:
     target = (size, size) if resize == "squash" else (side * height // shorter, side * width // shorter)
     if target == (height, width):
         return image
-    if resize.startswith(_BILINEAR):
-        return np.asarray(Image.fromarray(image).resize(target[::-1], Image.Resampling.BILINEAR))
+    if ":" in resize:
+        return np.asarray(Image.fromarray(image).resize(target[::-1], _FILTERS[resize.partition(":")[0]]))
     # Permuted like this, PyTorch recognizes the channels-last format and resizes the channels together.
     pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     pixels = interpolate(pixels, target, mode="bicubic", antialias=True)
@@ -197,8 +197,8 @@ def _resized(image: np.ndarray, size: int, resize: str) -> np.ndarray:
 
 
 def shorter_side(size: int, resize: str) -> int:
-    """Return the length in px to which `shorter` and `bilinear:N` bring the shorter side of an image."""
-    return int(resize.removeprefix(_BILINEAR)) if resize.startswith(_BILINEAR) else size
+    """Return the length in px to which `shorter`, `bilinear:N` and their like bring the shorter side."""
+    return int(resize.partition(":")[2] or size)
 
 
 def _padded(image: np.ndarray, size: int) -> np.ndarray:

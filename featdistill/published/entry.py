@@ -21,6 +21,11 @@ class Source(NamedTuple):
         """The address of the file's page, where it can be downloaded."""
         return f"https://{self.host}/{self.repository}/blob/{self.revision}/{self.file}"
 
+    @property
+    def address(self) -> str:
+        """The address of the file itself on GitHub, also of one that is kept outside git (LFS)."""
+        return f"https://{self.host}/{self.repository}/raw/{self.revision}/{self.file}"
+
 
 @dataclass(frozen=True)
 class Published:
@@ -30,7 +35,7 @@ class Published:
         title: the detector, for people to read.
         license: that of the file.
         source: where the file is.
-        parameters: number of values in the file.
+        parameters: number of parameters in the file.
         spec: the backbone, up to what its feature is.
         resize: see `Preprocessing`.
         has_backbone: whether the file holds the backbone, too; if not, it comes from `spec`.

@@ -1,5 +1,6 @@
 """Files of published detectors: downloaded once, compared with what is known of them, and read strictly."""
 
+import argparse
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ from featdistill.command_line import UserError
 from featdistill.models.released_files import read_state
 from featdistill.models.weights import first_line
 from featdistill.published.entry import Published, Source
+
+# What PyTorch puts before the names of a model trained on several GPUs.
+_PARALLEL = "module."
 
 
 def fetch(source: Source) -> Path:
@@ -31,8 +35,7 @@ def fetch(source: Source) -> Path:
         target = Path(torch.hub.get_dir(), "checkpoints", f"{source.revision[:12]}-{Path(source.file).name}")
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
-            address = f"https://raw.githubusercontent.com/{source.repository}/{source.revision}/{source.file}"
-            torch.hub.download_url_to_file(address, str(target), progress=False)
+            torch.hub.download_url_to_file(source.address, str(target), progress=False)
         return target
     except Exception as error:  # the clients raise many types
         raise UserError(
@@ -67,8 +70,14 @@ def _git_blob(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the tensors of a file as float32; it has exactly those with these names and shapes.
+def read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a file, which has exactly those with these names and shapes.
+
+    Training scripts save them under `model`, `state_dict` or `net`, perhaps with `module.` before every name.
+    Next to them may be their command line, an `argparse.Namespace`; no other class is loaded.
+
+    Args:
+        expected: tensors of these shapes; numbers in floating point become float32.
 
     Raises:
         UserError: it is not a file of weights, or has other names or shapes.
@@ -79,18 +88,24 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]
         except safetensors.SafetensorError as error:
             raise UserError(f"{path} is not a readable weights file: {first_line(error)}") from error
     else:
-        state = read_state(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = read_state(path)
+        inner = [state[key] for key in ("model", "state_dict", "net") if isinstance(state.get(key), dict)]
+        state = inner[0] if inner else state
+        if all(str(key).startswith(_PARALLEL) for key in state):
+            state = {key.removeprefix(_PARALLEL): value for key, value in state.items()}
     for what, names in (
-        ("lacks the key", shapes.keys() - state.keys()),
-        ("has the unexpected key", state.keys() - shapes),
+        ("lacks the key", expected.keys() - state.keys()),
+        ("has the unexpected key", state.keys() - expected.keys()),
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{path} {what} {min(names)}{more}")
-    for name, shape in shapes.items():
-        value = state[name]
-        if not isinstance(value, Tensor) or not value.is_floating_point() or tuple(value.shape) != shape:
-            is_tensor = isinstance(value, Tensor)
+            raise UserError(f"{path} {what} {min(names, key=str)}{more}")
+    for name, like in expected.items():
+        value, is_float = state[name], like.is_floating_point()
+        is_tensor = isinstance(value, Tensor)
+        if not is_tensor or value.is_floating_point() != is_float or value.shape != like.shape:
             found = f"{tuple(value.shape)} {value.dtype}" if is_tensor else type(value).__name__
-            raise UserError(f"{path}: {name} is {found}, expected {shape} in floating point")
-    return {name: state[name].to(torch.float32).contiguous() for name in shapes}
+            kind = "floating point" if is_float else "whole numbers"
+            raise UserError(f"{path}: {name} is {found}, expected {tuple(like.shape)} in {kind}")
+    return {name: state[name].to(like.dtype).contiguous() for name, like in expected.items()}

@@ -1,8 +1,8 @@
 """From `published:NAME[=FILE[,BACKBONE]]` to an expert; `python -m featdistill published --list` names them.
 
 FILE is the detector's file; by default, it is downloaded from where its authors put it, at a fixed commit.
-BACKBONE is a file with the weights of its backbone, if FILE does not hold them; by default, timm downloads
-them. FILE may be left empty, as in `published:ufd=,clip.safetensors`.
+BACKBONE is a file with the weights of its backbone, if FILE does not hold them; by default, timm or
+open_clip downloads them. FILE may be left empty, as in `published:ufd=,clip.safetensors`.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from featdistill.command_line import UserError, one_of
 from featdistill.models.backbones import build
 from featdistill.models.expert import Expert
 from featdistill.models.frozen import layer_hashes
-from featdistill.published import community_forensics, files, rine, universal_fake_detect
+from featdistill.published import clipdet, community_forensics, files, rine, safe, universal_fake_detect
 from featdistill.published.entry import Published
 from featdistill.text_tables import table
 
@@ -24,6 +24,8 @@ DETECTORS: dict[str, Published] = {
     **community_forensics.DETECTORS,
     **universal_fake_detect.DETECTORS,
     **rine.DETECTORS,
+    **clipdet.DETECTORS,
+    **safe.DETECTORS,
 }
 # Logits of a head in float32 differ by less on other machines.
 _GOLDEN_TOLERANCE = 1e-4
@@ -87,7 +89,7 @@ def _filled(name: str, path: Path, backbone_weights: str | None) -> tuple[Expert
     expert = entry.make(backbone, entry.spec, entry.resize)
     state = expert.state_dict()
     names = {ours: theirs for ours in state if (theirs := entry.name_in_file(ours))}
-    tensors = files.read(path, {theirs: tuple(state[ours].shape) for ours, theirs in names.items()})
+    tensors = files.read(path, {theirs: state[ours] for ours, theirs in names.items()})
     state |= {ours: tensors[theirs] for ours, theirs in names.items()}
     expert.load_state_dict(state, strict=True, assign=True)
     return expert.to(memory_format=torch.channels_last).eval(), sha256

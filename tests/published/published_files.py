@@ -3,7 +3,9 @@
 Written from the authors' code with torchvision, timm and open_clip alone.
 """
 
+import argparse
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import open_clip
@@ -11,6 +13,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 from torchvision import transforms
@@ -93,11 +96,66 @@ def rine_logits(state: dict[str, torch.Tensor], visual: nn.Module, images: torch
     return stack(stack(blended, "proj2"), "head")[:, 0]
 
 
+def clipdet(path, backbone_path, patch: pytest.MonkeyPatch, prefix: str) -> Callable:
+    """Write a head of ClipDet and open_clip's file of a small CLIP; return the way from images to logits."""
+    vision = {"image_size": 224, "layers": DEPTH, "width": WIDTH, "patch_size": 14, "head_width": 32}
+    text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1}
+    config = {"embed_dim": JOINT, "vision_cfg": vision, "text_cfg": text}
+    patch.setitem(open_clip.factory._MODEL_CONFIGS, "small-clip", config)
+    torch.manual_seed(4)
+    clip = open_clip.create_model("small-clip")
+    for parameter in clip.parameters():
+        nn.init.normal_(parameter, std=0.1 if parameter.ndim > 1 else 0.5)
+    torch.save(clip.state_dict(), backbone_path)
+    head = nn.Linear(WIDTH, 1)
+    torch.save({"model": {f"{prefix}fc.{key}": value for key, value in head.state_dict().items()}}, path)
+    clip.visual.proj = None
+    clip.eval()
+    return lambda images: head(clip.encode_image(images, normalize=True))[:, 0]
+
+
+def safe(path) -> Callable:
+    """Write a checkpoint of SAFE, and return the way from pixels in [0, 1] to two outputs."""
+    torch.manual_seed(5)
+    network = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [3, 4, 6, 3])
+    network.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    network.layer3 = network.layer4 = network.fc = nn.Identity()
+    network.fc1 = nn.Linear(512, 2)
+    content = {"model": network.state_dict(), "optimizer": {"state": {}, "param_groups": []}, "epoch": 19}
+    torch.save(content | {"scaler": {"scale": 65536.0}, "args": argparse.Namespace(lr=1e-4)}, path)
+    network.eval()
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return network.fc1(network(resized_band(images)))
+
+    return forward
+
+
+def wavelet_band(images: torch.Tensor) -> torch.Tensor:
+    """The HH band of bior1.3, whose high-pass filter is (0, 0, -1, 1, 0, 0) / sqrt(2), as a convolution."""
+    padded = np.pad(images.double().numpy(), ((0, 0), (0, 0), (4, 5), (4, 5)), mode="symmetric")
+    taps = torch.tensor([0, 0, -1, 1, 0, 0], dtype=torch.float64) / 2**0.5
+    kernel = torch.outer(taps, taps).expand(3, 1, 6, 6)
+    return nn.functional.conv2d(torch.from_numpy(padded), kernel, stride=2, groups=3).float()
+
+
+def resized_band(images: torch.Tensor) -> torch.Tensor:
+    """What SAFE's network gets."""
+    return transforms.Resize(images.shape[-2:])(wavelet_band(images))
+
+
 def published_pixels(
-    pictures: list[np.ndarray], size: int, resized: int | None, statistics: tuple
+    pictures: list[np.ndarray], size: int, resized: int | None, statistics: tuple, bicubic: bool = False
 ) -> torch.Tensor:
     """torchvision's transforms of the authors' test code, of images (H, W, 3) uint8."""
-    steps = [transforms.Resize(resized)] if resized else []
+    how = transforms.InterpolationMode.BICUBIC if bicubic else transforms.InterpolationMode.BILINEAR
+    steps = [transforms.Resize(resized, how)] if resized else []
     steps += [transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(*statistics)]
     prepared = transforms.Compose(steps)
     return torch.stack([prepared(Image.fromarray(picture)) for picture in pictures])

@@ -112,12 +112,13 @@ def test_the_published_heads_give_the_known_logits(shared, capsys, name):
 
 
 def test_a_file_has_as_many_parameters_as_published():
+    clips = {}
     with torch.device("meta"):
-        clip = loading.build(loading.DETECTORS["ufd"].spec)
         for name, entry in loading.DETECTORS.items():
-            backbone = loading.build(entry.spec) if entry.has_backbone else clip
-            state = entry.make(backbone, entry.spec, entry.resize).state_dict()
-            found = {entry.name_in_file(key): tuple(value.shape) for key, value in state.items()}
+            backbone = loading.build(entry.spec) if entry.has_backbone else clips.get(entry.spec.full_name)
+            backbone = backbone or clips.setdefault(entry.spec.full_name, loading.build(entry.spec))
+            parameters = entry.make(backbone, entry.spec, entry.resize).named_parameters()
+            found = {entry.name_in_file(key): tuple(value.shape) for key, value in parameters}
             found.pop(None, None)
             assert sum(map(np.prod, found.values())) == entry.parameters
             if name.startswith("rine"):
@@ -196,9 +197,9 @@ def test_downloads_come_from_the_fixed_commit_once(monkeypatch, tmp_path):
     assert len(paths) == 2 and all(path.is_file() for path in paths)
     assert fetched == [
         "OwensLab/commfor-model-224/model.safetensors@26afc31e6b40c312c3fd42c05a758be62446215b",
-        "https://raw.githubusercontent.com/WisconsinAIVision/UniversalFakeDetect/"
+        "https://github.com/WisconsinAIVision/UniversalFakeDetect/raw/"
         "76a0e3e60a8a06458707a625d269ba815a2e5919/pretrained_weights/fc_weights.pth",
-        "https://raw.githubusercontent.com/mever-team/rine/9b7fd5857cc205d0412be6aeee0d7611b95bd620/ckpt/"
+        "https://github.com/mever-team/rine/raw/9b7fd5857cc205d0412be6aeee0d7611b95bd620/ckpt/"
         "model_4class_trainable.pth",
     ]
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: 1 / 0)
