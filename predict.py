@@ -50,8 +50,8 @@ def build_parser() -> Parser:
         "--experts",
         nargs="+",
         metavar="DIR",
-        help="experts' folders, or published:NAME for a published detector, see docs/published.md (default: "
-        "experts of the last run)",
+        help="experts' folders, onnx:DIR for exported ones, or published:NAME for published detectors, see "
+        "docs/published.md (default: experts of the last run)",
     )
     ensemble.add_argument("--released", metavar="DIR", help="folder of the authors' released experts")
     ensemble.add_argument(

@@ -68,9 +68,13 @@ def choose_precision(name: str | None, device: torch.device) -> str:
     return name
 
 
-def cast(expert: Expert, precision: str) -> Expert:
-    """Cast an expert's backbone in place, for inference only; for `fp8` see also `with_float8`."""
-    expert.backbone.to(PRECISIONS[precision])
+def cast(expert: nn.Module, precision: str) -> nn.Module:
+    """Cast an expert's backbone in place, for inference only; for `fp8` see also `with_float8`.
+
+    A graph, which has the arithmetic it was exported with, stays as it is.
+    """
+    if isinstance(expert, Expert):
+        expert.backbone.to(PRECISIONS[precision])
     return expert
 
 

@@ -259,7 +259,8 @@ def _plan(args: Namespace, folders: Sequence[Path]) -> list[tuple[Path, Path]]:
         manifests = _split_manifests(args.split, Path(args.data) if args.data else _data_folder(folders[0]))
     else:
         raise UserError(
-            "released and published experts do not record where the splits are; use --data DIR or --manifest"
+            "released, exported and published experts do not record where the splits are; use --data DIR or "
+            "--manifest"
         )
     if is_file and len(manifests) > 1:
         raise UserError("--out names one file, but several splits are requested; name a folder")

@@ -33,6 +33,7 @@ from featdistill.models.features import POOLED
 from featdistill.models.released import read_released, released_hashes
 from featdistill.process_setup import keep_freed_memory
 from featdistill.records.provenance import as_json
+from featdistill.runtimes.graph_expert import GraphExpert
 
 _log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ def load_ensemble(
     if workers is not None and not 0 <= workers <= MAX_WORKERS:
         raise UserError(f"--workers must be from 0 to {MAX_WORKERS}, not {workers}")
     chosen = compute.choose_device(device)
-    precision = compute.choose_precision(precision, chosen)
+    computed_in = compute.choose_precision(precision, chosen)
     images_per_batch = _batch_size(str(batch_size), chosen)
     tta, views = parse_tta(tta)
     fused = parse_fusion(fusion)
@@ -198,6 +199,14 @@ def load_ensemble(
         card_of(folder)
     opened = {name: open_expert(folder) for name, folder in folders.items()}
     loaded = {name: one.expert for name, one in opened.items()}
+    if graph := next((name for name, one in loaded.items() if isinstance(one, GraphExpert)), None):
+        if device not in (None, "cpu") or precision not in (None, "fp32") or compiled:
+            raise UserError(
+                f"expert {graph} is a graph: it runs on the CPU, as it was exported; leave out --device, "
+                "--precision and --compile"
+            )
+        chosen, computed_in = torch.device("cpu"), "fp32"
+        images_per_batch = _batch_size(str(batch_size), chosen)
     hashes = {name: one.weights_sha256 for name, one in opened.items()}
     if released:
         their_hashes = released_hashes(released)
@@ -225,7 +234,7 @@ def load_ensemble(
         hashes,
         fused,
         chosen,
-        precision,
+        computed_in,
         images_per_batch,
         default_workers() if workers is None else workers,
         compiled,

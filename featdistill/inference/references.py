@@ -1,4 +1,7 @@
-"""What names an expert wherever one is scored with: its folder, or `published:NAME[=FILE[,BACKBONE]]`."""
+"""What names an expert wherever one is scored with.
+
+Its folder; `onnx:DIR`, the folder of an exported one; or `published:NAME[=FILE[,BACKBONE]]`.
+"""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -6,6 +9,8 @@ from typing import Any, NamedTuple
 from featdistill.models.expert import Expert, load_expert, read_card
 from featdistill.published.loading import is_published, load_published
 from featdistill.published.loading import name_of as published_name
+from featdistill.runtimes import exported
+from featdistill.runtimes.graph_expert import GraphExpert
 
 
 class Opened(NamedTuple):
@@ -14,19 +19,19 @@ class Opened(NamedTuple):
     Attributes:
         expert: in evaluation mode, on the CPU, in float32.
         weights_sha256: of its weights.
-        card: the content of its `expert.json`; empty for an expert of others.
-        origin: entries of a sidecar that say where an expert of others comes from: title -> text.
+        card: the content of its `expert.json`; empty for an exported expert and one of others.
+        origin: entries of a sidecar that say where such an expert comes from: title -> text.
     """
 
-    expert: Expert
+    expert: Expert | GraphExpert
     weights_sha256: str
     card: dict[str, Any]
     origin: dict[str, str]
 
 
 def is_folder(reference: str | Path) -> bool:
-    """Return whether this is the folder of an expert, not the name of an expert of others."""
-    return not is_published(reference)
+    """Return whether this is the folder of an expert, not the name of a graph or of one of others."""
+    return not is_published(reference) and not exported.is_exported(reference)
 
 
 def name_of(reference: str | Path) -> str:
@@ -37,12 +42,14 @@ def name_of(reference: str | Path) -> str:
     """
     if is_published(reference):
         return published_name(reference)
+    if exported.is_exported(reference):
+        return exported.name_of(reference)
     path = Path(reference).resolve()
     return path.parent.name if path.name in ("expert", "expert-last") else path.name
 
 
 def card_of(reference: str | Path) -> dict[str, Any]:
-    """Return the content of an expert's `expert.json`; empty for an expert of others."""
+    """Return the content of an expert's `expert.json`; empty for an exported expert and one of others."""
     return read_card(reference) if is_folder(reference) else {}
 
 
@@ -55,5 +62,8 @@ def open_expert(reference: str | Path) -> Opened:
     if is_published(reference):
         expert, sha256, origin = load_published(reference)
         return Opened(expert, sha256, {}, {"published": origin})
+    if exported.is_exported(reference):
+        expert, sha256, origin = exported.load_exported(reference)
+        return Opened(expert, sha256, {}, {"exported": origin})
     card = card_of(reference)
     return Opened(load_expert(reference), card["weights_sha256"], card, {})

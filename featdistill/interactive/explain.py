@@ -25,6 +25,7 @@ from featdistill.models.masking import PatchMasking, fill_patches, texture_score
 from featdistill.models.token_maps import LOGIT, token_map
 from featdistill.recipe_groups import Masking
 from featdistill.report.gallery import ExpertMap, Explainer
+from featdistill.runtimes.graph_expert import require_trained
 
 _SIZE_IN, _DPI = (12.4, 4.0), 120
 TEXTURE = Masking(mask="texture")
@@ -45,6 +46,7 @@ def explain(expert: Expert, image: np.ndarray, options: Masking = TEXTURE, seed:
         `mask` (rows, columns) bool, the masked patches; `masked` (S, S, 3) uint8, the masked input; `map`
         (rows, columns) float32 and `map_kind`, see `token_maps`; `logit` and `probability`.
     """
+    require_trained(expert, "a map")
     masking = PatchMasking(expert, options, seed)
     pixels = prepare(image, *expert.preprocessing.key)
     batch, zero = pixels[None], torch.zeros(1, dtype=torch.int64)

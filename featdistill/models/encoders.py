@@ -22,7 +22,8 @@ class BackboneSpec:
     """How to build a backbone; plain data, stored with every expert.
 
     Attributes:
-        library: timm, open_clip, or `tiny` for the small transformers of this project.
+        library: timm, open_clip, or `tiny` for the small transformers of this project; of a graph, whose
+            backbone cannot be built, the runtime.
         name: the library's name of the architecture.
         tag: the library's name of the pretrained weights, or a key of `FILE_WEIGHTS`.
         feature: what the head gets, see `features`; `pool` is the pooled embedding, `projection` the one
@@ -33,7 +34,7 @@ class BackboneSpec:
             or depth.
     """
 
-    library: Literal["timm", "open_clip", "tiny"]
+    library: Literal["timm", "open_clip", "tiny", "onnxruntime", "openvino"]
     name: str
     tag: str = ""
     feature: str = "pool"

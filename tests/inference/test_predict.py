@@ -205,7 +205,9 @@ def test_the_authors_experts_can_be_taken_as_they_are(shared, tmp_path, capsys):
     assert run(str(image), "--released", str(folder), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["experts"]) == 2 and 0 < found["images"][0]["score"] < 1
-    with pytest.raises(UserError, match="released and published experts do not record where the splits are"):
+    with pytest.raises(
+        UserError, match="released, exported and published experts do not record where the splits are"
+    ):
         run("--split", "val", "--released", str(folder))
 
 

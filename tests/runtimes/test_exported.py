@@ -1,0 +1,100 @@
+"""`onnx:DIR`: an exported graph scores like an expert, alone and in an ensemble; what cannot work says so."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import smooth_picture
+from graph_files import write_graph
+from PIL import Image
+
+import predict
+from featdistill import Detector, __main__, atomic
+from featdistill.command_line import UserError
+from featdistill.inference.predictor import load_ensemble
+from featdistill.models.expert import create_expert, save_expert
+from featdistill.runtimes.exported import CARD_FILE, FORMAT
+
+
+@pytest.fixture
+def exported(tmp_path):
+    folder = tmp_path / "brightness"
+    folder.mkdir()
+    card = {
+        "format": FORMAT,
+        "graph_format": "onnx",
+        "files": {"model.onnx": atomic.sha256_of(write_graph(folder / "model.onnx"))},
+        "preprocessing": {"size": 8, "resize": "squash", "mean": [0.5] * 3, "std": [0.5] * 3},
+        "experts": {"clip_a": {"weights_sha256": "1" * 64}},
+        "precision": "fp32",
+    }
+    (folder / CARD_FILE).write_text(json.dumps(card))
+    return folder
+
+
+def pictures():
+    return [np.full((20, 30, 3), value, np.uint8) for value in (0, 120, 250)]
+
+
+def test_a_graph_scores_like_an_expert(exported, tmp_path, capsys):
+    detector = Detector.load(f"onnx:{exported}", tta="hflip", resize="crop")
+    logits = [row.logit for row in detector(pictures())]
+    np.testing.assert_allclose(logits, [-6, 0, 6.5], atol=1e-5)
+    for index, picture in enumerate(pictures()):
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+    out = tmp_path / "scores.csv"
+    command = ["--images", str(tmp_path), "--experts", f"onnx:{exported}", "--out", str(out)]
+    assert predict.main([*command, "--workers", "0"]) == 0
+    sidecar = json.loads(out.with_suffix(".csv.json").read_text())
+    card = json.loads((exported / CARD_FILE).read_text())
+    assert sidecar["experts"] == {"brightness": card["files"]["model.onnx"]}
+    assert sidecar["exported"]["brightness"] == f"onnx fp32 of clip_a (SHA-256 {'1' * 64})"
+    assert [float(line.split(",")[1]) for line in out.read_text().splitlines()[1:]][1] == pytest.approx(0.5)
+
+
+def test_a_graph_and_a_trained_expert_form_an_ensemble(exported, tmp_path):
+    save_expert(create_expert("tiny_clip", "random"), tmp_path / "clip" / "expert")
+    detector = Detector.load(f"onnx:{exported}", tmp_path / "clip" / "expert", weights="brightness=3,clip=1")
+    for row in detector([smooth_picture(40, 50), *pictures()]):
+        experts = row.experts
+        assert row.score == pytest.approx(0.75 * experts["brightness"] + 0.25 * experts["clip"])
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"compiled": True}, {"device": "meta"}])
+def test_graphs_run_as_they_were_exported(exported, settings):
+    with pytest.raises(UserError, match=r"brightness is a graph|not available on this machine"):
+        load_ensemble([f"onnx:{exported}"], **settings)
+
+
+def test_what_needs_layers_is_refused(exported, tmp_path):
+    Image.fromarray(smooth_picture(40, 40)).save(tmp_path / "photo.png")
+    command = [
+        str(tmp_path / "photo.png"),
+        "--expert",
+        f"onnx:{exported}",
+        "--out",
+        str(tmp_path / "map.png"),
+    ]
+    with pytest.raises(UserError, match=r"a map needs an expert in PyTorch; .*model\.onnx is a graph"):
+        __main__.explain(command)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder, card: (folder / CARD_FILE).unlink(), r"is not an export: it has no export\.json"),
+        (lambda folder, card: card.update(format="x"), "format that this version cannot read"),
+        (lambda folder, card: card.pop("experts"), "is incomplete"),
+        (lambda folder, card: card.update(files={}), r"does not give the SHA-256 of model\.onnx"),
+        (lambda folder, card: card["files"].update({"../x": "0"}), r"has no \.\./x"),
+        (lambda folder, card: write_graph(folder / "model.onnx", weight=1.0), "its SHA-256 differs"),
+        (lambda folder, card: (folder / "model.onnx").unlink(), r"has no model\.onnx"),
+    ],
+)
+def test_a_damaged_export_is_one_line(exported, damage, message):
+    card = json.loads((exported / CARD_FILE).read_text())
+    damage(exported, card)
+    if (exported / CARD_FILE).exists():
+        (exported / CARD_FILE).write_text(json.dumps(card))
+    with pytest.raises(UserError, match=message):
+        load_ensemble([f"onnx:{exported}"])
