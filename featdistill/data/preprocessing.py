@@ -30,7 +30,8 @@ class Preprocessing:
         resize: `shorter` (antialiased bicubic of the shorter side to S, then crop), `squash` (both sides to
             S), or `crop` (no resizing; an image smaller than S is tiled). Published detectors also have
             torchvision's: `bilinear:N` and `bicubic:N` (Pillow's filter, of the shorter side to N px, then
-            crop) and `pad` (no resizing; an image smaller than S gets a black border).
+            crop) and `pad` (no resizing; an image smaller than S gets a black border). `rounded:N` is
+            `bilinear:N` with the longer side rounded, not cut off, and the crop's position rounded down.
         mean, std: normalization of pixels in [0, 1], done on the device.
         max_side_px: the longer side to which larger images are reduced before all else, see `limit_side`;
             that of the distortion policy in training.
@@ -94,6 +95,7 @@ class Place(NamedTuple):
 CENTER = Place()
 _MAX_ASPECT = 16
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_ROUNDED = "rounded:"
 
 
 def parse_sizes(text: str | None) -> tuple[int, ...]:
@@ -185,15 +187,25 @@ def _resized(image: np.ndarray, size: int, resize: str) -> np.ndarray:
     if resize in ("crop", "pad"):
         return image
     shorter, side = min(height, width), shorter_side(size, resize)
+    if resize.startswith(_ROUNDED):
+        scale = side / shorter
+        image = _resampled(image, round(height * scale), round(width * scale), "bilinear")
+        # The middle of what is left is at the position that is rounded down.
+        height, width = image.shape[:2]
+        return image[: height - (height - size) % 2, : width - (width - size) % 2]
     target = (size, size) if resize == "squash" else (side * height // shorter, side * width // shorter)
     if target == (height, width):
         return image
     if ":" in resize:
-        return np.asarray(Image.fromarray(image).resize(target[::-1], _FILTERS[resize.partition(":")[0]]))
+        return _resampled(image, *target, resize.partition(":")[0])
     # Permuted like this, PyTorch recognizes the channels-last format and resizes the channels together.
     pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     pixels = interpolate(pixels, target, mode="bicubic", antialias=True)
     return pixels[0].permute(1, 2, 0).numpy()
+
+
+def _resampled(image: np.ndarray, height: int, width: int, how: str) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((width, height), _FILTERS[how]))
 
 
 def shorter_side(size: int, resize: str) -> int:

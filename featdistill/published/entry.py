@@ -9,22 +9,26 @@ from featdistill.models.expert import Expert
 
 
 class Source(NamedTuple):
-    """A file of a public repository at a fixed commit."""
+    """A file of a public repository at a fixed commit, or with `is_release`, of a release on GitHub."""
 
     host: Literal["huggingface.co", "github.com"]
     repository: str
     revision: str
     file: str
+    is_release: bool = False
 
     @property
     def page(self) -> str:
         """The address of the file's page, where it can be downloaded."""
+        if self.is_release:
+            return f"https://{self.host}/{self.repository}/releases/tag/{self.revision}"
         return f"https://{self.host}/{self.repository}/blob/{self.revision}/{self.file}"
 
     @property
     def address(self) -> str:
         """The address of the file itself on GitHub, also of one that is kept outside git (LFS)."""
-        return f"https://{self.host}/{self.repository}/raw/{self.revision}/{self.file}"
+        where = "releases/download" if self.is_release else "raw"
+        return f"https://{self.host}/{self.repository}/{where}/{self.revision}/{self.file}"
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,31 @@ class Published:
     sha256: str | None = None
     git_blob: str | None = None
     golden_logit: float | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Side of the input in px."""
+        return self.spec.input_size
+
+
+@dataclass(frozen=True)
+class PublishedGraph:
+    """A published detector that is an ONNX file, from images normalized with ImageNet's statistics.
+
+    Attributes:
+        title, license, source, parameters, resize, sha256: see `Published`.
+        size: side of the input in px.
+        scale, offset: from its output to the logit whose sigmoid is P(AI), as its authors calibrated it.
+    """
+
+    title: str
+    license: str
+    source: Source
+    parameters: int
+    size: int
+    resize: str
+    sha256: str | None
+    scale: float
+    offset: float
+    has_backbone = True
+    git_blob = None

@@ -14,7 +14,7 @@ from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.models.released_files import read_state
 from featdistill.models.weights import first_line
-from featdistill.published.entry import Published, Source
+from featdistill.published.entry import Published, PublishedGraph, Source
 
 # What PyTorch puts before the names of a model trained on several GPUs.
 _PARALLEL = "module."
@@ -44,7 +44,7 @@ def fetch(source: Source) -> Path:
         ) from error
 
 
-def verify(path: Path, name: str, entry: Published) -> str:
+def verify(path: Path, name: str, entry: Published | PublishedGraph) -> str:
     """Return the SHA-256 of a file.
 
     Raises:

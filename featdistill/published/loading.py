@@ -15,17 +15,27 @@ from featdistill.command_line import UserError, one_of
 from featdistill.models.backbones import build
 from featdistill.models.expert import Expert
 from featdistill.models.frozen import layer_hashes
-from featdistill.published import clipdet, community_forensics, files, rine, safe, universal_fake_detect
-from featdistill.published.entry import Published
+from featdistill.published import (
+    clipdet,
+    community_forensics,
+    files,
+    graphs,
+    rine,
+    safe,
+    universal_fake_detect,
+)
+from featdistill.published.entry import Published, PublishedGraph
+from featdistill.runtimes.graph_expert import GraphExpert
 from featdistill.text_tables import table
 
 PREFIX = "published:"
-DETECTORS: dict[str, Published] = {
+DETECTORS: dict[str, Published | PublishedGraph] = {
     **community_forensics.DETECTORS,
     **universal_fake_detect.DETECTORS,
     **rine.DETECTORS,
     **clipdet.DETECTORS,
     **safe.DETECTORS,
+    **graphs.DETECTORS,
 }
 # Logits of a head in float32 differ by less on other machines.
 _GOLDEN_TOLERANCE = 1e-4
@@ -40,7 +50,7 @@ class Loaded(NamedTuple):
         origin: what it is and the SHA-256 of its file, for the record.
     """
 
-    expert: Expert
+    expert: Expert | GraphExpert
     weights_sha256: str
     origin: str
 
@@ -76,7 +86,7 @@ def load_published(reference: str | Path) -> Loaded:
     return Loaded(expert, weights_sha256, origin)
 
 
-def _filled(name: str, path: Path, backbone_weights: str | None) -> tuple[Expert, str]:
+def _filled(name: str, path: Path, backbone_weights: str | None) -> tuple[Expert | GraphExpert, str]:
     """Return an expert with the weights of a file, and the SHA-256 of the file.
 
     Args:
@@ -84,6 +94,8 @@ def _filled(name: str, path: Path, backbone_weights: str | None) -> tuple[Expert
     """
     entry = DETECTORS[name]
     sha256 = files.verify(path, name, entry)
+    if isinstance(entry, PublishedGraph):
+        return graphs.load(path, entry), sha256
     with torch.device("meta" if backbone_weights is None else "cpu"):
         backbone = build(entry.spec, backbone_weights or "random")
     expert = entry.make(backbone, entry.spec, entry.resize)
@@ -106,6 +118,9 @@ def check(name: str, file: str | None = None) -> list[str]:
     expert, sha256 = _filled(name, path, None)
     known = "SHA-256" if entry.sha256 else "git blob" if entry.git_blob else ""
     lines = [f"SHA-256 {sha256}" + (f"; its {known} is that of the published file" if known else "")]
+    if isinstance(entry, PublishedGraph):
+        expert(torch.zeros(1, 3, entry.size, entry.size, dtype=torch.uint8))
+        return [*lines, f"the graph takes images of {entry.size} px and returns one number each"]
     lines.append(f"keys and shapes are those of {entry.title}: {entry.parameters:,} parameters")
     if entry.golden_logit is not None:
         feature = torch.sin(0.37 * torch.arange(expert.feature_dim, dtype=torch.float64))
@@ -134,6 +149,6 @@ def detector_table() -> str:
     return table(header, rows)
 
 
-def _input(entry: Published) -> str:
+def _input(entry: Published | PublishedGraph) -> str:
     how = "not resized" if entry.resize == "pad" else f"shorter side to {entry.resize.partition(':')[2]} px"
-    return f"{how}, center {entry.spec.input_size} px"
+    return f"{how}, center {entry.size} px"
