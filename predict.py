@@ -6,11 +6,12 @@
     python predict.py --images FOLDER --experts runs/paper/stage2/*/expert --out scores.csv
     python predict.py --images FOLDER --released weights   with the authors' released experts
     torchrun --nproc_per_node 8 predict.py --manifest data/test.csv            one process per GPU
+    python predict.py --manifest PARTS --out SCORES        folders of parquet files, for millions of images
 
 It writes `OUT.csv` (name, score, one column per expert), `OUT.csv.json` (what made it) and, if images could
 not be read, `OUT.errors.csv`; the status is then 1. With --calibrator or --stability, `OUT.verdicts.csv` too.
 The same command continues a killed run, with any number of processes. On several machines, all must see the
-folder of OUT.
+folder of OUT. docs/scale.md is about manifests in parts.
 """
 
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from featdistill import command_line
-from featdistill.command_line import Parser, UserError, worker_count
+from featdistill.command_line import Parser, UserError, file_name, within, worker_count
 
 
 def build_parser() -> Parser:
@@ -43,6 +44,18 @@ def build_parser() -> Parser:
         "--out",
         help="predictions file (FILE.csv), or a folder for NAME.csv of each split (default: the folder "
         "predictions next to the stage of the last run; with --experts or --released, predictions)",
+    )
+    parts = parser.add_argument_group("manifest in parts", "with --manifest FOLDER and --out FOLDER")
+    parts.add_argument(
+        "--lease",
+        type=within(1, kind=float),
+        default=60,
+        metavar="SECONDS",
+        help="after which others take over the part of a worker that has become silent",
+    )
+    parts.add_argument("--status", action="store_true", help="say how far the scores in --out are")
+    parts.add_argument(
+        "--merge", metavar="FILE.csv", type=file_name(".csv"), help="write one file of the scores in --out"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table; only with IMAGE")
     ensemble = parser.add_argument_group("ensemble")
@@ -129,7 +142,9 @@ def _check_input(args: Namespace) -> None:
         raise UserError("--json is for images given one by one, without --out")
     if args.credentials and (args.out or not args.image):
         raise UserError("--credentials is for images given one by one, without --out")
-    if args.image or args.split or args.manifest or args.images:
+    if (args.status or args.merge) and not args.out:
+        raise UserError("--status and --merge need --out, the folder of scores in parts")
+    if args.image or args.split or args.manifest or args.images or args.status or args.merge:
         return
     for path in args.experts or ():
         if Path(path).is_file():

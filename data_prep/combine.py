@@ -3,6 +3,7 @@
     python -m data_prep.combine data/train.csv data/ditfake.csv --out data/all.csv
     python -m data_prep.combine pool/manifest.csv --where split=train --out pool/train.csv
     python -m data_prep.combine a.csv b.csv --near-duplicates 4 --holdout 0.05 --balance label --out all.csv
+    python -m data_prep.combine huge.csv --no-duplicates-check --out parts/ --rows-per-part 100000
 
 Rows keep their order and all their columns. If manifests share image names, the names are prefixed with the
 file name of their manifest. The steps, in this order:
@@ -28,6 +29,10 @@ nearest, with `--match-share 0.7`. With `--match-within fold`, folds stay whole.
 The group of a dropped image and that of the image kept for it are merged, so that a hold-out does not
 separate related images. Dropped images, and the ones kept for them, are listed in FILE.dropped.csv; images
 that are missing or cannot be read in FILE.errors.csv, and the exit status is then 1.
+
+With a folder as --out, the result is a manifest in parts: parquet files, for more rows than one process
+should hold. Rows are then read and written part by part, and of the flags above only `--where` has an effect;
+names must differ between manifests.
 """
 
 import argparse
@@ -41,12 +46,14 @@ from data_prep.content import pairs
 from data_prep.duplicates import keep_once as duplicates
 from data_prep.duplicates.exact import equal_images
 from data_prep.duplicates.near import MAX_DISTANCE_BITS, hash_images, near_pairs
-from data_prep.writing.flags import add_flags, csv_file
+from data_prep.writing.flags import add_flags
 from data_prep.writing.manifests import check_out, remove_old_holdout, write_or_remove
+from data_prep.writing.parts import check_names, write_parts
 from data_prep.writing.sampling import hash_positions
 from featdistill import command_line, text_tables
 from featdistill.command_line import Parser, UserError, counted, nearest, within
-from featdistill.records.manifest import read_manifest, split_holdout, write_manifest
+from featdistill.records.manifest import manifest_chunks, read_manifest, split_holdout, write_manifest
+from featdistill.records.parts import has_parts
 
 _log = logging.getLogger(__name__)
 BALANCES = ("none", "label", "source", "generator")
@@ -63,6 +70,14 @@ def combine(paths: list[str], conditions: list[tuple[str, str]]) -> pd.DataFrame
     rows = pd.concat(frames, ignore_index=True)
     text = rows.columns.difference(["label", "is_distorted"])
     rows[text] = rows[text].fillna("")
+    rows = _where(rows, conditions)
+    if rows.empty:
+        raise _nothing_left(paths, conditions)
+    return rows
+
+
+def _where(rows: pd.DataFrame, conditions: list[tuple[str, str]]) -> pd.DataFrame:
+    """Return the rows that have, as text, one of the values given for each column."""
     wanted: dict[str, list[str]] = {}
     for column, value in conditions:
         wanted.setdefault(column, []).append(value)
@@ -70,10 +85,31 @@ def combine(paths: list[str], conditions: list[tuple[str, str]]) -> pd.DataFrame
         if column not in rows:
             raise UserError(f"no manifest has a column {column}{nearest(column, rows.columns)}")
         rows = rows[rows[column].astype("string").fillna("").isin(accepted)]
-    if rows.empty:
-        values = ", ".join(f"{column}={value}" for column, value in conditions)
-        raise UserError(f"no row of {', '.join(paths)} is left" + (f" with {values}" if values else ""))
     return rows.reset_index(drop=True)
+
+
+def _nothing_left(paths: list[str], conditions: list[tuple[str, str]]) -> UserError:
+    values = ", ".join(f"{column}={value}" for column, value in conditions)
+    return UserError(f"no row of {', '.join(paths)} is left" + (f" with {values}" if values else ""))
+
+
+def _to_parts(arguments: argparse.Namespace) -> int:
+    """Write a manifest in parts."""
+    paths, out = arguments.manifests, arguments.out
+    per_image = ("near_duplicates", "holdout", "match", "weight")
+    if any(getattr(arguments, name) for name in per_image) or arguments.balance != "none":
+        raise UserError("parts take rows as they are; combine to a .csv first, and that to a folder")
+    if not arguments.no_duplicates_check:
+        raise UserError("parts are not searched for equal images; say so with --no-duplicates-check")
+    if arguments.append or len(paths) > 1 or not has_parts(paths[0]):
+        before = [out] if arguments.append and Path(out).is_dir() else []
+        check_names([*before, *paths])
+    chunks = (_where(rows, arguments.where) for path in paths for rows in manifest_chunks(path, 100_000))
+    count = write_parts(chunks, out, arguments.rows_per_part, append=arguments.append)
+    if not count:
+        raise _nothing_left(paths, arguments.where)
+    _log.info(f"{out}: {counted(count, 'row')}")
+    return 0
 
 
 def balance(rows: pd.DataFrame, by: str, seed: int) -> pd.DataFrame:
@@ -145,7 +181,13 @@ def table(training: pd.DataFrame, held: pd.DataFrame | None) -> str:
 def build_parser() -> Parser:
     parser = Parser(prog="python -m data_prep.combine", description="Combine manifests, or some rows.")
     parser.add_argument("manifests", nargs="+", metavar="MANIFEST")
-    parser.add_argument("--out", type=csv_file, required=True, metavar="FILE.csv", help="the manifest")
+    help_text = "the manifest; a folder is filled with parts, see above"
+    parser.add_argument("--out", required=True, metavar="FILE.csv", help=help_text)
+    parts = parser.add_argument_group("manifest in parts")
+    parts.add_argument(
+        "--rows-per-part", type=within(1), default=100_000, metavar="N", help="rows of each part"
+    )
+    parts.add_argument("--append", action="store_true", help="add to the parts that are in the folder")
     parser.add_argument(
         "--where",
         nargs="+",
@@ -178,6 +220,9 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    if not arguments.out.lower().endswith(".csv"):
+        return _to_parts(arguments)
+    arguments.out = Path(arguments.out)
     weights = dict(arguments.weight)
     if len(weights) < len(arguments.weight):
         raise UserError("--weight names a source twice")

@@ -128,6 +128,14 @@ class Calibrator:
                 f"the calibrator was fitted for other scores than those of {where}: {changes[0]}; {_REMEDY}"
             )
 
+    def settings(self) -> dict[str, Any]:
+        """Return what decides verdicts and probabilities, as plain JSON."""
+        return {
+            "thresholds": {"real": self.real_threshold, "AI": self.ai_threshold},
+            "promise": self.promise(),
+            "calibrator": {"method": self.method, "parameters": self.parameters},
+        }
+
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """Return P(AI), (N,) float64 in [0, 1], for (N,) logits; the plain sigmoid if `method` is None.
 

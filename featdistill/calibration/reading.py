@@ -15,6 +15,7 @@ from featdistill.command_line import UserError
 from featdistill.evaluation.splits import label_sources
 from featdistill.records.labels import join, label_rows, read_labels
 from featdistill.records.logits import logits_of
+from featdistill.records.parts import content_sha256
 from featdistill.records.predictions import read_predictions, read_sidecar
 from featdistill.records.provenance import differences
 from featdistill.records.strata import column_strata
@@ -91,7 +92,7 @@ def read_rows(
             truth = read_labels(source, by)
             frame = join(frame, truth, label_rows(frame, truth))
             frame = frame[frame["label"] == 1] if real else frame[frame["label"] >= 0]
-            used |= {"labels": Path(source).name, "labels_sha256": atomic.sha256_of(source)}
+            used |= {"labels": Path(source).name, "labels_sha256": content_sha256(source)}
         parts.append(frame.assign(file=str(path)).reset_index(drop=True))
         data.append(used | {"images": len(frame)})
     rows = pd.concat(parts, ignore_index=True)

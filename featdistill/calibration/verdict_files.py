@@ -49,9 +49,7 @@ def write_verdicts(
     record = out.with_name(f"{out.name}.json")
     requested: dict[str, Any] = {"predictions_sha256": atomic.sha256_of(Path(predictions))}
     if calibrator:
-        thresholds = {"real": calibrator.real_threshold, "AI": calibrator.ai_threshold}
-        requested |= {"thresholds": thresholds, "promise": calibrator.promise()}
-        requested["calibrator"] = {"method": calibrator.method, "parameters": calibrator.parameters}
+        requested |= calibrator.settings()
     if stability is not None:
         requested["stability"] = dict(made_from or {})
     recorded = read_record(record) if out.exists() else None

@@ -36,9 +36,10 @@ from featdistill.images.archives import ARCHIVE_SUFFIXES, COMPRESSED_TAR_SUFFIXE
 from featdistill.images.formats import IMAGE_SUFFIXES
 from featdistill.images.listing import absolute, ignored_note, image_files, list_folder, printable
 from featdistill.images.reading import PARQUET_SUFFIX
-from featdistill.inference import single_images
+from featdistill.inference import part_tools, single_images
 from featdistill.inference.detector import Detector
 from featdistill.inference.journal import PartialScores, claim_scores, score_resumably
+from featdistill.inference.parts import score_parts
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.processes import Processes
 from featdistill.inference.references import is_folder
@@ -46,6 +47,7 @@ from featdistill.models.expert import latest_experts, read_card
 from featdistill.records import predictions
 from featdistill.records.logits import logits_of, probabilities
 from featdistill.records.manifest import BANK_VIEW, make_manifest, read_manifest, write_manifest
+from featdistill.records.parts import has_parts
 from featdistill.records.provenance import Claim
 
 _log = logging.getLogger(__name__)
@@ -61,12 +63,21 @@ def run(args: Namespace, processes: Processes) -> int:
     """Do what the command line of `predict.py` requests; return 1 if images could not be read, else 0."""
     if args.image and not args.out:
         return processes.on_main(lambda: _show(args))
+    if args.status or args.merge:
+        out, target = args.out, args.merge
+        print(processes.on_main(lambda: part_tools.merge(out, target) if target else part_tools.status(out)))
+        return 0
     predictor, folders = processes.together(lambda: _load(args))
     if processes.is_main:
         several = f", {processes.world} processes" if processes.world > 1 else ""
         where = f"{predictor.device} in {predictor.precision}{several}"
         _log.info("%s on %s: %s", counted(len(predictor.names), "expert"), where, ", ".join(predictor.names))
     calibrator, request = processes.together(lambda: _judge(args, predictor))
+    if out := _folder_of_parts(args):
+        if request:
+            raise UserError("--stability needs predictions in one file; use --out FILE.csv")
+        settings = {"calibrator": calibrator, "lease_s": args.lease, "show": processes.is_main}
+        return score_parts(predictor, args.manifest[0], out, **settings)
     jobs = processes.on_main(lambda: _plan(args, folders))
     statuses = []
     for manifest, out in jobs:
@@ -265,6 +276,16 @@ def _plan(args: Namespace, folders: Sequence[Path]) -> list[tuple[Path, Path]]:
     if is_file and len(manifests) > 1:
         raise UserError("--out names one file, but several splits are requested; name a folder")
     return [(path, out if is_file else out / f"{path.stem}.csv") for path in manifests]
+
+
+def _folder_of_parts(args: Namespace) -> str | None:
+    """Return the folder for the scores of a manifest in parts, or None if one file of scores is requested."""
+    in_parts = [manifest for manifest in args.manifest or () if has_parts(manifest)]
+    if not in_parts or (args.out or "").lower().endswith(".csv"):
+        return None
+    if len(args.manifest) > 1:
+        raise UserError(f"{in_parts[0]} is a manifest in parts, which is scored alone; leave the others out")
+    return args.out or f"predictions/{Path(in_parts[0]).name}"
 
 
 def _split_manifests(splits: Sequence[str], data: Path) -> list[Path]:

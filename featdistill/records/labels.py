@@ -9,6 +9,7 @@ import pandas as pd
 from featdistill.command_line import UserError
 from featdistill.records import label_files
 from featdistill.records.manifest import parse_distortions, read_manifest
+from featdistill.records.parts import has_parts
 from featdistill.records.predictions import (
     manifest_of,
     match_names,
@@ -40,13 +41,8 @@ def read_labels(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
             one of `columns` is missing.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"labels {path} do not exist")
-    try:
-        header = pd.read_csv(path, nrows=0, dtype=str, encoding="utf-8-sig").columns.str.strip()
-    except ValueError as error:
-        raise UserError(f"{path} is not a readable CSV in UTF-8: {error}") from error
-    if "image" in header and "name" in header:
+    header = [] if has_parts(path) else _header(path)
+    if has_parts(path) or ("image" in header and "name" in header):
         frame = read_manifest(path)
     elif "image_name" in header and "label" in header:
         frame = label_files.read_labels(str(path)).rename(columns={"image_name": "name"})
@@ -68,6 +64,15 @@ def read_labels(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
         labels[f"column {column}"] = require_column(frame, column, str(path))
     labels.attrs["path"] = str(path)
     return labels
+
+
+def _header(path: Path) -> Sequence[str]:
+    if not path.is_file():
+        raise UserError(f"labels {path} do not exist")
+    try:
+        return pd.read_csv(path, nrows=0, dtype=str, encoding="utf-8-sig").columns.str.strip()
+    except ValueError as error:
+        raise UserError(f"{path} is not a readable CSV in UTF-8: {error}") from error
 
 
 def source_of(predictions: str | Path, labels: str | Path | None = None) -> Path:

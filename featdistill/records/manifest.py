@@ -12,12 +12,14 @@ Columns (UTF-8, header first; further columns survive a round trip):
 | `is_distorted` | 0, 1, or empty if unknown |
 | `distortions` | JSON list of [name, scale] in the order of application |
 | `licence` | as far as known |
+
+A folder of parquet files with these columns is a manifest, too; see `featdistill.records.parts`.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +33,7 @@ from featdistill.images.listing import (
     printable,
     split_location,
 )
+from featdistill.records.parts import Parts, has_parts
 from featdistill.seeds import hash_ranks
 
 COLUMNS = ("image", "name", "label", "source", "generator", "group", "is_distorted", "distortions", "licence")
@@ -67,33 +70,57 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     Raises:
         UserError: the file is missing or not a manifest, a label is unknown, or a name appears twice.
     """
+    frames = list(manifest_chunks(path))
+    frame = join_rows(frames)
+    if len(frames) > 1 and (again := frame["name"].duplicated()).any():
+        name = frame["name"][again].iloc[0]
+        raise UserError(f"{path}: name {name} appears in two parts ({again.sum()} repeated rows)")
+    frame.attrs["path"] = str(path)
+    return frame
+
+
+def manifest_chunks(path: str | Path, rows: int | None = None) -> Iterator[pd.DataFrame]:
+    """Yield the rows of a manifest like `read_manifest`: a folder part by part, a CSV `rows` at a time.
+
+    That a name appears once is checked among the rows yielded at a time only.
+    """
+    if has_parts(path):
+        parts = Parts(path)
+        yield from (read_part(parts, name)[0] for name in parts.names)
+        return
     path = Path(path)
     if not path.is_file():
         raise UserError(f"manifest {path} does not exist")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        frames = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", chunksize=rows)
+        for frame in [frames] if rows is None else frames:
+            if not isinstance(frame.index, pd.RangeIndex):
+                raise UserError(f"{path} is not a manifest: its rows have more cells than its header")
+            if missing := [name for name in ("image", "name") if name not in frame]:
+                raise UserError(f"{path} is not a manifest: column {', '.join(missing)} is missing")
+            yield _placed(frame.reset_index(drop=True), str(path), path.parent)
     except ValueError as error:
         raise UserError(f"{path} is not a readable CSV: {error}") from error
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise UserError(f"{path} is not a manifest: its rows have more cells than its header")
-    missing = [name for name in ("image", "name") if name not in frame]
-    if missing:
-        raise UserError(f"{path} is not a manifest: column {', '.join(missing)} is missing")
-    frame = _typed(frame, str(path))
-    folder = os.path.abspath(path.parent)
-    frame["image"] = [_absolute(image, folder) for image in frame["image"]]
-    frame.attrs["path"] = str(path)
-    return frame
+
+
+def read_part(parts: Parts, name: str) -> tuple[pd.DataFrame, str]:
+    """Return a part of a manifest like `read_manifest`, and the SHA-256 of its file."""
+    frame, sha256 = parts.read(name)
+    return _placed(frame, parts.where(name), parts.folder.address), sha256
 
 
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> None:
     """Write a manifest atomically; images below its folder get relative paths, so that both can be moved."""
     path = Path(path)
-    frame = _typed(frame.copy(), str(path))
-    inside = os.path.join(os.path.abspath(path.parent), "")
-    frame["image"] = [image.removeprefix(inside) for image in frame["image"]]
+    frame = relative_to(path.parent, _typed(frame.copy(), str(path)))
     with atomic.replace_file(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def relative_to(folder: str | Path, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return rows in which the paths of images below a folder are relative to it."""
+    inside = os.path.join(os.path.abspath(folder), "")
+    return frame.assign(image=[image.removeprefix(inside) for image in frame["image"]])
 
 
 def read_manifests(paths: list[str | Path]) -> pd.DataFrame:
@@ -174,6 +201,14 @@ def split_holdout(frame: pd.DataFrame, share: float, seed: int = 0) -> tuple[pd.
     return frame[~held].reset_index(drop=True), frame[held].reset_index(drop=True)
 
 
+def _placed(frame: pd.DataFrame, where: str, folder: str | Path) -> pd.DataFrame:
+    """Check the cells of a manifest in a folder, set their types, and make the images' paths absolute."""
+    frame, folder = _typed(frame, where), os.path.abspath(folder)
+    frame["image"] = [_absolute(image, folder) for image in frame["image"]]
+    frame.attrs["path"] = where
+    return frame
+
+
 def _absolute(image: str, folder: str) -> str:
     path, member = split_location(os.path.join(folder, image))
     return absolute(path) + ("" if member is None else ARCHIVE_SEPARATOR + member)
@@ -191,7 +226,7 @@ def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
         if bad.any():
             row = frame[bad].iloc[0]
             raise UserError(
-                f"{where}: {column} of {row['name']} is {row[column]!r}; it must be 0, 1 or empty"
+                f"{where}: {column} of {row['name']} is {str(row[column])!r}; it must be 0, 1 or empty"
             )
         frame[column] = pd.to_numeric(text.where(text != ""), errors="raise").astype("Int8")
     for column in frame.columns.difference(["label", "is_distorted"]):

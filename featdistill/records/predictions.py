@@ -25,6 +25,7 @@ from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.images.formats import without_extension
 from featdistill.images.listing import printable
+from featdistill.records.parts import content_sha256
 from featdistill.records.provenance import as_json, read_record
 
 NAME_COLUMNS = ("name", "image_name")
@@ -83,14 +84,28 @@ def write_predictions(
         if not np.isfinite(values).all():
             where = name_list(np.array(names, dtype=object)[~np.isfinite(values)])
             raise UserError(f"{column} is not a finite number for {where}; check the expert's weights")
+    rows = zip(names, *(values.tolist() for values in arrays.values()), strict=True)
+    save_rows(path, ["name", *arrays], rows, sidecar, errors)
+
+
+def save_rows(
+    path: str | Path,
+    header: Sequence[str],
+    rows: Iterable[Sequence],
+    sidecar: dict[str, Any],
+    errors: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write checked rows like `write_predictions`; `rows` are read one after the other."""
     if read_sidecar(path) != as_json(sidecar):
         sidecar_path(path).unlink(missing_ok=True)
     if errors:
         atomic.write_text(errors_path(path), atomic.csv_text(["name", "reason"], errors))
     else:
         errors_path(path).unlink(missing_ok=True)
-    rows = zip(names, *(values.tolist() for values in arrays.values()), strict=True)
-    atomic.write_text(path, atomic.csv_text(["name", *arrays], rows))
+    with atomic.replace_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
     # Sorted, because a continued run has parts of it from the journal, in another order.
     atomic.write_json(sidecar_path(path), sidecar, sort_keys=True)
 
@@ -158,7 +173,7 @@ def manifest_entry(manifest: str | Path, path: str | Path) -> dict[str, str]:
     absolute, folder = Path(os.path.abspath(manifest)), Path(os.path.abspath(path)).parent
     inside = absolute.is_relative_to(folder)
     shown = absolute.relative_to(folder) if inside else absolute
-    return {"path": shown.as_posix(), "sha256": atomic.sha256_of(absolute)}
+    return {"path": shown.as_posix(), "sha256": content_sha256(absolute)}
 
 
 def manifest_of(path: str | Path) -> Path | None:
@@ -173,11 +188,11 @@ def manifest_of(path: str | Path) -> Path | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
         raise UserError(f"{sidecar_path(path)}: manifest must be an object with path and sha256")
     manifest = Path(os.path.normpath(Path(path).parent / entry["path"]))
-    if not manifest.is_file():
+    if not manifest.exists():
         raise UserError(
             f"manifest {manifest}, named in {sidecar_path(path)}, does not exist; name its new path"
         )
-    if atomic.sha256_of(manifest) != entry.get("sha256"):
+    if content_sha256(manifest) != entry.get("sha256"):
         raise UserError(
             f"manifest {manifest} has changed since {path} was predicted; predict again or name another one"
         )

@@ -61,10 +61,10 @@ def test_a_run_killed_while_writing_leaves_no_sidecar_of_other_scores(tmp_path, 
     path = tmp_path / "val.csv"
     write(path)
 
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predictions.atomic, "csv_text", killed)
+    monkeypatch.setattr(predictions.csv, "writer", killed)
     with pytest.raises(KeyboardInterrupt):
         write(path, sidecar={**SIDECAR, "fusion": "mean"})
     assert predictions.read_sidecar(path) is None
