@@ -19,9 +19,9 @@ class Source(NamedTuple):
 
     @property
     def page(self) -> str:
-        """The address of the file's page, where it can be downloaded."""
+        """The address of the file's page, where it can be downloaded; of a release, that of the file."""
         if self.is_release:
-            return f"https://{self.host}/{self.repository}/releases/tag/{self.revision}"
+            return self.address
         return f"https://{self.host}/{self.repository}/blob/{self.revision}/{self.file}"
 
     @property

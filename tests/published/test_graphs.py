@@ -98,9 +98,8 @@ def test_a_release_is_downloaded_from_its_page(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.hub.download_url_to_file", lambda address, *_, **__: fetched.append(address))
     source = loading.DETECTORS["sieve"].source
     files.fetch(source)
-    released = "https://github.com/Phineas1500/sieve-ai-image-detector/releases"
-    assert fetched == [f"{released}/download/v0.10.0/ft44s_best_fp16.onnx"]
-    assert source.page == f"{released}/tag/v0.10.0"
+    released = "https://github.com/Phineas1500/sieve-ai-image-detector/releases/download/v0.10.0"
+    assert fetched == [source.page] == [f"{released}/ft44s_best_fp16.onnx"]
 
 
 def test_a_graph_is_used_like_an_expert_from_scores_to_verdicts(graph_files, tmp_path, make_set, capsys):
