@@ -4,11 +4,13 @@ Each imports what it runs only after its arguments are parsed, so that `--help` 
 """
 
 import logging
+import os
 import sys
 
 from featdistill import atomic, command_line
 from featdistill.bank import embed_flags
 from featdistill.command_line import Parser, UserError, counted, within
+from featdistill.service import flags as serve_flags
 
 _log = logging.getLogger(__name__)
 
@@ -300,9 +302,25 @@ def recipes(arguments: list[str]) -> None:
         print("\n".join(recipe_list.plan(args.plan, args.on_top)))
 
 
+def serve(arguments: list[str]) -> None:
+    """answer requests with scores and verdicts, over HTTP"""
+    parser = Parser(
+        description="An HTTP service around an ensemble, reachable from this machine only unless --host says "
+        "otherwise; docs/service.md describes it."
+    )
+    serve_flags.add_arguments(parser)
+    args = parser.parse_args(arguments)
+    limits, key = serve_flags.check(args)
+    # Read once, when PyTorch is loaded: idle threads must not keep the decoders' cores busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from featdistill.service import server
+
+    server.serve(args, limits, key)
+
+
 TOOLS = {
     tool.__name__: tool
-    for tool in (backbones, calibrate, convert, embed, explain, fuse, plot, probe, published, recipes)
+    for tool in (backbones, calibrate, convert, embed, explain, fuse, plot, probe, published, recipes, serve)
 }
 
 

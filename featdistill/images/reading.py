@@ -81,6 +81,10 @@ class BrokenImage(Exception):
     """The image could not be read; the message says why in one line."""
 
 
+class TooManyPixels(BrokenImage):
+    """The image is larger than allowed; its pixels were not decoded."""
+
+
 def read_bytes(location: str) -> bytes:
     """Return the bytes of a file, a member of an archive or a row of a parquet file, by its location.
 
@@ -108,25 +112,28 @@ def read_bytes(location: str) -> bytes:
         raise BrokenImage(_reason(error)) from error
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image file's bytes to (H, W, 3) uint8 RGB, upright; see the top of this module.
 
     Color and gray JPEGs go through simplejpeg (the same pixels as Pillow's, faster), the rest through Pillow.
 
     Raises:
-        BrokenImage: the bytes are not an image, are truncated, or hold more than `MAX_PIXELS` pixels.
+        TooManyPixels: by its header, the image has more than `max_pixels`, or `MAX_PIXELS`.
+        BrokenImage: the bytes are not an image, or are truncated.
     """
     is_jpeg = data.startswith(_JPEG_START)
     if not is_jpeg and (reason := refusal("", data[:HEAD_BYTES])):
         raise BrokenImage(reason)
     try:
-        return _decode(data)
+        return _decode(data, max_pixels)
     except BrokenImage:
         raise
+    except Image.DecompressionBombError as error:  # far too many: Pillow refuses to open it
+        raise TooManyPixels(_reason(error)) from error
     except Exception as error:  # Pillow raises nearly anything for damaged bytes (struct.error, TypeError)
         if is_jpeg and (plain := plain_jpeg(data)) != data:
             with contextlib.suppress(Exception):
-                return _decode(plain)
+                return _decode(plain, max_pixels)
         raise BrokenImage(_reason(error)) from error
 
 
@@ -198,19 +205,20 @@ def _open(data: bytes) -> tuple[Image.Image, int, bytes]:
     return image, orientation(image) if oriented is data else png_orientation(oriented), data
 
 
-def _decode(data: bytes) -> np.ndarray:
+def _decode(data: bytes, max_pixels: int) -> np.ndarray:
     image, turn, data = _open(data)
     with image:
-        _check_pixels(image)
+        _check_pixels(image, max_pixels)
         pixels = _jpeg_pixels(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
         pixels = _pixels(image) if pixels is None else pixels
     return _upright(pixels, turn)
 
 
-def _check_pixels(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
+def _check_pixels(image: Image.Image, max_pixels: int = MAX_PIXELS) -> None:
+    limit = min(max_pixels, MAX_PIXELS)
+    if image.width * image.height > limit:
         size = f"{image.width} x {image.height} pixels"
-        raise BrokenImage(f"{size} are more than the limit of {MAX_PIXELS}")
+        raise TooManyPixels(f"{size} are more than the limit of {limit}")
 
 
 def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from featdistill.calibration import Calibrator
@@ -41,7 +42,7 @@ from featdistill.data.views import View, cut_views
 from featdistill.distortions.plan import apply_plan
 from featdistill.distortions.presets import PRESETS
 from featdistill.images.credentials import Credentials, read_credentials, require_credentials
-from featdistill.images.reading import BrokenImage, decode, from_pillow, read_bytes, read_image
+from featdistill.images.reading import MAX_PIXELS, BrokenImage, decode, from_pillow, read_bytes, read_image
 from featdistill.inference.compute import DEFAULT_BATCH_SIZE, full_memory_is_an_error
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.scoring import score_all
@@ -50,7 +51,19 @@ from featdistill.seeds import evaluation_generator
 
 _log = logging.getLogger(__name__)
 
-Picture = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase | Image.Image | np.ndarray
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture as the experts of one detector need it: small, and without what only its file tells.
+
+    Attributes:
+        images: `View.key` of `Preprocessing.key` -> (3, S, S) uint8.
+    """
+
+    images: dict[Any, Tensor]
+
+
+Picture = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase | Image.Image | np.ndarray | Prepared
 # Worker processes take longer to start than these few images take to decode.
 _WITHOUT_WORKERS = 16
 
@@ -127,6 +140,7 @@ class Detector:
             _log.warning("fp8 is for files of predictions (--out); scoring in bf16")
             self.precision = "bf16"
         self._models = predictor.models(self.precision, self.batch_size)
+        self._keys = [expert.preprocessing.key for expert in predictor.experts.values()]
         # A GPU computes one batch at a time, and its choice of kernels is global.
         self._alone = threading.Lock() if predictor.device.type != "cpu" else contextlib.nullcontext()
 
@@ -178,7 +192,7 @@ class Detector:
         """Return a row for each picture, under these names."""
         pictures = [_plain(picture) for picture in pictures]
         names = [_name(*item) for item in enumerate(pictures, start=1)] if names is None else names
-        logits, broken = self._logits([partial(pixels_of, picture) for picture in pictures])
+        logits, broken = self._logits([partial(_read, picture) for picture in pictures])
         fused = self.predictor.fusion.apply(logits, self.predictor.names)
         fused_logits, single = logits_of(fused), probabilities(logits)
         rows = []
@@ -190,6 +204,14 @@ class Detector:
             row = Detection(name, float(fused[index]), float(fused_logits[index]), experts)
             rows.append(self._judged(row, pictures[index]))
         return rows
+
+    def prepare(self, data: bytes, max_pixels: int = MAX_PIXELS) -> Prepared:
+        """Decode an image file's bytes to what `rows` needs of it, without stability and credentials.
+
+        Raises:
+            BrokenImage: they cannot be decoded; see `decode`.
+        """
+        return Prepared(cut_views(decode(data, max_pixels), self._keys, self.predictor.views))
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the scores, as plain JSON: the sidecar of a predictions file.
@@ -225,13 +247,14 @@ class Detector:
             row = dataclasses.replace(row, credentials=read_credentials(data))
         return row
 
-    def _logits(self, reads: Sequence[Callable[[], np.ndarray]]) -> tuple[np.ndarray, dict[int, str]]:
+    def _logits(
+        self, reads: Sequence[Callable[[], np.ndarray | Prepared]]
+    ) -> tuple[np.ndarray, dict[int, str]]:
         """Return logits (experts, N), NaN for a picture that cannot be read, and why."""
         settings = self.predictor.settings() | {"batch_size": self.batch_size}
         if len(reads) <= _WITHOUT_WORKERS:
             settings["workers"] = 0
-        keys = [expert.preprocessing.key for expert in self.predictor.experts.values()]
-        dataset = _Pictures(reads, keys, self.predictor.views)
+        dataset = _Pictures(reads, self._keys, self.predictor.views)
         with self._alone, full_memory_is_an_error():
             return score_all(self._models, dataset, **settings)
 
@@ -240,7 +263,10 @@ class _Pictures(Dataset):
     """Pictures to score, each with a function that reads it; the items are those of `ScoreDataset`."""
 
     def __init__(
-        self, reads: Sequence[Callable[[], np.ndarray]], keys: Sequence[InputKey], views: Sequence[View]
+        self,
+        reads: Sequence[Callable[[], np.ndarray | Prepared]],
+        keys: Sequence[InputKey],
+        views: Sequence[View],
     ) -> None:
         self.reads, self.keys, self.views = reads, keys, views
 
@@ -252,7 +278,9 @@ class _Pictures(Dataset):
             image = self.reads[index]()
         except BrokenImage as error:
             return Broken(index, str(error))
-        return {"index": index, "images": cut_views(image, self.keys, self.views)}
+        is_prepared = isinstance(image, Prepared)
+        views = image.images if is_prepared else cut_views(image, self.keys, self.views)
+        return {"index": index, "images": views}
 
 
 def pixels_of(picture: Picture) -> np.ndarray:
@@ -273,6 +301,10 @@ def pixels_of(picture: Picture) -> np.ndarray:
         shape = f"{picture.shape} {picture.dtype}"
         raise BrokenImage(f"an array must be (H, W, 3) uint8 in RGB, not {shape}")
     return np.ascontiguousarray(picture)
+
+
+def _read(picture: Picture) -> np.ndarray | Prepared:
+    return picture if isinstance(picture, Prepared) else pixels_of(picture)
 
 
 def redelivered(pixels: np.ndarray, name: str) -> np.ndarray:

@@ -23,7 +23,7 @@ import predict
 from featdistill.calibration import Calibrator
 from featdistill.calibration.stability import NEAR_LOGITS, parse_request
 from featdistill.command_line import UserError
-from featdistill.images.reading import decode, from_pillow, read_image
+from featdistill.images.reading import TooManyPixels, decode, from_pillow, read_image
 from featdistill.inference.detector import Detector, redelivered
 from featdistill.models.expert import create_expert, save_expert
 from featdistill.records.predictions import read_predictions
@@ -71,6 +71,14 @@ def test_path_bytes_picture_and_array_have_one_score_which_is_that_of_predict(
     assert [row.score for row in found] == expected["score"].tolist()
     assert [row.experts["beta"] for row in found] == expected["beta"].tolist()
     assert rows[0].score == pytest.approx(1 / (1 + np.exp(-rows[0].logit)), abs=1e-15)
+
+
+def test_a_prepared_picture_has_the_scores_of_its_file_and_its_pixels_are_limited(detector, paths):
+    files = [Path(path).read_bytes() for path in paths]
+    assert detector([detector.prepare(data) for data in files]) == detector(files)
+    with pytest.raises(TooManyPixels, match="88 x 72 pixels are more than the limit of 6335"):
+        detector.prepare(files[0], max_pixels=88 * 72 - 1)
+    assert detector(detector.prepare(files[0], max_pixels=88 * 72)) == detector(files[0])
 
 
 def test_eight_threads_get_what_one_gets(detector, paths, tmp_path):
