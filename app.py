@@ -24,7 +24,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def build_parser() -> Parser:
     parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
-        "--experts", nargs="+", default=[], metavar="DIR", help="folders of the experts, or published:NAME"
+        "--experts",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of the experts, hub:OWNER/NAME or published:NAME",
     )
     parser.add_argument("--released", metavar="DIR", help="folder of the authors' released experts")
     parser.add_argument(

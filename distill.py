@@ -41,7 +41,8 @@ def build_parser() -> Parser:
     teacher.add_argument(
         "--teacher",
         metavar="EXPERT",
-        help="folder of the stage-1 expert to refine: RUN/expert-last, as in the paper, or RUN/expert",
+        help="folder of the stage-1 expert to refine: RUN/expert-last, as in the paper, or RUN/expert; or "
+        "hub:OWNER/NAME",
     )
     student_flags.add_arguments(parser, teacher)
     recipes.add_arguments(parser, DistillRecipe, StudentRecipe, needs_recipe=False)
@@ -59,22 +60,24 @@ def _refine(arguments: Namespace) -> int:
     recipe = recipes.resolve(DistillRecipe, arguments)
     recipes.check_paths(arguments, recipe)
     # Loading PyTorch takes seconds; --help and mistakes in the arguments do not need it.
+    from featdistill.inference.references import located
     from featdistill.models.expert import load_expert, read_card
     from featdistill.models.masking import make_masking
     from featdistill.training import stages
     from featdistill.training.tasks import DistillTask
 
-    card = read_card(arguments.teacher)
+    folder, name = located(arguments.teacher)
+    card = read_card(folder)
     # The student is built like its teacher, whatever the recipe says about the architecture.
     keys = {field.name for field in dataclasses.fields(Architecture)} & card.get("recipe", {}).keys()
     values = {"feature": card["backbone"]["feature"]} | {key: card["recipe"][key] for key in keys}
     recipe = dataclasses.replace(recipe, **values)
 
     def make_task() -> DistillTask:
-        student = load_expert(arguments.teacher)
+        student = load_expert(folder)
         return DistillTask(student, recipe, make_masking(student, recipe, stage_seed(recipe.seed, 2)))
 
-    teacher = {"path": str(arguments.teacher), "weights_sha256": card["weights_sha256"]}
+    teacher = {"path": name, "weights_sha256": card["weights_sha256"]}
     return stages.run(arguments, recipe, make_task, stage=2, teacher=teacher)
 
 

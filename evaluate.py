@@ -161,7 +161,7 @@ def sweep_parser() -> Parser:
     what.add_argument("--seed", type=within(0), default=0, help="random seed of sample and distortions")
     what.add_argument("--no-report", action="store_true", help="write no sweep.html")
     experts = parser.add_argument_group("ensemble and speed, as for predict.py")
-    experts.add_argument("--experts", nargs="+", metavar="DIR", help="folders of experts, or published:NAME")
+    experts.add_argument("--experts", nargs="+", metavar="DIR", help="experts, as for predict.py")
     experts.add_argument("--released", metavar="DIR", help="folder of the authors' released experts")
     experts.add_argument(
         "--fusion", default="probability_mean", metavar="HOW", help="probability_mean, logit_mean or a file"

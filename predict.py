@@ -63,8 +63,8 @@ def build_parser() -> Parser:
         "--experts",
         nargs="+",
         metavar="DIR",
-        help="experts' folders, onnx:DIR for exported ones, or published:NAME for published detectors, see "
-        "docs/published.md (default: experts of the last run)",
+        help="experts' folders, hub:OWNER/NAME (docs/hub.md), onnx:DIR for exported ones, or published:NAME "
+        "for published detectors (docs/published.md); by default, the experts of the last run",
     )
     ensemble.add_argument("--released", metavar="DIR", help="folder of the authors' released experts")
     ensemble.add_argument(

@@ -55,7 +55,7 @@ RELEASED_BATCH_SIZES = (1, 128)
 def build_parser() -> Parser:
     parser = Parser(description="Speed and memory of scoring images with an ensemble.")
     ensemble = parser.add_mutually_exclusive_group()
-    ensemble.add_argument("--experts", nargs="+", metavar="DIR", help="experts' folders, or published:NAME")
+    ensemble.add_argument("--experts", nargs="+", metavar="DIR", help="experts, as for predict.py")
     ensemble.add_argument(
         "--backbones", nargs="+", default=PAPER, metavar="NAME", help="or new experts, with random weights"
     )

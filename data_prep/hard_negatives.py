@@ -40,7 +40,9 @@ def build_parser() -> Parser:
     parser = copy_parser("hard_negatives", "Make adversarial images for an expert, or reconstructions.")
     parser.add_argument("--method", required=True, metavar="NAME", help=f"one of {', '.join(METHODS)}")
     parser.add_argument(
-        "--expert", metavar="DIR", help="folder of the expert that is attacked, or that scores"
+        "--expert",
+        metavar="DIR",
+        help="folder of the expert that is attacked, or that scores; or hub:OWNER/NAME",
     )
     parser.add_argument("--label", choices=LABELS, help="which images (default: both; real for reconstruct)")
     add_flags(parser, "seed")
@@ -74,9 +76,11 @@ def main(argv: list[str] | None = None) -> int:
     from data_prep.attacks.negatives import Maker, describe, make_batches
     from data_prep.attacks.reconstructions import generator_name, load_autoencoder
     from featdistill.inference.compute import choose_device
+    from featdistill.inference.references import located
     from featdistill.models.expert import load_expert, read_card
 
     device = choose_device(arguments.device)
+    folder = located(arguments.expert)[0] if arguments.expert else None
     attack = None
     if arguments.method in ATTACKS:
         settings = ("method", "epsilon", "steps", "step_size", "momentum")
@@ -88,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{arguments.manifest} has no image with label {label}")
     made_with = {
         "manifest_sha256": atomic.sha256_of(arguments.manifest),
-        "expert": read_card(arguments.expert)["weights_sha256"] if arguments.expert else None,
+        "expert": read_card(folder)["weights_sha256"] if folder else None,
         "attack": asdict(attack) if attack else None,
         "autoencoder": arguments.autoencoder,
         # Sums are rounded differently on another device or in another batch.
@@ -102,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     if (status := copy.finished_status()) is not None:
         return status
     names = file_names(rows["name"], f"_{arguments.method}{suffix}")
-    expert = load_expert(arguments.expert).to(device).requires_grad_(False) if arguments.expert else None
+    expert = load_expert(folder).to(device).requires_grad_(False) if folder else None
     if expert:
         expert.preprocessing.require_one_size("an attack")
     # The attack works on what the expert sees, which is reduced to the expert's own limit.

@@ -10,6 +10,7 @@ import sys
 from featdistill import atomic, command_line
 from featdistill.bank import embed_flags
 from featdistill.command_line import Parser, UserError, counted, within
+from featdistill.hub import push_flags
 from featdistill.service import flags as serve_flags
 
 _log = logging.getLogger(__name__)
@@ -121,7 +122,10 @@ def explain(arguments: list[str]) -> None:
     parser = Parser(description="Draw what an expert sees in an image, and where it looks.")
     parser.add_argument("image", metavar="IMAGE", help="an image file, or archive.zip::member")
     parser.add_argument(
-        "--expert", required=True, metavar="DIR", help="folder of the expert, or published:NAME"
+        "--expert",
+        required=True,
+        metavar="DIR",
+        help="folder of the expert, hub:OWNER/NAME or published:NAME",
     )
     _add_picture(parser)
     for flag, choices, purpose in (
@@ -269,6 +273,20 @@ def published(arguments: list[str]) -> None:
     print("\n".join(loading.check(*args.check)))
 
 
+def push(arguments: list[str]) -> None:
+    """upload an expert to the Hugging Face Hub, with a model card"""
+    parser = Parser(
+        description="Upload an expert to the Hugging Face Hub with a model card of what is known about it; "
+        "docs/hub.md explains what goes out."
+    )
+    push_flags.add_arguments(parser)
+    args = parser.parse_args(arguments)
+    push_flags.check(args)
+    from featdistill.hub.push import push
+
+    print(push(args))
+
+
 def recipes(arguments: list[str]) -> None:
     """list the recipes with what their training needs, or show one"""
     parser = Parser(description="The recipes, with the challenge's teams first; nothing is downloaded.")
@@ -320,7 +338,20 @@ def serve(arguments: list[str]) -> None:
 
 TOOLS = {
     tool.__name__: tool
-    for tool in (backbones, calibrate, convert, embed, explain, fuse, plot, probe, published, recipes, serve)
+    for tool in (
+        backbones,
+        calibrate,
+        convert,
+        embed,
+        explain,
+        fuse,
+        plot,
+        probe,
+        published,
+        push,
+        recipes,
+        serve,
+    )
 }
 
 

@@ -35,6 +35,7 @@ from featdistill.inference.compute import (
 )
 from featdistill.inference.predictor import default_workers
 from featdistill.inference.processes import Processes
+from featdistill.inference.references import is_folder, located
 from featdistill.inference.scoring import in_slots, on_device
 from featdistill.models.backbones import resolve_spec
 from featdistill.models.encoders import Backbone, BackboneSpec
@@ -57,7 +58,7 @@ class Settings:
 
     Attributes:
         backbone, weights: a name and a source as in recipes; `backbone` is None if `expert` is given.
-        expert: folder of a trained expert, whose backbone and preprocessing are taken.
+        expert: a trained expert (see `references.located`), whose backbone and preprocessing are taken.
         features: their texts, see `featdistill.models.features`.
         tokens_before_last: keep what the last n blocks receive; 0: do not.
         keep_tokens: keep the patch tokens of the last layer.
@@ -110,12 +111,13 @@ class Encoder:
             raise UserError("--precision fp8 is for experts; a bank needs fp32, bf16 or fp16")
         policy = parse_policy(settings.views.augmentation.distortions)
         if settings.expert:
-            expert = load_expert(settings.expert)
+            folder, name = located(settings.expert)
+            expert = load_expert(folder)
             self.backbone, self.spec, self.preprocessing = expert.backbone, expert.spec, expert.preprocessing
             self.preprocessing.require_one_size("a bank")
             self.weights: dict[str, Any] = {
                 "kind": "expert",
-                "path": os.path.abspath(settings.expert),
+                "path": os.path.abspath(name) if is_folder(name) else name,
             }
         else:
             spec = _with_outputs(resolve_spec(settings.backbone, settings.input_size), settings.features)

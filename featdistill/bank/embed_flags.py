@@ -11,7 +11,9 @@ def add_arguments(parser: Parser) -> None:
     what = parser.add_argument_group("backbone")
     source = what.add_mutually_exclusive_group(required=True)
     source.add_argument("--backbone", metavar="NAME", help="short name, timm:NAME or open_clip:NAME")
-    source.add_argument("--expert", metavar="DIR", help="a trained expert, whose backbone is taken")
+    source.add_argument(
+        "--expert", metavar="DIR", help="a trained expert (or hub:OWNER/NAME), whose backbone is taken"
+    )
     what.add_argument("--weights", help="of --backbone: hub, random, or a local file (default: hub)")
     what.add_argument("--input-size", type=within(1), metavar="PX", help="side of the input of --backbone")
     what.add_argument(

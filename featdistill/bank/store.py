@@ -26,6 +26,7 @@ import torch
 from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import Preprocessing
+from featdistill.inference.references import located
 from featdistill.models.backbones import build
 from featdistill.models.encoders import Backbone, BackboneSpec
 from featdistill.models.expert import load_expert
@@ -151,7 +152,7 @@ class Bank:
         weights = self.record["weights"]
         source = weights["path"]
         if weights["kind"] == "expert":
-            backbone = load_expert(source).backbone
+            backbone = load_expert(located(source)[0]).backbone
         else:
             backbone = build_always_alike(self.spec, source)
         if state_hash(backbone) != weights["sha256"]:

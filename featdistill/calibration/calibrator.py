@@ -115,6 +115,8 @@ class Calibrator:
     def check(self, made_from: Mapping[str, Any] | None, where: str) -> None:
         """Raise a `UserError` unless scores come from the ensemble that this was fitted for.
 
+        The name of a single expert does not count: it is that of a folder or repository.
+
         Args:
             made_from: the sidecar of predictions or `Predictor.sidecar()`; None if it is not known, which is
                 accepted.
@@ -123,7 +125,7 @@ class Calibrator:
         requested = made_for(made_from)
         if self.made_for is None or requested is None:
             return
-        if changes := differences(self.made_for, requested):
+        if changes := differences(_with_name_of(requested, self.made_for), requested):
             raise UserError(
                 f"the calibrator was fitted for other scores than those of {where}: {changes[0]}; {_REMEDY}"
             )
@@ -159,6 +161,16 @@ class Calibrator:
             f"At most {share(self.fpr)} of real images like those it was calibrated on are called AI{rest}"
             f"{groups}."
         )
+
+
+def _with_name_of(requested: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return `MADE_FOR` of one expert under the requested name; of several experts, as it is."""
+    if not len(own["experts"]) == len(requested["experts"]) == 1:
+        return own
+    (name,) = requested["experts"]
+    return own | {
+        key: dict(zip([name], own[key].values(), strict=False)) for key in ("experts", "preprocessing")
+    }
 
 
 def verdicts_of(logits: np.ndarray, ai_threshold: float, real_threshold: float | None) -> np.ndarray:

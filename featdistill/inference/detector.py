@@ -157,7 +157,7 @@ class Detector:
         """Load experts.
 
         Args:
-            experts: their folders, `onnx:DIR` or `published:NAME`; see `load_ensemble`.
+            experts: their folders, `hub:OWNER/NAME`, `onnx:DIR` or `published:NAME`; see `load_ensemble`.
             calibrator: the file that `python -m featdistill calibrate` wrote for them.
             stability: number of copies of each picture, or `near`; see `predict.py --stability`.
             credentials: whether to read what Content Credentials state; needs c2pa-python.

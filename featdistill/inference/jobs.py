@@ -230,7 +230,7 @@ def _images_of_folder(folder: Path) -> pd.DataFrame:
 
 
 def _load(args: Namespace) -> tuple[Predictor, list[Path]]:
-    """Return the ensemble, and the folders of those experts that are ours."""
+    """Return the ensemble, and the experts whose folders are named."""
     folders = [Path(folder) for folder in args.experts or ()]
     if not folders and not args.released:
         folders = latest_experts()
@@ -270,8 +270,8 @@ def _plan(args: Namespace, folders: Sequence[Path]) -> list[tuple[Path, Path]]:
         manifests = _split_manifests(args.split, Path(args.data) if args.data else _data_folder(folders[0]))
     else:
         raise UserError(
-            "released, exported and published experts do not record where the splits are; use --data DIR or "
-            "--manifest"
+            "released, exported, published and downloaded experts do not record where the splits are; use "
+            "--data DIR or --manifest"
         )
     if is_file and len(manifests) > 1:
         raise UserError("--out names one file, but several splits are requested; name a folder")

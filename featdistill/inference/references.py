@@ -1,11 +1,14 @@
-"""What names an expert wherever one is scored with.
+"""What names an expert.
 
-Its folder; `onnx:DIR`, the folder of an exported one; or `published:NAME[=FILE[,BACKBONE]]`.
+Its folder; `hub:OWNER/NAME[@REVISION]`, its repository; and, only to score with, `onnx:DIR`, the folder of an
+exported one, or `published:NAME[=FILE[,BACKBONE]]`.
 """
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from featdistill.command_line import UserError
+from featdistill.hub import download as hub
 from featdistill.models.expert import Expert, load_expert, read_card
 from featdistill.published.loading import is_published, load_published
 from featdistill.published.loading import name_of as published_name
@@ -20,7 +23,7 @@ class Opened(NamedTuple):
         expert: in evaluation mode, on the CPU, in float32.
         weights_sha256: of its weights.
         card: the content of its `expert.json`; empty for an exported expert and one of others.
-        origin: entries of a sidecar that say where such an expert comes from: title -> text.
+        origin: entries of a sidecar that say where it comes from, if not from a folder: title -> text.
     """
 
     expert: Expert | GraphExpert
@@ -30,7 +33,11 @@ class Opened(NamedTuple):
 
 
 def is_folder(reference: str | Path) -> bool:
-    """Return whether this is the folder of an expert, not the name of a graph or of one of others."""
+    """Return whether this is the folder of an expert, not a repository, a graph or one of others."""
+    return not hub.is_hub(reference) and _has_card(reference)
+
+
+def _has_card(reference: str | Path) -> bool:
     return not is_published(reference) and not exported.is_exported(reference)
 
 
@@ -38,19 +45,40 @@ def name_of(reference: str | Path) -> str:
     """Return a name for an expert: that of its run, `clip_l14_a` of `runs/x/stage2/clip_l14_a/expert`.
 
     Raises:
-        UserError: no published detector has the name.
+        UserError: no published detector has the name, or the name of a repository has another form.
     """
     if is_published(reference):
         return published_name(reference)
     if exported.is_exported(reference):
         return exported.name_of(reference)
+    if hub.is_hub(reference):
+        return hub.parse(reference)[0].partition("/")[2]
     path = Path(reference).resolve()
     return path.parent.name if path.name in ("expert", "expert-last") else path.name
 
 
+def located(reference: str | Path) -> tuple[Path, str]:
+    """Return the folder of an expert, downloaded if it is on the Hub, and its name for a record.
+
+    Returns:
+        Of a folder, both are as given; of `hub:OWNER/NAME`, the name is `hub:OWNER/NAME@COMMIT`.
+
+    Raises:
+        UserError: it can only be scored with; see also `hub.download`.
+    """
+    if not _has_card(reference):
+        raise UserError(
+            f"{reference} can only be scored with; name the folder of an expert or hub:OWNER/NAME"
+        )
+    if hub.is_hub(reference):
+        folder, pinned = hub.download(reference)
+        return folder, f"{hub.PREFIX}{pinned}"
+    return Path(reference), str(reference)
+
+
 def card_of(reference: str | Path) -> dict[str, Any]:
     """Return the content of an expert's `expert.json`; empty for an exported expert and one of others."""
-    return read_card(reference) if is_folder(reference) else {}
+    return read_card(located(reference)[0]) if _has_card(reference) else {}
 
 
 def open_expert(reference: str | Path) -> Opened:
@@ -65,5 +93,7 @@ def open_expert(reference: str | Path) -> Opened:
     if exported.is_exported(reference):
         expert, sha256, origin = exported.load_exported(reference)
         return Opened(expert, sha256, {}, {"exported": origin})
-    card = card_of(reference)
-    return Opened(load_expert(reference), card["weights_sha256"], card, {})
+    folder, name = located(reference)
+    card = read_card(folder)
+    origin = {} if is_folder(reference) else {"hub": name.removeprefix(hub.PREFIX)}
+    return Opened(load_expert(folder), card["weights_sha256"], card, origin)

@@ -182,10 +182,11 @@ def facts(spec: BackboneSpec) -> Facts:
     parameters = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
     count, width = tokens.shape[1:]
     stride = size // round(count**0.5)
-    return Facts(parameters, size, backbone.feature_dim, count, width, stride, _license(spec))
+    return Facts(parameters, size, backbone.feature_dim, count, width, stride, license_of(spec))
 
 
-def _license(spec: BackboneSpec) -> str:
+def license_of(spec: BackboneSpec) -> str:
+    """Return the license of a backbone's published weights, or that none is stated."""
     if spec.library == "tiny":
         return "no published weights"
     if spec.tag in FILE_WEIGHTS:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from featdistill.command_line import Parser, UserError, nearest, one_of
+from featdistill.hub import download as hub
 from featdistill.recipe_groups import (
     About,
     Architecture,
@@ -282,7 +283,9 @@ def check_paths(arguments: argparse.Namespace, recipe: Recipe) -> None:
         )
     for teacher in [given["teacher"]] if given["teacher"] else given["teachers"] or ():
         folder = Path(teacher) / ("expert-last" if given["teacher"] else "expert")
-        if not (Path(teacher) / "expert.json").is_file():
+        if hub.is_hub(teacher):
+            hub.parse(teacher)
+        elif not (Path(teacher) / "expert.json").is_file():
             hint = f"; did you mean {folder}?" if (folder / "expert.json").is_file() else ""
             raise UserError(f"{teacher} is not an expert: it has no expert.json{hint}")
     if recipe.equalize and not Path(recipe.equalize).is_file():

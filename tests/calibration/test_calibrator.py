@@ -117,8 +117,12 @@ def test_scores_of_other_experts_are_refused_and_of_another_precision_accepted()
     PLATT.check(SIDECAR | {"precision": "fp32"}, "here")
     PLATT.check(None, "here")
     replace(PLATT, made_for=None).check(SIDECAR, "here")
+    renamed = {key: {"b": SIDECAR[key]["a"]} for key in ("experts", "preprocessing")}
+    PLATT.check(SIDECAR | renamed, "here")
     for changes, message in (
         ({"experts": {"a": "1" * 64}}, 'val.csv: experts.a was "0{12}...", is "1{12}'),
+        (renamed | {"experts": {"b": "1" * 64}}, 'val.csv: experts.b was "0{12}...", is "1{12}'),
+        ({"experts": {"a": "0" * 64, "b": "1" * 64}}, "experts.b was absent"),
         ({"fusion": "logit_mean"}, "fusion was"),
         ({"tta": "flip"}, "tta was"),
         ({"preprocessing": {"a": {"size": 336}}}, "preprocessing.a.size was 224, is 336"),

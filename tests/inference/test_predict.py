@@ -206,7 +206,7 @@ def test_the_authors_experts_can_be_taken_as_they_are(shared, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert len(found["experts"]) == 2 and 0 < found["images"][0]["score"] < 1
     with pytest.raises(
-        UserError, match="released, exported and published experts do not record where the splits are"
+        UserError, match="published and downloaded experts do not record where the splits are"
     ):
         run("--split", "val", "--released", str(folder))
 
