@@ -28,7 +28,7 @@ import pandas as pd
 from data_prep.reading.archives import note_archives, note_ignored, open_folder
 from data_prep.reading.files import ImageFile, folder_images, one_on_path, read_rows
 from data_prep.writing import source as sources
-from data_prep.writing.flags import add_flags, csv_file, folder
+from data_prep.writing.flags import add_flags, csv_file, folder_or_address
 from data_prep.writing.manifests import check_out, take_left_out, write_manifests
 from featdistill import command_line
 from featdistill.command_line import UserError
@@ -69,7 +69,7 @@ def build_manifest(root: str | Path, source: str = "") -> pd.DataFrame:
     files = list(folder_images(tree).values())
     if not files:
         raise UserError(f"{root} holds no images")
-    columns = read_rows(files, lambda file: row(file, os.path.basename(tree.path)))
+    columns = read_rows(files, lambda file: row(file, os.path.basename(tree.path.rstrip("/"))))
     if source:
         columns["source"] = [source] * len(files)
     return sources.keep_once(manifest.make_manifest(columns))
@@ -81,7 +81,12 @@ def build_parser() -> command_line.Parser:
         description="Write the manifest of a tree of folders with real and AI-generated images. Folders with "
         f"these names label their images: {', '.join(FOLDER_LABELS)}.",
     )
-    parser.add_argument("--root", type=folder, required=True, help="top of the tree")
+    parser.add_argument(
+        "--root",
+        type=folder_or_address,
+        required=True,
+        help="top of the tree, or its address such as s3://bucket/folder",
+    )
     parser.add_argument("--out", type=csv_file, required=True, metavar="FILE.csv", help="the manifest")
     parser.add_argument("--source", default="", help="source of all images; by default from folder names")
     add_flags(parser, "holdout", "seed", "verify", "workers")

@@ -1,27 +1,20 @@
-"""Files wherever they are: on this machine, or where fsspec reaches, as in `s3://bucket/folder`."""
+"""Folders on this machine or in object storage, alike, for several processes at once."""
 
 import contextlib
 import os
-import re
 import uuid
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from featdistill import atomic
-
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-
-
-def is_remote(path: str | os.PathLike) -> bool:
-    """Return whether a path is an address such as `s3://bucket/name`, not that of a file on this machine."""
-    return _SCHEME.match(os.fspath(path)) is not None
+from featdistill import atomic, remote_files
+from featdistill.remote_files import is_remote
 
 
 class Folder:
     """A folder of files, which several processes and machines may use at once.
 
     Args:
-        address: a path, or an address that fsspec knows; it need not exist.
+        address: a path, or an address; it need not exist.
 
     Raises:
         UserError: a package for this kind of address is missing.
@@ -29,47 +22,48 @@ class Folder:
 
     def __init__(self, address: str | os.PathLike) -> None:
         self.address = os.fspath(address).rstrip("/")
-        self._path, self._system = Path(self.address), None
-        if is_remote(self.address):
-            import fsspec
-
-            self._system, self._root = fsspec.core.url_to_fs(self.address)
+        self._path, self._remote = Path(self.address), is_remote(self.address)
+        if self._remote:
+            remote_files.check_package(self.address)
 
     def names(self, suffix: str = "") -> list[str]:
         """Return the sorted names of the files with a suffix, not of hidden ones; none without a folder."""
-        if self._system:
-            self._system.invalidate_cache(self._root)
-            with contextlib.suppress(FileNotFoundError):
-                entries = self._system.ls(self._root, detail=True)
-                files = [entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file"]
-                return sorted(name for name in files if name.endswith(suffix) and not name.startswith("."))
-            return []
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._path) as entries:
-            files = [entry.name for entry in entries if entry.is_file()]
-            return sorted(name for name in files if name.endswith(suffix) and not name.startswith("."))
-        return []
+        files: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            if self._remote:
+                files = remote_files.names(self.address)
+            else:
+                with os.scandir(self._path) as entries:
+                    files = [entry.name for entry in entries if entry.is_file()]
+        return sorted(name for name in files if name.endswith(suffix) and not name.startswith("."))
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading at any position; raises `FileNotFoundError`."""
-        return self._system.open(self._at(name), "rb") if self._system else (self._path / name).open("rb")
+        return remote_files.open_remote(self._at(name)) if self._remote else (self._path / name).open("rb")
 
     def read(self, name: str) -> bytes:
         """Return the content of a file; raises `FileNotFoundError`."""
-        return self._system.cat_file(self._at(name)) if self._system else (self._path / name).read_bytes()
+        return remote_files.read(self._at(name)) if self._remote else (self._path / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all, in place of one that exists."""
-        if self._system:
-            self._system.pipe_file(self._at(name), data)
+        if self._remote:
+            remote_files.write(self._at(name), data)
             return
         with atomic.replace_file(self._path / name) as temporary:
             temporary.write_bytes(data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file unless it exists; of several that try at once, exactly one gets True."""
-        if self._system:
+        """Write a file unless it exists; of several that try at once, exactly one gets True.
+
+        After a connection that broke, it may say False although this call has written the file.
+
+        Raises:
+            UserError: this kind of storage cannot promise that.
+        """
+        if self._remote:
             try:
-                self._system.pipe_file(self._at(name), data, mode="create")
+                remote_files.create(self._at(name), data)
             except FileExistsError:
                 return False
             return True
@@ -86,11 +80,10 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file; it may be gone already."""
-        with contextlib.suppress(FileNotFoundError):
-            if self._system:
-                self._system.rm_file(self._at(name))
-            else:
-                (self._path / name).unlink()
+        if self._remote:
+            remote_files.remove(self._at(name))
+        else:
+            (self._path / name).unlink(missing_ok=True)
 
-    def _at(self, name: str) -> Any:
-        return f"{self._root.rstrip('/')}/{name}"
+    def _at(self, name: str) -> str:
+        return f"{self.address}/{name}"

@@ -6,16 +6,14 @@ still equal is read as a whole and compared by digest. Images in other kinds of 
 """
 
 import hashlib
-import os
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from featdistill import command_line
 from featdistill.images import reading as image_io
 from featdistill.images.archives import Archive, ArchiveError
-from featdistill.images.listing import ARCHIVE_SEPARATOR, file_path, split_location
+from featdistill.images.listing import ARCHIVE_SEPARATOR, file_path, file_size, read_head, split_location
 
 _HEAD_BYTES = 4096
 
@@ -75,7 +73,7 @@ def _look_up(locations: list[str], faults: dict[str, str]) -> list[_Image]:
             continue
         try:
             is_file = member is None
-            image = _Image(location, os.path.getsize(file_path(location)) if is_file else 0)
+            image = _Image(location, file_size(location) if is_file else 0)
             images.append(image if is_file else image.read())
         except (OSError, image_io.BrokenImage) as error:
             faults[location] = _reason(error)
@@ -122,8 +120,7 @@ def _is_file(image: _Image) -> bool:
 
 
 def _head(image: _Image) -> bytes:
-    with Path(file_path(image.location)).open("rb") as file:
-        return hashlib.blake2b(file.read(_HEAD_BYTES), digest_size=16).digest()
+    return hashlib.blake2b(read_head(image.location, _HEAD_BYTES), digest_size=16).digest()
 
 
 def _reason(error: Exception) -> str:

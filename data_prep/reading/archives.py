@@ -23,6 +23,7 @@ from featdistill.images.listing import (
     list_folder,
     printable,
 )
+from featdistill.remote_files import is_remote
 
 _log = logging.getLogger(__name__)
 # Split into parts, or compressed so that a member cannot be read without everything before it.
@@ -45,7 +46,8 @@ class Container:
 
     def location(self, file: str) -> str:
         """Return what a manifest calls a file of this container."""
-        return f"{self.path}{ARCHIVE_SEPARATOR if self.is_archive else os.sep}{file}"
+        separator = "/" if is_remote(self.path) else os.sep
+        return f"{self.path.rstrip(separator)}{ARCHIVE_SEPARATOR if self.is_archive else separator}{file}"
 
 
 @dataclass(frozen=True)

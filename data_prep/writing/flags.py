@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from featdistill.command_line import MAX_WORKERS, Parser, within, worker_count
+from featdistill.remote_files import is_remote
 
 
 def add_flags(parser: Parser, *names: str) -> None:
@@ -33,6 +34,11 @@ def folder(text: str) -> str:
     if not os.path.isdir(text):
         raise argparse.ArgumentTypeError(f"{text} is not a folder")
     return text
+
+
+def folder_or_address(text: str) -> str:
+    """Argparse type: the path of a folder that exists, or the address of one."""
+    return text if is_remote(text) else folder(text)
 
 
 def csv_file(text: str) -> Path:

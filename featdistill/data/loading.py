@@ -2,7 +2,7 @@
 
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +15,12 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from featdistill.command_line import UserError
 from featdistill.data.mixed_sizes import stack
 from featdistill.data.preprocessing import InputKey
+from featdistill.data.reading_ahead import reading_ahead
 from featdistill.data.views import PLAIN, View, cut_views
 from featdistill.distortions.plan import apply_plan
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.images.equalization import Equalization, equalize
-from featdistill.images.reading import BrokenImage, limit_side, read_image
+from featdistill.images.reading import BrokenImage, decode, limit_side, read_bytes
 from featdistill.process_setup import one_thread
 from featdistill.seeds import evaluation_generator
 
@@ -32,7 +33,11 @@ class Broken(NamedTuple):
 
 
 def load_image(
-    location: str, name: str, equalization: Equalization | None = None, max_side_px: int | None = None
+    location: str,
+    name: str,
+    equalization: Equalization | None = None,
+    max_side_px: int | None = None,
+    read: Callable[[str], bytes] = read_bytes,
 ) -> np.ndarray:
     """Read an image and prepare it for distortion.
 
@@ -40,6 +45,7 @@ def load_image(
         location, name: `image` and `name` of its row.
         equalization: assigns a size and a JPEG quality that do not depend on the image's class.
         max_side_px: see `limit_side`.
+        read: returns the bytes of a location.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -47,7 +53,7 @@ def load_image(
     Raises:
         BrokenImage: it cannot be read.
     """
-    image = read_image(location)
+    image = decode(read(location))
     if equalization:
         image = equalize(image, name, equalization)
     return limit_side(image, max_side_px)
@@ -82,9 +88,16 @@ class ScoreDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any] | Broken]:
+        with reading_ahead([self.images[index] for index in indices]) as read:
+            return [self._item(index, read) for index in indices]
+
     def __getitem__(self, index: int) -> dict[str, Any] | Broken:
+        return self._item(index, read_bytes)
+
+    def _item(self, index: int, read: Callable[[str], bytes]) -> dict[str, Any] | Broken:
         try:
-            image = load_image(self.images[index], self.names[index], self.equalization)
+            image = load_image(self.images[index], self.names[index], self.equalization, read=read)
             if self.policy:
                 rng = evaluation_generator(self.seed, self.names[index])
                 image = apply_plan(image, self.policy.draw(rng))
@@ -136,6 +149,9 @@ class Loader(DataLoader):
                 if isinstance(half := frame.f_locals.get("self"), _MultiProcessingDataLoaderIter):
                     half._shutdown = True
             raise UserError(reasons[0]) from error
+        except UserError as error:
+            # The message of a worker's error is all of its traceback.
+            raise UserError(str(error).rstrip().rpartition("UserError: ")[2]) from error
 
 
 # What is in the messages of PyTorch and the system, and what to do.

@@ -7,6 +7,9 @@ time changes. Where the folder cannot be written to, the list is kept in memory 
 Archives are untrusted. A member that is a link, a device or encrypted, or whose name leads out of the archive
 or is not valid text, is listed with its fault and never read; the others are. The size that a member may
 unpack to is limited to `MAX_BYTES` and, above `MAX_FREE_BYTES`, by `MAX_RATIO`.
+
+Of an archive in object storage, the list and each member are read by ranges of bytes. The list of a tar there
+takes reading all of its headers, in each process, and is not saved: a zip is better.
 """
 
 import contextlib
@@ -18,10 +21,12 @@ import threading
 import zipfile
 import zlib
 from functools import lru_cache
+from typing import BinaryIO
 
 from featdistill.command_line import counted
 from featdistill.images.archive_index import VERSION, Entry, Index, name_fault, normalized
 from featdistill.images.formats import HEAD_BYTES
+from featdistill.remote_files import RemoteFile, is_remote, open_remote
 
 # Four bytes for each of the 89,478,485 pixels that Pillow allows; a member that claims more is a bomb.
 MAX_BYTES = 4 * 89_478_485
@@ -38,6 +43,8 @@ _ENCRYPTED = 0x1  # bit 0 of a member's general purpose flags in the zip format
 _TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 _UTF_8 = 0x800  # bit 11: the name is UTF-8
 _HEAD_STORED_BYTES = 4096  # of a compressed member, for its first `HEAD_BYTES`
+_LIST_BYTES = 8 << 20  # read at once, while the members of an archive in object storage are listed
+_LOCAL_NAME_BYTES = 512  # enough for most members' names and extra fields, which are read with the data
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
 
 
@@ -59,13 +66,16 @@ class Archive:
         name = os.path.basename(path).lower()
         if name.endswith(COMPRESSED_TAR_SUFFIXES):
             raise ArchiveError(_compressed(path))
-        self.path = path
-        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the archive itself)
+        self.path, self._is_tar, self._is_remote = path, name.endswith(".tar"), is_remote(path)
+        list_members = _tar_index if self._is_tar else _zip_index
         self._lock = threading.Lock()
+        if self._is_remote:
+            self.file = RemoteFile(path)
+            self.index = list_members(path, self.file.size, self.file.stamp)
+            return
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the archive itself)
         try:
             status = os.fstat(self.file.fileno())
-            self._is_tar = name.endswith(".tar")
-            list_members = _tar_index if self._is_tar else _zip_index
             self.index = list_members(path, status.st_size, status.st_mtime_ns)
         except BaseException:
             self.file.close()
@@ -128,10 +138,17 @@ class Archive:
 
     def _stored(self, entry: Entry, most: int) -> bytes:
         """Return the first bytes of a zip's member as they are stored."""
-        signature, name, extra = _LOCAL_HEADER.unpack(self._at(entry.offset, _LOCAL_HEADER.size))
+        size, before = min(entry.stored_size, most), b""
+        if self._is_remote:  # in one request
+            before = self.file.read_at(entry.offset, _LOCAL_HEADER.size + _LOCAL_NAME_BYTES + size)
+        header = before[: _LOCAL_HEADER.size] if before else self._at(entry.offset, _LOCAL_HEADER.size)
+        signature, name, extra = _LOCAL_HEADER.unpack(header)
         if signature != b"PK\x03\x04":
             raise ArchiveError(f"member {entry.name} of {self.path} is not where the zip's directory says")
-        return self._at(entry.offset + _LOCAL_HEADER.size + name + extra, min(entry.stored_size, most))
+        start = _LOCAL_HEADER.size + name + extra
+        if len(before) >= start + size:
+            return before[start : start + size]
+        return self._at(entry.offset + start, size)
 
     def _at(self, offset: int, size: int) -> bytes:
         data = self._some_at(offset, size)
@@ -142,6 +159,8 @@ class Archive:
         return data
 
     def _some_at(self, offset: int, size: int) -> bytes:
+        if self._is_remote:
+            return self.file.read_at(offset, size)
         if hasattr(os, "pread"):
             return os.pread(self.file.fileno(), size, offset)
         # Windows lacks pread: no other thread may move the file position in between.
@@ -159,7 +178,9 @@ def check_size(size: int, limit: int | None = None) -> None:
 
 # Keyed by the archive, not by the process: a forked worker uses the list of its parent.
 @lru_cache(maxsize=_ARCHIVES)
-def _tar_index(path: str, size: int, mtime_ns: int) -> Index:
+def _tar_index(path: str, size: int, mtime_ns: int | str) -> Index:
+    if is_remote(path):
+        return _list_tar(path)
     stamp, index_path = [VERSION, size, mtime_ns], f"{path}.index.npz"
     index = Index.load(index_path, stamp)
     if index is None:
@@ -173,14 +194,14 @@ def _tar_index(path: str, size: int, mtime_ns: int) -> Index:
 
 def _list_tar(path: str) -> Index:
     entries, damage = [], ""
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         if file.read(6).startswith(_COMPRESSED_STARTS):
             raise ArchiveError(_compressed(path))
-    try:
-        archive = tarfile.open(path, "r:")  # noqa: SIM115 (closed below)
-    except _TAR_ERRORS as error:
-        raise ArchiveError(f"{path} is not a plain tar archive ({error})") from error
-    with archive:
+        file.seek(0)
+        try:
+            archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (nothing to close but the file)
+        except _TAR_ERRORS as error:
+            raise ArchiveError(f"{path} is not a plain tar archive ({error})") from error
         try:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # tarfile keeps every header it has seen
@@ -194,10 +215,16 @@ def _list_tar(path: str) -> Index:
             if block.strip(b"\0") or 0 < len(block) < tarfile.BLOCKSIZE:
                 damage = "damaged header"
         except (*_TAR_ERRORS, OSError) as error:
+            if is_remote(path) and isinstance(error, OSError):  # of the connection
+                raise
             damage = " ".join(str(error).split()) or type(error).__name__
         if damage:
             damage = f"the archive is damaged or truncated after {counted(len(entries), 'member')} ({damage})"
     return Index.build(entries, damage)
+
+
+def _opened(path: str) -> BinaryIO:
+    return open_remote(path, _LIST_BYTES) if is_remote(path) else open(path, "rb")
 
 
 def _tar_fault(member: tarfile.TarInfo) -> str:
@@ -211,12 +238,14 @@ def _tar_fault(member: tarfile.TarInfo) -> str:
 
 
 @lru_cache(maxsize=_ARCHIVES)
-def _zip_index(path: str, size: int, mtime_ns: int) -> Index:
+def _zip_index(path: str, size: int, mtime_ns: int | str) -> Index:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as file, zipfile.ZipFile(file) as archive:
             members = (member for member in archive.infolist() if not member.filename.endswith(("/", "\\")))
             return Index.build(map(_zip_entry, members))
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as error:
+        if is_remote(path) and isinstance(error.__context__, OSError):  # zipfile takes any for damage
+            raise error.__context__ from None
         raise ArchiveError(f"{path} is not a complete zip archive ({error})") from error
 
 

@@ -1,6 +1,7 @@
 """The files below a folder, the same for every command: linked folders are entered, system files left out.
 
-A location names an image wherever it is: a path, or `archive.zip::member`.
+A location names an image wherever it is: a path, or `archive.zip::member`. Both may be at an address, such as
+`s3://bucket/archive.zip::member`.
 """
 
 import errno
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from featdistill import remote_files
 from featdistill.images.formats import HEAD_BYTES, refusal_of_file
+from featdistill.remote_files import is_remote
 
 # Between an archive's path and the member's name, in the `image` column of a manifest.
 ARCHIVE_SEPARATOR = "::"
@@ -50,8 +53,13 @@ def list_folder(folder: str | Path) -> Listing:
 
     Raises:
         OSError: the folder itself cannot be listed.
+        UserError: at an address, the same, or there is no file.
     """
     folder, ignored = os.fspath(folder), []
+    if is_remote(folder):
+        files = remote_files.find(folder)
+        ignored = [file for file in files if is_system_file(file)]
+        return Listing([file for file in files if not is_system_file(file)], ignored)
     files = _below(folder, "", (os.path.realpath(folder),), ignored)
     return Listing(sorted(files), ignored)
 
@@ -88,11 +96,25 @@ def printable(name: str) -> str:
 
 def file_path(location: str) -> str:
     """Return the path of the file that a location names, as it is or in the spelling of `printable`."""
-    if not os.path.lexists(location) and "\\x" in location:
+    if "\\x" in location and not is_remote(location) and not os.path.lexists(location):
         raw = _ESCAPED.sub(lambda match: bytes.fromhex(match[1]).decode("utf-8", "surrogateescape"), location)
         if os.path.lexists(raw):
             return raw
     return location
+
+
+def file_size(location: str) -> int:
+    """Return the size of a file in bytes; raises `OSError`."""
+    is_address = is_remote(location)
+    return remote_files.RemoteFile(location).size if is_address else os.path.getsize(file_path(location))
+
+
+def read_head(location: str, size: int) -> bytes:
+    """Return the first bytes of a file; raises `OSError`."""
+    if is_remote(location):
+        return remote_files.read_start(location, size)
+    with open(file_path(location), "rb") as file:
+        return file.read(size)
 
 
 def split_location(location: str) -> tuple[str, str | None]:
@@ -101,17 +123,23 @@ def split_location(location: str) -> tuple[str, str | None]:
         return location, None
     if ends := [match.end() for match in _ARCHIVE_END.finditer(location)]:
         # Of several, the file: a folder's name, or a member's, may look like that of an archive.
-        end = next((end for end in ends if len(ends) > 1 and os.path.isfile(location[:end])), ends[0])
+        known = len(ends) > 1 and not is_remote(location)
+        end = next((end for end in ends if known and os.path.isfile(location[:end])), ends[0])
         return location[:end], location[end + len(ARCHIVE_SEPARATOR) :]
-    if os.path.exists(location):  # an ordinary file whose path has two colons
+    if is_remote(location) or os.path.exists(location):  # an ordinary file whose path has two colons
         return location, None
     archive, _, member = location.partition(ARCHIVE_SEPARATOR)
     return archive, member
 
 
 def absolute(path: str | Path) -> str:
-    """Return an absolute path without `..`, which after a linked folder means the parent of its target."""
+    """Return an absolute path without `..`, which after a linked folder means the parent of its target.
+
+    An address is returned as it is.
+    """
     path = os.fspath(path)
+    if is_remote(path):
+        return path
     parts = path.split(os.sep)
     if os.pardir not in parts:
         return os.path.abspath(path)
@@ -157,9 +185,10 @@ def _below(folder: str, prefix: str, ancestors: tuple[str, ...], ignored: list[s
 def _head(path: str) -> bytes | None:
     """Return the first bytes of a file; None if it cannot be read, nothing for a pipe or a dangling link."""
     try:
+        if is_remote(path):
+            return read_head(path, HEAD_BYTES)
         if not stat.S_ISREG(os.stat(path).st_mode):
             return b""
-        with open(path, "rb") as file:
-            return file.read(HEAD_BYTES)
+        return read_head(path, HEAD_BYTES)
     except OSError as error:
         return b"" if error.errno in (errno.ENOENT, errno.ELOOP) else None

@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from featdistill.images.archives import ArchiveError, check_size
+from featdistill.remote_files import RemoteFile, is_remote
 
 if TYPE_CHECKING:
     import pyarrow
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 WINDOW_BYTES = 32 << 20
 # Read-ahead, which keeps a large row group from being read into memory whole.
 _STREAM_BYTES = 1 << 20
+_REMOTE_STREAM_BYTES = 8 << 20  # each read is a request, which takes as long as a few MiB do
 # Lower-case names of columns with the bytes of image files, the preferred ones first: those of data sets with
 # the `datasets` library's image type, Community Forensics' `image_data`, and similar ones.
 COLUMN_NAMES = (
@@ -85,10 +87,14 @@ def open_parquet(path: str) -> "pyarrow.parquet.ParquetFile":
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ArchiveError(f"{path}: parquet files need the package pyarrow; pip install pyarrow") from error
-    with open(path, "rb"):  # pyarrow's own message for a missing file is several lines long
-        pass
+    source, buffer_bytes = path, _STREAM_BYTES
+    if is_remote(path):
+        source, buffer_bytes = RemoteFile(path), _REMOTE_STREAM_BYTES
+    else:
+        with open(path, "rb"):  # pyarrow's own message for a missing file is several lines long
+            pass
     try:
-        return ParquetFile(path, buffer_size=_STREAM_BYTES, pre_buffer=False)
+        return ParquetFile(source, buffer_size=buffer_bytes, pre_buffer=False)
     except (ArrowException, OSError) as error:
         raise ArchiveError(f"{path} is not a complete parquet file ({_line(error)})") from error
 

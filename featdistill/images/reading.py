@@ -5,6 +5,7 @@
 | `folder/name.jpg` | a file |
 | `archive.zip::member`, `archive.tar::member` | a member, by `featdistill.images.archives` |
 | `part.parquet::17` | the image of row 17, by `featdistill.images.parquet` |
+| any of these at an address such as `s3://bucket/name.jpg` | `featdistill.remote_files` |
 
 Decoded images are (H, W, 3) uint8 RGB. The format is recognized by the bytes, not by the file's name:
 
@@ -32,6 +33,7 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,7 +42,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, TiffImagePlugin
 
-from featdistill.images.archives import Archive, ArchiveError, check_size
+from featdistill import remote_files
+from featdistill.images.archives import MAX_BYTES, Archive, ArchiveError, check_size
 from featdistill.images.formats import (
     FORMATS,
     HEAD_BYTES,
@@ -90,6 +93,7 @@ def read_bytes(location: str) -> bytes:
 
     Raises:
         BrokenImage: it is missing, refused, damaged, or larger than `MAX_BYTES`.
+        UserError: nothing in its storage can be read; see `featdistill.remote_files`.
     """
     if location.lower().endswith(RAW_SUFFIXES):
         raise BrokenImage(refusal(location, b""))
@@ -110,6 +114,11 @@ def read_bytes(location: str) -> bytes:
         raise BrokenImage(" ".join(str(error).split())) from error
     except (OSError, ValueError) as error:
         raise BrokenImage(_reason(error)) from error
+
+
+def check_access(locations: Iterable[str]) -> None:
+    """Check that what these locations name in object storage may be read; see `remote_files.check_access`."""
+    remote_files.check_access(split_location(each)[0] for each in locations if remote_files.is_remote(each))
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -262,6 +271,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _read_file(path: str) -> bytes:
+    if remote_files.is_remote(path):
+        return remote_files.read(path, MAX_BYTES)
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         os.listdir(path)  # a listing includes a folder that cannot be listed: that is the reason

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from torch.utils.data import Dataset
 
-from featdistill import command_line
+from featdistill import command_line, remote_files
 from featdistill.calibration import Calibrator
 from featdistill.calibration.stability import (
     NEAR_LOGITS,
@@ -35,8 +35,8 @@ from featdistill.distortions.presets import PRESETS
 from featdistill.images.archives import ARCHIVE_SUFFIXES, COMPRESSED_TAR_SUFFIXES
 from featdistill.images.formats import IMAGE_SUFFIXES
 from featdistill.images.listing import absolute, ignored_note, image_files, list_folder, printable
-from featdistill.images.reading import PARQUET_SUFFIX
-from featdistill.inference import part_tools, single_images
+from featdistill.images.reading import PARQUET_SUFFIX, check_access
+from featdistill.inference import part_tools, remote_output, single_images
 from featdistill.inference.detector import Detector
 from featdistill.inference.journal import PartialScores, claim_scores, score_resumably
 from featdistill.inference.parts import score_parts
@@ -81,13 +81,15 @@ def run(args: Namespace, processes: Processes) -> int:
     jobs = processes.on_main(lambda: _plan(args, folders))
     statuses = []
     for manifest, out in jobs:
+        there = processes.on_main(lambda out=out: remote_output.fetch(out))
         statuses.append(predict(predictor, manifest, out, processes))
         if calibrator or request:
             judge(predictor, manifest, out, processes, calibrator, request)
+        processes.on_main(lambda out=out, there=there: remote_output.publish(out, there))
     return max(statuses)
 
 
-def predict(predictor: Predictor, manifest: Path, out: Path, processes: Processes) -> int:
+def predict(predictor: Predictor, manifest: str | Path, out: Path, processes: Processes) -> int:
     """Score a manifest to a file, together with the other processes, continuing what is there.
 
     Returns:
@@ -97,6 +99,7 @@ def predict(predictor: Predictor, manifest: Path, out: Path, processes: Processe
         UserError: the manifest has no rows, or the file was produced with different settings.
     """
     rows = processes.together(lambda: read_manifest(manifest))
+    processes.on_main(lambda: check_access(rows["image"]))
     if rows.empty:
         raise UserError(f"manifest {manifest} has no rows")
     if BANK_VIEW in rows:
@@ -111,7 +114,7 @@ def predict(predictor: Predictor, manifest: Path, out: Path, processes: Processe
 
 def judge(
     predictor: Predictor,
-    manifest: Path,
+    manifest: str | Path,
     out: Path,
     processes: Processes,
     calibrator: Calibrator | None,
@@ -156,7 +159,7 @@ def _to_copy(out: Path, calibrator: Calibrator | None, request: Request) -> pd.D
     return frame[is_near(logits_of(frame["score"].to_numpy()), calibrator)] if request.near else frame
 
 
-def _copies(manifest: Path, frame: pd.DataFrame, copies: int) -> pd.DataFrame:
+def _copies(manifest: str | Path, frame: pd.DataFrame, copies: int) -> pd.DataFrame:
     """Return the rows of a manifest that have predictions, once for each copy, under the copies' names."""
     rows = read_manifest(manifest)
     rows = rows[rows["name"].isin(frame["name"])]
@@ -210,9 +213,9 @@ def images_by_path(paths: Sequence[str]) -> pd.DataFrame:
     return make_manifest({"image": [absolute(path) for path in paths], "name": paths})
 
 
-def _images_of_folder(folder: Path) -> pd.DataFrame:
-    """Return rows for the images of a folder; names are paths relative to it."""
-    if not folder.is_dir():
+def _images_of_folder(folder: str) -> pd.DataFrame:
+    """Return rows for the images of a folder, or of one's address; names are paths relative to it."""
+    if not (remote_files.is_remote(folder) or os.path.isdir(folder)):
         raise UserError(f"{folder} is not a folder")
     listing = list_folder(folder)
     names = list(image_files(folder, listing.files))
@@ -226,7 +229,10 @@ def _images_of_folder(folder: Path) -> pd.DataFrame:
         )
     if not names:
         raise UserError(f"{folder} contains no images ({', '.join(IMAGE_SUFFIXES)})")
-    return make_manifest({"image": [os.path.realpath(folder / name) for name in names], "name": names})
+    images = [f"{folder.rstrip('/')}/{name}" for name in names]
+    if not remote_files.is_remote(folder):
+        images = [os.path.realpath(image) for image in images]
+    return make_manifest({"image": images, "name": names})
 
 
 def _load(args: Namespace) -> tuple[Predictor, list[Path]]:
@@ -250,22 +256,26 @@ def _show(args: Namespace) -> int:
     return int(any(row.error for row in rows))
 
 
-def _plan(args: Namespace, folders: Sequence[Path]) -> list[tuple[Path, Path]]:
+def _plan(args: Namespace, folders: Sequence[Path]) -> list[tuple[str | Path, Path]]:
     """Return each requested manifest and its output; images without one get it next to their scores."""
     by_hand = args.experts or args.released
-    out = Path(args.out or ("predictions" if by_hand else folders[0].parents[2] / "predictions"))
+    out = remote_output.local_path(
+        args.out or ("predictions" if by_hand else folders[0].parents[2] / "predictions")
+    )
     is_file = out.suffix.lower() == ".csv"
     if not is_file and out.suffix.lower() in _FILE_SUFFIXES and not out.is_dir():
         raise UserError(f"--out {out} must be a .csv file or a folder")
     if args.images or args.image:
-        images = Path(args.images).resolve() if args.images else None
-        out = out if is_file else out / f"{images.name if images else 'images'}.csv"
+        name = Path(absolute(args.images)).name if args.images else "images"
+        out = out if is_file else out / f"{name}.csv"
         manifest = out.with_suffix(".manifest.csv")
-        rows = _images_of_folder(Path(args.images)) if images else images_by_path(args.image)
+        rows = _images_of_folder(args.images) if args.images else images_by_path(args.image)
         write_manifest(rows, manifest)
         return [(manifest, out)]
     if args.manifest:
-        manifests = [Path(manifest) for manifest in args.manifest]
+        manifests = [remote_files.located(manifest) for manifest in args.manifest]
+    elif args.data and remote_files.is_remote(args.data):
+        manifests = [remote_files.join(args.data, f"{split}.csv") for split in args.split]
     elif args.data or folders:
         manifests = _split_manifests(args.split, Path(args.data) if args.data else _data_folder(folders[0]))
     else:
@@ -275,7 +285,7 @@ def _plan(args: Namespace, folders: Sequence[Path]) -> list[tuple[Path, Path]]:
         )
     if is_file and len(manifests) > 1:
         raise UserError("--out names one file, but several splits are requested; name a folder")
-    return [(path, out if is_file else out / f"{path.stem}.csv") for path in manifests]
+    return [(path, out if is_file else out / f"{Path(path).stem}.csv") for path in manifests]
 
 
 def _folder_of_parts(args: Namespace) -> str | None:
@@ -327,12 +337,11 @@ def _write(predictor: Predictor, rows: pd.DataFrame, partial: PartialScores) -> 
 
 def _report(out: Path, what: str) -> int:
     """Log what was done and which images could not be read; return the exit status."""
-    _log.info("%s: %s", out, what)
+    _log.info("%s: %s", remote_output.shown(out), what)
     errors = predictions.read_errors(out)
     for name, reason in errors[:_MAX_SHOWN]:
         _log.info("could not be read: %s: %s", name, reason)
     if errors:
-        _log.info(
-            "%d images could not be read; all of them are in %s", len(errors), predictions.errors_path(out)
-        )
+        listed = remote_output.shown(predictions.errors_path(out))
+        _log.info("%d images could not be read; all of them are in %s", len(errors), listed)
     return 1 if errors else 0

@@ -78,7 +78,7 @@ class PartialScores:
 
     def refresh(self) -> None:
         """Read what all journals contain now."""
-        for path in _journals(self.out):
+        for path in journals(self.out):
             with path.open("rb") as file:
                 if file.readline() == self._header:
                     for line in file:
@@ -86,7 +86,7 @@ class PartialScores:
 
     def remove(self) -> None:
         """Remove all journals, once the finished output replaces them."""
-        for path in _journals(self.out):
+        for path in journals(self.out):
             path.unlink(missing_ok=True)
 
     def _add(self, line: bytes) -> None:
@@ -119,7 +119,7 @@ def claim_scores(
         rows: what will be scored.
         ignore: as in `claim`.
     """
-    exists, headers = out.is_file(), [header for header in map(_header, _journals(out)) if header]
+    exists, headers = out.is_file(), [header for header in map(_header, journals(out)) if header]
     finished = recorded is not None and exists
     if recorded is None:
         recorded = next((made for made in headers if predictor.settle(requested, made) == made), None)
@@ -166,7 +166,8 @@ def journal_path(out: Path, rank: int = 0, world: int = 1) -> Path:
     return out.with_name(f".{out.name}.partial" + (f".{rank}-of-{world}" if world > 1 else ""))
 
 
-def _journals(out: Path) -> list[Path]:
+def journals(out: Path) -> list[Path]:
+    """Return the journals of all processes that make an output."""
     return sorted(out.parent.glob(f".{glob.escape(out.name)}.partial*"))
 
 

@@ -1,11 +1,13 @@
 """The labels that predictions are measured against: read from a manifest or a label file, joined by name."""
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from featdistill import remote_files
 from featdistill.command_line import UserError
 from featdistill.records import label_files
 from featdistill.records.manifest import parse_distortions, read_manifest
@@ -40,11 +42,11 @@ def read_labels(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
         UserError: the file is missing or neither of the two, a name appears twice, a cell cannot be read, or
             one of `columns` is missing.
     """
-    path = Path(path)
+    path = remote_files.located(path)
     header = [] if has_parts(path) else _header(path)
     if has_parts(path) or ("image" in header and "name" in header):
         frame = read_manifest(path)
-    elif "image_name" in header and "label" in header:
+    elif "image_name" in header and "label" in header and isinstance(path, Path):
         frame = label_files.read_labels(str(path)).rename(columns={"image_name": "name"})
     else:
         raise UserError(
@@ -66,16 +68,17 @@ def read_labels(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     return labels
 
 
-def _header(path: Path) -> Sequence[str]:
-    if not path.is_file():
+def _header(path: str | Path) -> Sequence[str]:
+    source = io.BytesIO(remote_files.read(path)) if isinstance(path, str) else path
+    if source is path and not path.is_file():
         raise UserError(f"labels {path} do not exist")
     try:
-        return pd.read_csv(path, nrows=0, dtype=str, encoding="utf-8-sig").columns.str.strip()
+        return pd.read_csv(source, nrows=0, dtype=str, encoding="utf-8-sig").columns.str.strip()
     except ValueError as error:
         raise UserError(f"{path} is not a readable CSV in UTF-8: {error}") from error
 
 
-def source_of(predictions: str | Path, labels: str | Path | None = None) -> Path:
+def source_of(predictions: str | Path, labels: str | Path | None = None) -> str | Path:
     """Return where the labels of a predictions file are: `labels`, or the manifest named in its sidecar.
 
     Raises:
@@ -86,7 +89,7 @@ def source_of(predictions: str | Path, labels: str | Path | None = None) -> Path
         raise UserError(f"predictions {predictions} do not exist")
     if source is None:
         raise UserError(f"{predictions} has no sidecar naming its manifest; use --labels")
-    return Path(source)
+    return remote_files.located(source)
 
 
 def label_rows(predictions: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray:

@@ -4,7 +4,7 @@ Columns (UTF-8, header first; further columns survive a round trip):
 
 | column | holds |
 |---|---|
-| `image` | path relative to the manifest's folder, absolute path, or `archive.zip::member/name.jpg` |
+| `image` | path relative to the manifest's folder, absolute path, `s3://..` or `archive.zip::member.jpg` |
 | `name` | what a submission calls the image; unique within a manifest |
 | `label` | 0 real, 1 AI-generated, empty if unknown |
 | `source`, `generator` | where the image comes from; what generated it (empty for real images) |
@@ -17,6 +17,7 @@ A folder of parquet files with these columns is a manifest, too; see `featdistil
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from featdistill import atomic
+from featdistill import atomic, remote_files
 from featdistill.command_line import UserError
 from featdistill.images.listing import (
     ARCHIVE_SEPARATOR,
@@ -63,6 +64,9 @@ def make_manifest(columns: dict[str, list]) -> pd.DataFrame:
 def read_manifest(path: str | Path) -> pd.DataFrame:
     """Read and check a manifest.
 
+    Args:
+        path: of the file, or its address; see `featdistill.remote_files`.
+
     Returns:
         A frame with all of `COLUMNS`; `label` and `is_distorted` are `Int8` with missing values, all else is
         text. `image` is made absolute; `frame.attrs["path"]` is the manifest's path.
@@ -88,17 +92,22 @@ def manifest_chunks(path: str | Path, rows: int | None = None) -> Iterator[pd.Da
         parts = Parts(path)
         yield from (read_part(parts, name)[0] for name in parts.names)
         return
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"manifest {path} does not exist")
+    source = path = remote_files.located(path)
     try:
-        frames = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", chunksize=rows)
+        if isinstance(path, str):
+            source = io.BytesIO(remote_files.read(path))
+        elif not path.is_file():
+            raise FileNotFoundError
+    except FileNotFoundError as error:
+        raise UserError(f"manifest {path} does not exist") from error
+    try:
+        frames = pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig", chunksize=rows)
         for frame in [frames] if rows is None else frames:
             if not isinstance(frame.index, pd.RangeIndex):
                 raise UserError(f"{path} is not a manifest: its rows have more cells than its header")
             if missing := [name for name in ("image", "name") if name not in frame]:
                 raise UserError(f"{path} is not a manifest: column {', '.join(missing)} is missing")
-            yield _placed(frame.reset_index(drop=True), str(path), path.parent)
+            yield _placed(frame.reset_index(drop=True), str(path), os.path.dirname(path))
     except ValueError as error:
         raise UserError(f"{path} is not a readable CSV: {error}") from error
 
@@ -147,7 +156,7 @@ def fingerprint(rows: pd.DataFrame, columns: Sequence[str] = DECISIVE_COLUMNS) -
     """Return a hash of which images these are: their sizes, and columns of their rows.
 
     Where the images are does not count, so that a folder may move. Of large sets, only the sizes of files
-    spread evenly over it are read, which takes seconds at most.
+    spread evenly over it are read, which takes seconds at most; and none of those at addresses.
 
     Args:
         columns: those that count, where the rows have them; by default names, labels, and what else training
@@ -203,14 +212,19 @@ def split_holdout(frame: pd.DataFrame, share: float, seed: int = 0) -> tuple[pd.
 
 def _placed(frame: pd.DataFrame, where: str, folder: str | Path) -> pd.DataFrame:
     """Check the cells of a manifest in a folder, set their types, and make the images' paths absolute."""
-    frame, folder = _typed(frame, where), os.path.abspath(folder)
+    frame, folder = _typed(frame, where), os.fspath(folder)
+    folder = folder if remote_files.is_remote(folder) else os.path.abspath(folder)
     frame["image"] = [_absolute(image, folder) for image in frame["image"]]
     frame.attrs["path"] = where
     return frame
 
 
 def _absolute(image: str, folder: str) -> str:
+    if remote_files.is_remote(image):
+        return image
     path, member = split_location(os.path.join(folder, image))
+    if remote_files.is_remote(path):
+        path = remote_files.join(folder, path.removeprefix(f"{folder}/"))
     return absolute(path) + ("" if member is None else ARCHIVE_SEPARATOR + member)
 
 

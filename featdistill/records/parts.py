@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featdistill import atomic
+from featdistill import atomic, remote_files
 from featdistill.command_line import UserError
 from featdistill.storage import Folder, is_remote
 
@@ -89,7 +89,12 @@ class Parts:
 
 def content_sha256(manifest: str | Path) -> str:
     """Return the SHA-256 of a manifest's file, or of all its parts."""
-    return Parts(manifest).sha256() if has_parts(manifest) else atomic.sha256_of(manifest)
+    if has_parts(manifest):
+        return Parts(manifest).sha256()
+    is_address = is_remote(manifest)
+    return (
+        hashlib.sha256(remote_files.read(manifest)).hexdigest() if is_address else atomic.sha256_of(manifest)
+    )
 
 
 def part_name(number: int) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featdistill import atomic
+from featdistill import atomic, remote_files
 from featdistill.command_line import UserError
 from featdistill.images.formats import without_extension
 from featdistill.images.listing import printable
@@ -170,14 +170,16 @@ def manifest_entry(manifest: str | Path, path: str | Path) -> dict[str, str]:
 
     The path is relative if the manifest is in or below the sidecar's folder, so that the folder can be moved.
     """
+    if remote_files.is_remote(manifest):
+        return {"path": os.fspath(manifest), "sha256": content_sha256(manifest)}
     absolute, folder = Path(os.path.abspath(manifest)), Path(os.path.abspath(path)).parent
     inside = absolute.is_relative_to(folder)
     shown = absolute.relative_to(folder) if inside else absolute
     return {"path": shown.as_posix(), "sha256": content_sha256(absolute)}
 
 
-def manifest_of(path: str | Path) -> Path | None:
-    """Return the manifest named in the sidecar of the predictions at `path`, or None.
+def manifest_of(path: str | Path) -> str | Path | None:
+    """Return the path or address of the manifest named in the sidecar of the predictions at `path`, or None.
 
     Raises:
         UserError: the manifest is gone, or has changed since.
@@ -187,12 +189,16 @@ def manifest_of(path: str | Path) -> Path | None:
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
         raise UserError(f"{sidecar_path(path)}: manifest must be an object with path and sha256")
-    manifest = Path(os.path.normpath(Path(path).parent / entry["path"]))
-    if not manifest.exists():
+    manifest = remote_files.located(entry["path"])
+    if isinstance(manifest, Path):
+        manifest = Path(os.path.normpath(Path(path).parent / manifest))
+    try:
+        sha256 = content_sha256(manifest)
+    except FileNotFoundError as error:
         raise UserError(
             f"manifest {manifest}, named in {sidecar_path(path)}, does not exist; name its new path"
-        )
-    if content_sha256(manifest) != entry.get("sha256"):
+        ) from error
+    if sha256 != entry.get("sha256"):
         raise UserError(
             f"manifest {manifest} has changed since {path} was predicted; predict again or name another one"
         )
