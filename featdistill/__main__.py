@@ -9,6 +9,7 @@ import sys
 
 from featdistill import atomic, command_line
 from featdistill.bank import embed_flags
+from featdistill.cluster import flags as cluster_flags
 from featdistill.command_line import Parser, UserError, counted, within
 from featdistill.hub import push_flags
 from featdistill.service import flags as serve_flags
@@ -320,6 +321,14 @@ def recipes(arguments: list[str]) -> None:
         print("\n".join(recipe_list.plan(args.plan, args.on_top)))
 
 
+def ray(arguments: list[str]) -> int:
+    """score a manifest in parts on a cluster that has Ray"""
+    args = cluster_flags.build_parser().parse_args(arguments)
+    from featdistill.cluster import ray_data
+
+    return ray_data.run(args)
+
+
 def serve(arguments: list[str]) -> None:
     """answer requests with scores and verdicts, over HTTP"""
     parser = Parser(
@@ -349,6 +358,7 @@ TOOLS = {
         probe,
         published,
         push,
+        ray,
         recipes,
         serve,
     )

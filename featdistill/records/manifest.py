@@ -107,7 +107,7 @@ def manifest_chunks(path: str | Path, rows: int | None = None) -> Iterator[pd.Da
                 raise UserError(f"{path} is not a manifest: its rows have more cells than its header")
             if missing := [name for name in ("image", "name") if name not in frame]:
                 raise UserError(f"{path} is not a manifest: column {', '.join(missing)} is missing")
-            yield _placed(frame.reset_index(drop=True), str(path), os.path.dirname(path))
+            yield checked(frame.reset_index(drop=True), str(path), os.path.dirname(path))
     except ValueError as error:
         raise UserError(f"{path} is not a readable CSV: {error}") from error
 
@@ -115,7 +115,7 @@ def manifest_chunks(path: str | Path, rows: int | None = None) -> Iterator[pd.Da
 def read_part(parts: Parts, name: str) -> tuple[pd.DataFrame, str]:
     """Return a part of a manifest like `read_manifest`, and the SHA-256 of its file."""
     frame, sha256 = parts.read(name)
-    return _placed(frame, parts.where(name), parts.folder.address), sha256
+    return checked(frame, parts.where(name), parts.folder.address), sha256
 
 
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> None:
@@ -210,7 +210,7 @@ def split_holdout(frame: pd.DataFrame, share: float, seed: int = 0) -> tuple[pd.
     return frame[~held].reset_index(drop=True), frame[held].reset_index(drop=True)
 
 
-def _placed(frame: pd.DataFrame, where: str, folder: str | Path) -> pd.DataFrame:
+def checked(frame: pd.DataFrame, where: str, folder: str | Path) -> pd.DataFrame:
     """Check the cells of a manifest in a folder, set their types, and make the images' paths absolute."""
     frame, folder = _typed(frame, where), os.fspath(folder)
     folder = folder if remote_files.is_remote(folder) else os.path.abspath(folder)

@@ -1,0 +1,73 @@
+"""Score a manifest in parts with Ray Data: read_parquet, actors with a `Detector` each, write_parquet.
+
+For a cluster that has Ray, which schedules the actors and starts them again; without one, workers of
+`predict.py` do the same. The output is a folder of parquet files with the columns of scores in parts (see
+`featdistill.inference.parts`), as many as Ray decides, and `predictions.json`.
+"""
+
+import json
+from argparse import Namespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from featdistill.command_line import UserError
+from featdistill.inference.detector import Detector
+from featdistill.inference.parts import RECORD
+from featdistill.records.manifest import checked
+from featdistill.records.parts import SUFFIX, Parts
+from featdistill.storage import Folder
+
+_TEXT = ("name", "error", "verdict")
+
+
+class Scorer:
+    """An actor: scores rows of a manifest with one `Detector`; the first one writes the record."""
+
+    def __init__(self, manifest: str, out: str, experts: list[str], settings: dict[str, Any]) -> None:
+        self.manifest, self.detector = manifest, Detector.load(*experts, **settings)
+        made_from = {**self.detector.predictor.sidecar(), "batch_size": self.detector.batch_size}
+        content = {"manifest": manifest, "made_from": made_from}
+        Folder(out).create(RECORD, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+    def __call__(self, cells: pd.DataFrame) -> pd.DataFrame:
+        """Return a row of scores for each row of cells."""
+        rows = checked(cells.reset_index(drop=True), self.manifest, self.manifest)
+        found = self.detector.rows(rows["image"].tolist(), rows["name"].tolist())
+        verdicts = ("verdict", "probability") if self.detector.calibrator else ()
+        columns = {key: [getattr(one, key) for one in found] for key in ("name", "score", "error", *verdicts)}
+        for expert in self.detector.predictor.names:
+            columns[expert] = [one.experts.get(expert, np.nan) for one in found]
+        return pd.DataFrame(columns).astype({key: "string" if key in _TEXT else "float64" for key in columns})
+
+
+def run(args: Namespace) -> int:
+    """Do what `python -m featdistill ray` requests; return 1 if images could not be read, else 0.
+
+    Raises:
+        UserError: Ray is missing, or the output exists.
+    """
+    try:
+        import ray.data
+    except ImportError as error:
+        message = 'Ray is not installed; run: pip install "featdistill[ray]", or use predict.py instead'
+        raise UserError(message) from error
+    parts, folder = Parts(args.manifest), Folder(args.out)
+    if existing := [*folder.names(SUFFIX), *folder.names(RECORD)]:
+        raise UserError(f"{args.out} already holds {existing[0]}; choose another --out")
+    if not ray.is_initialized():
+        ray.init(address=args.address, log_to_driver=False)
+    names = ("fusion", "weights", "tta", "precision", "batch_size", "workers", "calibrator")
+    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    rows = ray.data.read_parquet([parts.where(name) for name in parts.names])
+    scores = rows.map_batches(
+        Scorer,
+        fn_constructor_args=(parts.folder.address, args.out, args.experts, settings),
+        batch_format="pandas",
+        batch_size=args.rows_per_call,
+        compute=ray.data.ActorPoolStrategy(size=args.actors),
+        **({"num_gpus": args.gpus_per_actor} if args.gpus_per_actor else {"num_cpus": args.cpus_per_actor}),
+    )
+    scores.write_parquet(args.out)
+    return int(any(errors["error"].notna().any() for errors in Parts(args.out).columns(["error"])))
