@@ -12,12 +12,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*ROOT.glob("*.py"), *(ROOT / "featdistill").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")]
 # Imported only when needed, with a clear message if they are missing.
-<<<<<<< HEAD
-OPTIONAL = {"c2pa", "fsspec", "peft", "gradio", "pillow_heif"}
+OPTIONAL = {"c2pa", "fsspec", "peft", "ray", "gradio", "pillow_heif"}
 OPTIONAL |= {"fastapi", "prometheus_client", "starlette", "uvicorn"}
-=======
-OPTIONAL = {"c2pa", "fsspec", "ray", "peft", "gradio", "pillow_heif"}
->>>>>>> eb0f70b (Ray Data scores a manifest in parts; a benchmark of what a manifest costs at any size)
 PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 PACKAGES |= {"open_clip": "open_clip_torch"}
 
