@@ -6,6 +6,7 @@ their softmax equals the sigmoid of their difference.)
 
 import dataclasses
 import importlib.metadata
+import re
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ from featdistill.records.provenance import read_record
 
 WEIGHTS_FILE, CARD_FILE = "expert.safetensors", "expert.json"
 _FORMAT = 1
+# Arguments of timm's `create_model` that name files or downloads, and what names of architectures consist of.
+_NOT_ARCHITECTURE = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+_NAME = re.compile(r"[\w.+-]*")
 
 
 class Encoded(NamedTuple):
@@ -201,6 +205,9 @@ def load_expert(folder: str | Path) -> Expert:
         raise UserError(f"{weights} is not the file that {CARD_FILE} describes (its SHA-256 differs)")
     try:
         spec = BackboneSpec(**card["backbone"])
+        # A card may come from anyone; it must not make the libraries load anything else.
+        if not _NAME.fullmatch(f"{spec.name}{spec.tag}") or spec.options.keys() & _NOT_ARCHITECTURE:
+            raise UserError(f"expert {folder}: the backbone in its {CARD_FILE} is not just an architecture")
         head, fitted = card["head"], card["preprocessing"]
         limit = fitted.get("max_side_px")  # missing in older cards
         sizes = tuple(fitted.get("sizes", ()))

@@ -55,7 +55,7 @@ def add_arguments(parser: Parser) -> None:
     """Add the flags in groups."""
     ensemble = parser.add_argument_group("ensemble, as for predict.py")
     ensemble.add_argument(
-        "--experts", nargs="+", required=True, metavar="DIR", help="experts' folders, or published:NAME"
+        "--experts", nargs="+", required=True, metavar="DIR", help="experts, as for predict.py"
     )
     ensemble.add_argument("--calibrator", metavar="FILE", help="adds the verdict real, unsure or AI")
     ensemble.add_argument(

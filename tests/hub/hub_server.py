@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = r"(?P<name>[^/]+/[^/]+)"
         for pattern, answer in (
             (rf"/{name}/resolve/(?P<revision>.+)/(?P<file>[^/]+)", self._resolve),
-            (rf"/api/models/{name}", self._info),
+            (rf"/api/models/{name}(?:/revision/main)?", self._info),
             (rf"/api/models/{name}/tree/(?P<revision>.+)", self._tree),
             (r"/api/repos/create", self._create),
             (r"/api/validate-yaml", lambda: self._json({"errors": [], "warnings": []})),
@@ -146,8 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, name: str) -> None:
         if repository := self._found(name):
             files = [{"rfilename": path} for path in repository.files] if repository.refs else []
-            sha = repository.refs.get("main")
-            self._json({"id": name, "sha": sha, "private": repository.private, "siblings": files})
+            more = {"private": repository.private, "siblings": files, "xetEnabled": False}
+            self._json({"id": name, "sha": repository.refs.get("main")} | more)
 
     def _tree(self, name: str, revision: str) -> None:
         if repository := self._found(name):

@@ -18,11 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # Runs commands one after the other, since PyTorch loads slowly.
 CHILD = """
 import contextlib, importlib, io, json, os, sys
-from huggingface_hub import constants
+from huggingface_hub import constants, utils
 from featdistill import command_line
 for line in sys.stdin:
     module, arguments, token, constants.HF_HUB_OFFLINE = json.loads(line)
     os.environ["HF_TOKEN"] = token
+    getattr(utils, "reset_sessions", int)()  # of huggingface_hub 0, which remember
     sys.argv, out, err = [f"{module}.py", *arguments], io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

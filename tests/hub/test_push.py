@@ -227,7 +227,6 @@ def test_what_is_there_is_not_replaced_without_a_word(expert, monkeypatch):
     with Hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         hub.add("me/llm", {"model.safetensors": b"", "README.md": b"", ".gitattributes": b""})
         with pytest.raises(UserError, match="me/llm has other files and is not an expert's"):
             run([str(expert), "me/llm"])

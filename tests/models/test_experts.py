@@ -13,6 +13,8 @@ from featdistill.models.expert import (
     save_expert,
 )
 
+TIMM = {"library": "timm", "name": "test_vit", "tag": ""}
+
 
 @pytest.fixture
 def expert():
@@ -90,6 +92,12 @@ def test_saving_over_an_expert_replaces_it_whole(expert, tmp_path):
         (lambda folder: (folder / CARD_FILE).write_text("{}"), "has a format that this version cannot read"),
         (lambda folder: edit(folder, head={"hidden": 8, "dropout": 0.3}), "cannot be loaded: RuntimeError"),
         (lambda folder: edit(folder, backbone={"library": "tiny"}), "cannot be loaded: TypeError"),
+        (lambda folder: edit(folder, backbone=TIMM | {"name": "hf-hub:me/any"}), "not just an architecture"),
+        (lambda folder: edit(folder, backbone=TIMM | {"tag": "x:y"}), "not just an architecture"),
+        (
+            lambda folder: edit(folder, backbone=TIMM | {"options": {"checkpoint_path": "any.pth"}}),
+            "not just an architecture",
+        ),
     ],
 )
 def test_a_damaged_expert_is_one_clear_error(expert, tmp_path, damage, message):
