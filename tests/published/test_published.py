@@ -21,8 +21,10 @@ from published_files import (
     small_clip,
 )
 
+import distill
 import evaluate
 import predict
+from data_prep import hard_negatives
 from featdistill import Detector, __main__
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import prepare
@@ -169,6 +171,20 @@ def test_a_reference_that_is_not_one_is_refused(tmp_path):
             load_ensemble([reference], device="cpu")
 
 
+def test_commands_that_need_a_folder_say_so(tmp_path, make_set):
+    manifest, out = str(make_set("val", 4)), str(tmp_path / "out")
+    named = ["--expert", "published:ufd"]
+    distilled = ["--train", manifest, "--val", manifest, "--out", out, "--recipe", "clip_l14_a"]
+    for command in (
+        lambda: __main__.main(["embed", "--manifest", manifest, *named, "--out", out]),
+        lambda: distill.main([*distilled, "--teacher", "published:ufd"]),
+        lambda: distill.main([*distilled, "--teachers", "published:ufd"]),
+        lambda: hard_negatives.main([manifest, "--method", "pgd", *named, "--out", out]),
+    ):
+        with pytest.raises(UserError, match="published:ufd can only be scored with; name the folder"):
+            command()
+
+
 def test_git_s_hash_of_a_file_is_checked(monkeypatch, tmp_path):
     accept_random_weights(monkeypatch, "ufd")
     entry = loading.DETECTORS["ufd"]
@@ -240,7 +256,7 @@ def test_published_and_own_experts_are_scored_calibrated_and_swept_together(
     sweep = ["sweep", manifest, *settings, "--out", str(tmp_path / "sweep"), "--sample", "4", "--no-report"]
     assert evaluate.main([*sweep, "--operations", "jpeg", "--levels", "3", "--tta", "scales"]) == 0
     assert "ufd" in json.loads((tmp_path / "sweep" / "sweep.json").read_text())["clean_experts"]
-    with pytest.raises(UserError, match="published experts do not record"):
+    with pytest.raises(UserError, match="experts do not record where"):
         predict.main(["--split", "val", *settings])
     for expert in experts:
         __main__.main(["explain", image, "--expert", expert, "--out", str(tmp_path / "map.png")])
