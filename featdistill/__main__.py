@@ -11,6 +11,7 @@ from featdistill import atomic, command_line
 from featdistill.bank import embed_flags
 from featdistill.cluster import flags as cluster_flags
 from featdistill.command_line import Parser, UserError, counted, within
+from featdistill.export import flags as export_flags
 from featdistill.hub import push_flags
 from featdistill.service import flags as serve_flags
 
@@ -150,6 +151,17 @@ def explain(arguments: list[str]) -> None:
         mask_score=args.mask_score,
     )
     print(explain_file(args.image, args.expert, args.out, options, args.seed))
+
+
+def export(arguments: list[str]) -> None:
+    """write experts as one ONNX or OpenVINO graph that needs no PyTorch, and check it"""
+    parser = Parser(description="Write experts and their fusion as one graph, if it gives the same scores.")
+    export_flags.add_arguments(parser)
+    args = parser.parse_args(arguments)
+    export_flags.check(args)
+    from featdistill.export.run import export
+
+    print(export(args))
 
 
 def fuse(arguments: list[str]) -> None:
@@ -353,6 +365,7 @@ TOOLS = {
         convert,
         embed,
         explain,
+        export,
         fuse,
         plot,
         probe,

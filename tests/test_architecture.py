@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room may import earlier rooms, the ground (modules directly in featdistill/), and nothing else of ours.
 ORDER = ["images", "distortions", "records", "evaluation", "calibration", "report", "submission", "data"]
 ORDER += ["models", "runtimes", "hub", "published", "inference", "bank", "training", "sweep", "interactive"]
-ORDER += ["cluster", "service"]
+ORDER += ["cluster", "export", "service"]
 WITHOUT_TORCH = ORDER[: ORDER.index("data")]
 HEAVY = {"torch", "timm", "open_clip", "accelerate", "safetensors"}
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} | {"data_prep", "benchmarks", "studies"}

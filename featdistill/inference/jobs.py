@@ -213,7 +213,7 @@ def images_by_path(paths: Sequence[str]) -> pd.DataFrame:
     return make_manifest({"image": [absolute(path) for path in paths], "name": paths})
 
 
-def _images_of_folder(folder: str) -> pd.DataFrame:
+def images_of_folder(folder: str) -> pd.DataFrame:
     """Return rows for the images of a folder, or of one's address; names are paths relative to it."""
     if not (remote_files.is_remote(folder) or os.path.isdir(folder)):
         raise UserError(f"{folder} is not a folder")
@@ -269,7 +269,7 @@ def _plan(args: Namespace, folders: Sequence[Path]) -> list[tuple[str | Path, Pa
         name = Path(absolute(args.images)).name if args.images else "images"
         out = out if is_file else out / f"{name}.csv"
         manifest = out.with_suffix(".manifest.csv")
-        rows = _images_of_folder(args.images) if args.images else images_by_path(args.image)
+        rows = images_of_folder(args.images) if args.images else images_by_path(args.image)
         write_manifest(rows, manifest)
         return [(manifest, out)]
     if args.manifest:

@@ -1,0 +1,62 @@
+"""The flags of `python -m featdistill export`; without PyTorch."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from featdistill.command_line import Parser, UserError, within, worker_count
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the flags in groups."""
+    parser.add_argument(
+        "experts", nargs="+", metavar="EXPERT", help="folder of an expert, or another name of one in PyTorch"
+    )
+    what = parser.add_argument_group("graph")
+    what.add_argument(
+        "--format",
+        required=True,
+        choices=("onnx", "openvino"),
+        help="onnx, which ONNX Runtime and most others run, or openvino",
+    )
+    what.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "fp16", "int8"),
+        help="fp16: weights of half the size, arithmetic as before; int8: matrix products in 8-bit integers",
+    )
+    what.add_argument(
+        "--fusion",
+        default="probability_mean",
+        metavar="HOW",
+        help="of several experts: probability_mean, logit_mean, or a file of python -m featdistill fuse",
+    )
+    what.add_argument("--weights", metavar="A=2,B=1", help="weights of the experts (default: equal)")
+    what.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    images = parser.add_argument_group("check against the experts, on real images")
+    source = images.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--manifest", nargs="+", metavar="FILE", help="images with labels, which --precision int8 needs"
+    )
+    source.add_argument("--images", metavar="DIR", help="a folder of images")
+    images.add_argument(
+        "--limit",
+        type=within(8),
+        default=512,
+        metavar="N",
+        help="use N of the images, evenly spaced; with int8, a quarter of them, at most 128, sets the scales "
+        "and is not compared",
+    )
+    images.add_argument("--workers", type=worker_count(), default=0, help="loader processes")
+
+
+def check(args: Namespace) -> None:
+    """Refuse what cannot work before anything takes time.
+
+    Raises:
+        UserError: a manifest is missing, or int8 has no labels.
+    """
+    for manifest in args.manifest or ():
+        if not Path(manifest).is_file():
+            raise UserError(f"manifest {manifest} does not exist")
+    if args.precision == "int8" and not args.manifest:
+        raise UserError("--precision int8 is checked by the AUC; name labeled images with --manifest")
