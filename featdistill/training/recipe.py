@@ -286,10 +286,11 @@ def check_paths(arguments: argparse.Namespace, recipe: Recipe) -> None:
         if hub.is_hub(teacher):
             hub.parse(teacher)
         elif not (Path(teacher) / "expert.json").is_file():
-            # Only now, since it loads PyTorch.
-            from featdistill.inference.references import located
+            if ":" in str(teacher):
+                # Only now, since it loads PyTorch: a name of an expert that can only be scored with?
+                from featdistill.inference.references import located
 
-            located(teacher)
+                located(teacher)
             hint = f"; did you mean {folder}?" if (folder / "expert.json").is_file() else ""
             raise UserError(f"{teacher} is not an expert: it has no expert.json{hint}")
     if recipe.equalize and not Path(recipe.equalize).is_file():
