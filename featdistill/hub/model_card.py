@@ -7,6 +7,7 @@ import yaml
 
 from featdistill import __version__
 from featdistill.calibration import Calibrator
+from featdistill.calibration.calibrator import share
 from featdistill.command_line import UserError, counted
 from featdistill.evaluation import tables
 from featdistill.hub import training_data
@@ -104,6 +105,7 @@ def read_metrics(path: str) -> dict[str, Any]:
         several = max(len(split["experts"]["experts"]) for split in result["splits"].values())
         # The place in the challenge's table is of an ensemble's run, not of a model.
         tables.summary(result | {"leaderboard": None})
+        share(result["intervals"]["confidence"]), result["intervals"]["method"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not hold metrics that this version can read; {remedy}") from error
     if several > 1:
@@ -179,7 +181,9 @@ def _metrics(card: dict[str, Any], measured: Sequence[dict[str, Any]]) -> str:
         texts.append(table(["figure", "value"], rows))
     for result in measured:
         text = tables.summary(result).strip().replace("## ", "### ").replace("### Splits\n\n", "", 1)
-        texts.append(f"Measured with `evaluate.py`, with 95 % intervals ({result['intervals']}):\n\n{text}")
+        how = result["intervals"]
+        intervals = f"{share(how['confidence'])} intervals ({how['method']})"
+        texts.append(f"Measured with `evaluate.py`, with {intervals}:\n\n{text}")
     return "\n\n".join(texts) or "None are recorded."
 
 
@@ -219,15 +223,13 @@ def _limits(card: dict[str, Any], parts: Sequence[Part], *, has_metrics: bool) -
         generators = sorted({name for name in rows["generator"] if name})
         shown = ", ".join(generators[:_MAX_GENERATORS])
         shown += f" and {len(generators) - _MAX_GENERATORS} more" if len(generators) > _MAX_GENERATORS else ""
-        limits.append(f"The generators in its training images: {shown or 'none is named'}.")
+        limits.append(f"Generators of its training images: {shown or 'they are not named'}.")
         sources = sorted(set(rows["source"]))
         if len(sources) == 1:
             limits.append(f"All training images are from one source, {sources[0] or 'which is not named'}.")
         distorted, unknown = int((rows["is_distorted"] == 1).sum()), int(rows["is_distorted"].isna().sum())
-        limits.append(
-            f"Of {counted(len(rows), 'training image')}, {distorted:,} were stored distorted; of {unknown:,} "
-            "it is not known."
-        )
+        unknown = f", of {unknown:,} it is not known" if unknown else ""
+        limits.append(f"Stored distorted: {distorted:,} of {counted(len(rows), 'training image')}{unknown}.")
     limits.append(
         "Images of other generators, newer ones above all, may be missed, however high the AUC above."
     )
@@ -263,7 +265,7 @@ def _license(spec: BackboneSpec, parts: Sequence[Part], license_id: str, has_pre
         return " ".join(texts)
     count, unknown = f"{len(rows):,}", int((rows["licence"] == "").sum())
     if unknown:
-        texts.append(f"Of {unknown:,} of {count} training images no license is recorded.")
+        texts.append(f"Training images without a license on record: {unknown:,} of {count}.")
     if terms := training_data.restricted(rows):
         named = "; ".join(f"{text}: {images:,}" for text, images in terms.items())
         texts.append(

@@ -127,16 +127,16 @@ def upload(repository: str, files: dict[str, bytes | Path], message: str, *, pri
         UserError: nobody is logged in, the repository has something else or is public against `private`, or
             the upload fails.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, errors, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_token
 
     if not get_token():
         raise UserError(f"nobody is logged in; {LOG_IN} with a token that may write")
-    api = HfApi()
+    api, present = HfApi(), set()
     try:
         try:
             info = api.model_info(repository)
         except errors.RepositoryNotFoundError:
-            api.create_repo(repository, private=private)
+            api.create_repo(repository, private=private or None)
         else:
             present = {file.rfilename for file in info.siblings or ()} - {".gitattributes", README}
             if present and CARD_FILE not in present:
@@ -153,6 +153,9 @@ def upload(repository: str, files: dict[str, bytes | Path], message: str, *, pri
             CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in files.items()
         ]
+        # That of other weights.
+        if CALIBRATOR_FILE in present - files.keys():
+            operations.append(CommitOperationDelete(CALIBRATOR_FILE))
         commit = api.create_commit(repository, operations, commit_message=message)
     except UserError:
         raise

@@ -20,9 +20,10 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
-        """Add or replace files; return the hash of the commit."""
+    def commit(self, files: dict[str, bytes | None], branch: str = "main") -> str:
+        """Add, replace or (None) delete files; return the hash of the commit."""
         content = self.commits.get(self.refs.get(branch, ""), {}) | files
+        content = {path: data for path, data in content.items() if data is not None}
         name = hashlib.sha1(f"{len(self.commits)}{sorted(content)}".encode()).hexdigest()
         self.commits[name], self.refs[branch] = content, name
         return name
@@ -205,5 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif line["key"] == "deletedFile":
+                files[value["path"]] = None
         commit = repository.commit(files, revision)
         self._json({"commitOid": commit, "commitUrl": f"{self.hub.url}/{name}/commit/{commit}"})

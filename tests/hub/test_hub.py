@@ -136,6 +136,17 @@ def test_an_expert_goes_out_and_comes_back_with_equal_scores(client, hub, expert
     assert scores(root / "offline.csv") == scores(root / "ours.csv") and len(hub.requests) == before
 
 
+def test_a_second_push_replaces_the_expert_and_what_belonged_to_it(client, hub, expert, files):
+    first = hub.add("me/twice", files | {"calibrator.json": b"{}", "sample.jpg": b"kept"})
+    status, out, err = client(*PUSH, expert, "me/twice", "--message", "Better")
+    assert status == 0 and out.startswith("me/twice has an expert; the new commit replaces it"), err
+    repository = hub.repositories["me/twice"]
+    assert (
+        set(repository.files) == {*files, "README.md", "sample.jpg"}
+        and "calibrator.json" in repository.commits[first]
+    )
+
+
 def test_a_run_is_not_continued_with_an_expert_that_has_changed(client, hub, files, images, root):
     first = hub.add("me/moving", files)
     arguments = ("--manifest", images, "--experts", "hub:me/moving", "--out", root / "moving.csv")

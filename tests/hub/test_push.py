@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, constants
 from featdistill.__main__ import push as run
 from featdistill.calibration.calibrator import Calibrator
 from featdistill.command_line import UserError
+from featdistill.evaluation.intervals import METHOD
 from featdistill.evaluation.splits import load_splits, score_split
 from featdistill.hub.model_card import base_model
 from featdistill.hub.push import without_paths
@@ -73,7 +74,7 @@ def metrics(tmp_path, manifest) -> Path:
     write_predictions(predictions, list("abcdef"), scores, {"tiny": scores}, {"experts": {"tiny": "3" * 64}})
     (split,) = load_splits([str(predictions)], [str(manifest)], [])
     path = tmp_path / "metrics.json"
-    result = {"splits": {"scores": score_split(split)}, "intervals": "DeLong", "notes": []}
+    result = {"splits": {"scores": score_split(split)}, "intervals": METHOD, "notes": []}
     path.write_text(json.dumps(result))
     return path
 
@@ -119,16 +120,26 @@ def test_the_model_card_says_what_is_known(write, expert, metrics):
     assert "| photos | not recorded | 0 | 1 | 0 | 1 |" in rows
     assert f"| faces\\|old | {CLOSED} | 1 | 2 | 0 | 0 |" in rows
     assert "**gone.csv** (hold-out, SHA-256 111111111111...): not at hand" in text
-    assert "generators in its training images: flux, sdxl." in text
-    assert "Of 6 training images, 1 were stored distorted; of 1 it is not known." in text
+    assert "Generators of its training images: flux, sdxl." in text
+    assert "Stored distorted: 1 of 6 training images, of 1 it is not known." in text
     assert "Training drew the distortions `official`" in text
     assert "**3 of 6 training images are under terms that exclude commercial" in text
-    assert "Of 2 of 6 training images no license is recorded." in text
+    assert "Training images without a license on record: 2 of 6." in text
     assert "| holdout, images | 1,200 |" in rows and "| holdout, clean_auc | 0.9877 |" in rows
     # 8 pairs, of which one is in the wrong order.
-    assert any("0.8750 [" in row for row in rows)
+    assert any("0.8750 [" in row for row in rows) and "with 95 % intervals (DeLong)" in text
     assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["recipe"]["distortions"] == "official"
     assert 'Detector.load("hub:me/tiny")' in text and "calibrator.json" not in text
+
+
+def test_pretrained_weights_are_named_with_their_license(tmp_path):
+    made = create_expert("timm:test_vit.r160_in1k", "random", input_size=64)
+    save_expert(made, tmp_path / "expert", {"recipe": {"weights": "hub"}})
+    run([str(tmp_path / "expert"), "me/vit", "--dry-run", "--out", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert ModelCard(text).data.base_model == "timm/test_vit.r160_in1k"
+    assert "published weights of the backbone; their license: Apache-2.0." in text
+    assert "The expert's card names no training data." in text and "None are recorded." in text
 
 
 def test_a_license_that_the_training_images_contradict_is_pointed_out(write, caplog):
