@@ -1,5 +1,5 @@
 # The HTTP service on a CPU; docs/deploy.md shows how to build and run it. The build steps are those of README.
-FROM python:3.12-slim
+FROM python:3.11-slim
 
 # PyPI's PyTorch for Linux brings gigabytes of CUDA. --build-arg TORCH_INDEX=URL takes it from another index first:
 # that of the CPU builds is on PyTorch's page "Get started".
