@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*ROOT.glob("*.py"), *(ROOT / "featdistill").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")]
 # Imported only when needed, with a clear message if they are missing.
 OPTIONAL = {"c2pa", "onnxruntime", "openvino", "fsspec", "peft", "ray", "gradio", "pillow_heif"}
-OPTIONAL |= {"fastapi", "prometheus_client", "starlette", "uvicorn"}
+OPTIONAL |= {"fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"}
 PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 PACKAGES |= {"open_clip": "open_clip_torch"}
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
+from python_multipart.exceptions import FormParserError
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -58,8 +59,9 @@ async def read_form(request: Request, chunks: AsyncIterator[bytes], limits: Limi
     parser.spool_max_size = limits.max_bytes
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise Refused(413 if "Too many files" in error.message else 400, error.message) from error
+    except (MultiPartException, FormParserError) as error:
+        reason = str(error)
+        raise Refused(413 if "Too many files" in reason else 400, reason) from error
     files = [file for _, file in form.multi_items()]
     uploads = [Upload((file.filename or "")[:_LONGEST_NAME], await file.read()) for file in files]
     await form.close()

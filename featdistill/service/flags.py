@@ -15,6 +15,7 @@ _SHORTEST_KEY = 16
 # What is imported, and how pip calls it.
 _PACKAGES = {
     "fastapi": "fastapi",
+    "starlette": "starlette",
     "uvicorn": "uvicorn",
     "python_multipart": "python-multipart",
     "prometheus_client": "prometheus-client",
