@@ -113,16 +113,18 @@ def build_parser() -> Parser:
     speed.add_argument(
         "--workers",
         type=worker_count(),
-        help="loader processes (default: the cores of each process, at most 8)",
+        help="loader processes (default: the cores of each process; at most 32 with a GPU, 8 without)",
     )
     speed.add_argument(
         "--precision",
         metavar="NAME",
-        help="arithmetic of the experts: fp32, bf16, fp16 or fp8 (default: bf16 on a GPU, fp32 on a CPU)",
+        help="arithmetic of the experts: fp32, bf16, fp16 or fp8 (default: bf16 on a GPU, and for large "
+        "experts on a processor that multiplies bf16; else fp32)",
     )
     speed.add_argument(
         "--compile", action="store_true", dest="compiled", help="compile the experts first; takes a minute"
     )
+    speed.add_argument("--profile", action="store_true", help="say at the end where the time went")
     speed.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
     return parser
 

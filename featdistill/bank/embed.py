@@ -220,7 +220,7 @@ def fill(
     if encoder.device.type == "cpu":
         # Activations of one batch are the memory of the next.
         keep_freed_memory()
-    workers = default_workers() if settings.workers is None else settings.workers
+    workers = default_workers(encoder.device) if settings.workers is None else settings.workers
     parts = [writer.batch_rows(number) for number in numbers]
     todo, done = sum(map(len, parts)), sum(len(writer.batch_rows(n)) for n in np.flatnonzero(writer.done))
     batches = on_device(make_loader(dataset, parts, workers), encoder.device)

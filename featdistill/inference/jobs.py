@@ -42,6 +42,7 @@ from featdistill.inference.journal import PartialScores, claim_scores, score_res
 from featdistill.inference.parts import score_parts
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.inference.processes import Processes
+from featdistill.inference.profile import Profile
 from featdistill.inference.references import is_folder
 from featdistill.models.expert import latest_experts, read_card
 from featdistill.records import predictions
@@ -77,15 +78,21 @@ def run(args: Namespace, processes: Processes) -> int:
         if request:
             raise UserError("--stability needs predictions in one file; use --out FILE.csv")
         settings = {"calibrator": calibrator, "lease_s": args.lease, "show": processes.is_main}
-        return score_parts(predictor, args.manifest[0], out, **settings)
+        status = score_parts(predictor, args.manifest[0], out, **settings)
+        if args.profile:
+            _log.info("%s", predictor.profile.line())
+        return status
     jobs = processes.on_main(lambda: _plan(args, folders))
     statuses = []
+    predictor.profile = Profile()
     for manifest, out in jobs:
         there = processes.on_main(lambda out=out: remote_output.fetch(out))
         statuses.append(predict(predictor, manifest, out, processes))
         if calibrator or request:
             judge(predictor, manifest, out, processes, calibrator, request)
         processes.on_main(lambda out=out, there=there: remote_output.publish(out, there))
+    if args.profile and processes.is_main:
+        _log.info("%s", predictor.profile.line())
     return max(statuses)
 
 

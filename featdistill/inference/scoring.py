@@ -28,6 +28,7 @@ from featdistill.data.views import PLAIN, View
 from featdistill.distortions.policy import DistortionPolicy
 from featdistill.images.equalization import Equalization
 from featdistill.inference.compute import attention_kernels, autocast
+from featdistill.inference.profile import COMPUTING, DEVICE, Profile
 from featdistill.models.expert import Expert
 
 
@@ -96,6 +97,7 @@ def score_dataset(
     views: Sequence[View] = PLAIN,
     full_batches: bool = False,
     batches: Sequence[int] | None = None,
+    profile: Profile | None = None,
 ) -> Iterator[ScoredBatch]:
     """Score the items of a data set batch by batch.
 
@@ -109,26 +111,33 @@ def score_dataset(
         views: each expert's logits are averaged over them.
         full_batches: fill up the last batch, so that every forward pass has the same shape.
         batches: numbers of the batches to score; all by default.
+        profile: what the time is added to.
     """
+    profile = profile or Profile()
     device = torch.device(device)
     numbers = range(-(-len(dataset) // batch_size)) if batches is None else batches
     parts = [range(len(dataset))[n * batch_size : (n + 1) * batch_size] for n in numbers]
     loader = make_loader(dataset, parts, workers)
     pending: list[Callable[[], ScoredBatch]] = []
-    for number, part, batch in zip(numbers, parts, on_device(loader, device), strict=True):
+    for number, part, batch in zip(numbers, parts, on_device(profile.waited(loader), device), strict=True):
         rows = batch["index"].tolist() if "images" in batch else []
         logits = torch.zeros((len(experts), 0))
         slots = [row - part.start for row in rows]
         if rows:
             size = batch_size if full_batches else len(part)
             images = in_slots(batch["images"], slots, size)
-            with autocast(device, precision), attention_kernels(device):
+            with autocast(device, precision), attention_kernels(device), profile.part(COMPUTING):
                 each = [_mean_logits(expert, images, views, size) for expert in experts]
                 logits = torch.stack(each).float()
         pending.append(_fetcher(number, rows, slots, logits, batch["broken"]))
         if device.type == "cpu" or len(pending) > 1:
-            yield pending.pop(0)()
-    yield from (fetch() for fetch in pending)
+            yield _fetched(pending.pop(0), profile)
+    yield from (_fetched(fetch, profile) for fetch in pending)
+
+
+def _fetched(fetch: Callable[[], ScoredBatch], profile: Profile) -> ScoredBatch:
+    with profile.part(DEVICE):
+        return fetch()
 
 
 def _fetcher(
