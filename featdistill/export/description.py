@@ -8,8 +8,10 @@ _RESIZED = (
     "shorter side is resized to {shorter} px and the longer one to {shorter} * longer / shorter, rounded "
     "down, with "
 )
+_BICUBIC = _RESIZED + "antialiased bicubic interpolation (Pillow's BICUBIC). " + _CROP
 _HOW = {
-    "shorter": _RESIZED + "antialiased bicubic interpolation (Pillow's BICUBIC). " + _CROP,
+    "shorter": _BICUBIC,
+    "bicubic": _BICUBIC,
     "bilinear": _RESIZED + "antialiased bilinear interpolation (Pillow's BILINEAR). " + _CROP,
     "squash": "Both sides are resized to {size} px, antialiased and bicubic (Pillow's BICUBIC).",
     "crop": "Nothing is resized. An image smaller than {size} px is repeated to the right and below. "

@@ -20,13 +20,13 @@ def pixels(image: Image.Image, size: int, resize: str, max_side_px: int | None =
         factor = max_side_px / max(image.size)
         image = image.resize([max(round(side * factor), min(side, 16)) for side in image.size], Image.BOX)
     how, _, shorter = resize.partition(":")
-    if how in ("shorter", "bilinear"):
+    if how in ("shorter", "bilinear", "bicubic"):
         limit = 16 * min(image.size)
         image = middle(image, min(image.width, limit), min(image.height, limit))
         side = int(shorter or size)
         image = image.resize(
             [side * length // min(image.size) for length in image.size],
-            Image.BICUBIC if how == "shorter" else Image.BILINEAR,
+            Image.BILINEAR if how == "bilinear" else Image.BICUBIC,
         )
     elif how == "squash":
         image = image.resize((size, size), Image.BICUBIC)

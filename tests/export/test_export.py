@@ -209,7 +209,7 @@ def test_the_example_needs_no_toolkit(place):
     assert score == pytest.approx(row.score, abs=0.002) and logit == pytest.approx(row.logit, abs=0.01)
 
 
-@pytest.mark.parametrize("resize", ["shorter", "squash", "crop", "bilinear:40", "pad"])
+@pytest.mark.parametrize("resize", ["shorter", "squash", "crop", "bilinear:40", "bicubic:40", "pad"])
 @pytest.mark.parametrize("shape", [(97, 61), (64, 301), (20, 45), (20, 900)])
 def test_the_example_resizes_as_the_toolkit_does(resize, shape):
     image = smooth_picture(5, *shape)
