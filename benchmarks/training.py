@@ -29,7 +29,7 @@ from benchmarks.device import find_device, forward_flops, matrix_flops_per_s, pe
 from featdistill import command_line
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, within
-from featdistill.inference.compute import PRECISIONS, autocast
+from featdistill.inference.compute import PRECISIONS, attention_kernels, autocast, set_up_compiler
 from featdistill.models.backbones import resolve_spec
 from featdistill.models.expert import Expert, create_expert
 from featdistill.recipe_groups import Distillation, Objective, Optimization
@@ -102,9 +102,10 @@ def training_step(
     done = itertools.count()
 
     def step() -> None:
-        with autocast(device, precision):
-            loss = task(batch)["loss"]
-        scaler.scale(loss).backward()
+        with attention_kernels(device):
+            with autocast(device, precision):
+                loss = task(batch)["loss"]
+            scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
         if math.isfinite(float(norm)):
@@ -131,6 +132,7 @@ def _measure(
         expert.backbone.set_gradient_checkpointing(option == "checkpointing")
         task = _task(expert, stage).to(device).train()
         if option == "compiled":
+            set_up_compiler(device)
             task.compile()
         step = training_step(task, batch, device, arguments.precision)
     seconds = step_s(step, device, steps=arguments.steps, warmup=max(2, arguments.steps // 2))

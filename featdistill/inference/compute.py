@@ -11,7 +11,10 @@ The head, the normalization of the images and the logits stay in float32, so tha
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -106,10 +109,36 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def attention_kernels(device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context in which attention uses the fastest kernel; our order from Hopper on."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _HOPPER:
-        return contextlib.nullcontext()
-    return sdpa_kernel(_ATTENTION, set_priority=True)
+    """Return the context in which attention uses the fastest kernel; our order from Hopper on.
+
+    A compiled function keeps the kernels of the context in which it was compiled. Where activations are
+    recomputed, the backward pass needs the context of the forward pass.
+    """
+    prefers = _prefers_our_order(device)
+    return sdpa_kernel(_ATTENTION, set_priority=True) if prefers else contextlib.nullcontext()
+
+
+def _prefers_our_order(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _HOPPER
+
+
+def set_up_compiler(device: torch.device) -> None:
+    """Let compiled code be found again by later processes, for the attention kernels that it was made for.
+
+    It is kept in `TORCHINDUCTOR_CACHE_DIR`, by default below the user's cache folder (`XDG_CACHE_HOME`, or
+    `~/.cache`), where PyTorch's own default is a temporary folder. PyTorch looks compiled code up without
+    asking which attention kernels were preferred, so that is added to the key.
+    """
+    # PyTorch itself sets the variable when it is loaded.
+    temporary = os.path.join(tempfile.gettempdir(), "torchinductor_")
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", temporary).startswith(temporary):
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "featdistill/compiled"
+        # Where that cannot be written, PyTorch's default remains.
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    if _prefers_our_order(device):
+        torch.compiler.config.cache_key_tag = "cuDNN attention first"
 
 
 def automatic_batch_size(experts: Sequence[Expert], device: torch.device) -> int:
@@ -140,9 +169,16 @@ def largest_batch(max_images: float) -> int:
     return 1 << (fitting.bit_length() - 1)
 
 
-def compile_experts(experts: Sequence[Expert], batch_size: int, device: torch.device) -> list[nn.Module]:
-    """Compile experts for batches of exactly `batch_size` uint8 images, or raise a `UserError`."""
-    compiled = [torch.compile(expert, dynamic=False) for expert in experts]
+def compile_experts(
+    experts: Sequence[Expert], batch_size: int, device: torch.device, **options: Any
+) -> list[nn.Module]:
+    """Compile experts for batches of exactly `batch_size` uint8 images, or raise a `UserError`.
+
+    Args:
+        options: further arguments of `torch.compile`.
+    """
+    set_up_compiler(device)
+    compiled = [torch.compile(expert, dynamic=False, **options) for expert in experts]
     with failed_compilation_is_an_error():
         # Compiled now and not at the first batch, so that a failure shows at once.
         _run_once(compiled, batch_size, device)

@@ -31,7 +31,7 @@ from featdistill.data.loading import make_loader
 from featdistill.data.mixed_sizes import batch_pieces
 from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
-from featdistill.inference.compute import failed_compilation_is_an_error, full_memory_is_an_error
+from featdistill.inference import compute
 from featdistill.models.expert import Expert, load_expert, save_expert
 from featdistill.training import averages, finetuning, optimizer, passes, sharding
 from featdistill.training.from_tokens import TokenDataset, TokenHoldout
@@ -177,6 +177,7 @@ class Trainer:
         if state and self.is_sharded:
             sharding.spread(self.wrapped, plain_optimizer, state["task"], state["optimizer"])
         if recipe.compile:
+            compute.set_up_compiler(accelerator.device)
             # In place: the names of the weights stay as they are.
             self.wrapped.compile()
         self.saved_at = time.monotonic()
@@ -273,7 +274,9 @@ class Trainer:
             seen += len(piece["label"])
             synchronizes = is_last and seen == len(batch["label"])
             gradients = nullcontext() if synchronizes else self.accelerator.no_sync(self.wrapped)
-            with gradients, failed_compilation_is_an_error(), full_memory_is_an_error():
+            kernels = compute.attention_kernels(self.accelerator.device)
+            errors = (compute.failed_compilation_is_an_error(), compute.full_memory_is_an_error())
+            with gradients, kernels, errors[0], errors[1]:
                 output = self.wrapped(piece)
                 loss = output["loss"] * math.nan if self.failure else output["loss"]
                 self.accelerator.backward(passes.or_nan(loss) * share / self.recipe.accumulation)

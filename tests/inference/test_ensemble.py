@@ -1,6 +1,7 @@
 """The engine, test-time augmentation, and the numbers that experts compute with."""
 
 import io
+import os
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from featdistill.inference.compute import (
     compile_experts,
     full_memory_is_an_error,
     largest_batch,
+    set_up_compiler,
 )
 from featdistill.inference.float8 import E4M3, Float8Linear, quantize, with_float8
 from featdistill.inference.scoring import score, score_dataset
@@ -285,15 +287,31 @@ def test_a_batch_fills_the_share_of_the_memory_but_no_more_than_needed():
     assert automatic_batch_size([], torch.device("cpu")) == 32
 
 
-def test_compiled_experts_are_run_once_at_the_batch_size(experts, monkeypatch):
+def test_compiled_experts_are_run_once_at_the_batch_size(experts, monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr(torch, "compile", lambda expert, dynamic: made.append(Recorder(expert)) or made[-1])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(torch, "compile", lambda expert, **_: made.append(Recorder(expert)) or made[-1])
     compiled = compile_experts(experts, 5, torch.device("cpu"))
     assert compiled == made and [one.shapes for one in made] == [
         [(5, 3, 48, 48)],
         [(5, 3, 32, 32)],
         [(5, 3, 48, 48)],
     ]
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "featdistill" / "compiled")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compile_experts(experts, 5, torch.device("cpu"))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+
+
+def test_on_hopper_compiled_code_is_kept_apart_from_that_with_other_attention(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    before = torch.compiler.config.cache_key_tag
+    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", before)
+    for capability, is_ours in (((8, 0), False), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        set_up_compiler(torch.device("cuda"))
+        assert (torch.compiler.config.cache_key_tag != before) == is_ours
 
 
 def test_a_full_gpu_is_an_error_that_says_what_to_do():
