@@ -40,7 +40,7 @@ def pictures() -> list[np.ndarray]:
 
 
 def scores_of(reference: str, pictures: list[np.ndarray]) -> torch.Tensor:
-    detector = Detector.load(reference, device="cpu")
+    detector = Detector.load(reference, device="cpu", precision="fp32")
     return torch.tensor([row.logit for row in detector(pictures)], dtype=torch.float32)
 
 

@@ -57,7 +57,7 @@ def test_a_crop_without_resizing_has_torchvision_s_black_border(pictures):
 
 def scores_of(reference: str, pictures: list[np.ndarray]) -> torch.Tensor:
     """Logits through the detector for programs, as every command computes them."""
-    detector = Detector.load(reference, device="cpu")
+    detector = Detector.load(reference, device="cpu", precision="fp32")
     assert detector.predictor.names == [loading.name_of(reference)]
     return torch.tensor([row.logit for row in detector(pictures)], dtype=torch.float32)
 
