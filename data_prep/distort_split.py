@@ -33,6 +33,7 @@ from featdistill.distortions.presets import PRESETS, parse_policy
 from featdistill.images.reading import encode_jpeg, limit_side, read_image
 from featdistill.records.label_files import format_labels
 from featdistill.records.manifest import read_manifest
+from featdistill.records.parts import content_sha256
 from featdistill.seeds import evaluation_generator
 
 _log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     if policy.distort_at != "native":
         raise UserError("--preset: distort_at must be native, since a copy has no network input")
     frame = read_manifest(arguments.manifest)
-    made_with = {"manifest_sha256": atomic.sha256_of(arguments.manifest)}
+    made_with = {"manifest_sha256": content_sha256(arguments.manifest)}
     made_with |= {flag: getattr(arguments, flag) for flag in ("preset", "share", "seed")}
     copy = ImageCopy(arguments.out, "distort_split.json", made_with, ".jpg")
     if (status := copy.finished_status()) is not None:

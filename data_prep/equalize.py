@@ -34,11 +34,12 @@ import pandas as pd
 
 from data_prep.writing.copies import ImageCopy, file_names
 from data_prep.writing.flags import add_flags, copy_parser
-from featdistill import atomic, command_line
+from featdistill import command_line
 from featdistill.command_line import Parser, UserError, counted, within
 from featdistill.images.equalization import FITS, MIN_SIDE_PX, Equalization, common_sizes, equalized_jpeg
 from featdistill.images.reading import BrokenImage, read_bytes, read_image, upright_size
 from featdistill.records.manifest import read_manifest
+from featdistill.records.parts import content_sha256
 from featdistill.seeds import hash_ranks
 
 _log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     frame = read_manifest(arguments.manifest)
     if frame.empty:
         raise UserError(f"manifest {arguments.manifest} has no rows")
-    made_with = {"manifest_sha256": atomic.sha256_of(arguments.manifest), "size": [size, side_px]}
+    made_with = {"manifest_sha256": content_sha256(arguments.manifest), "size": [size, side_px]}
     made_with |= {flag: getattr(arguments, flag) for flag in ("fit", "quality_range", "seed")}
     copy = ImageCopy(arguments.out, "equalise.json", made_with, ".jpg")
     if (status := copy.finished_status()) is not None:

@@ -25,9 +25,10 @@ from dataclasses import asdict
 
 from data_prep.writing.copies import ImageCopy, file_names
 from data_prep.writing.flags import add_flags, copy_parser
-from featdistill import atomic, command_line
+from featdistill import command_line
 from featdistill.command_line import Parser, UserError, counted, within
 from featdistill.records.manifest import read_manifest
+from featdistill.records.parts import content_sha256
 
 _log = logging.getLogger(__name__)
 ATTACKS = ("pgd", "mi-pgd")
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     if rows.empty:
         raise UserError(f"{arguments.manifest} has no image with label {label}")
     made_with = {
-        "manifest_sha256": atomic.sha256_of(arguments.manifest),
+        "manifest_sha256": content_sha256(arguments.manifest),
         "expert": read_card(folder)["weights_sha256"] if folder else None,
         "attack": asdict(attack) if attack else None,
         "autoencoder": arguments.autoencoder,

@@ -32,6 +32,8 @@ from featdistill.images.formats import suffix_of, without_extension
 from featdistill.images.reading import BrokenImage
 from featdistill.records import provenance
 from featdistill.records.manifest import read_manifest
+from featdistill.records.parts import content_sha256
+from featdistill.remote_files import located
 
 _log = logging.getLogger(__name__)
 _RECORD = "pack.json"
@@ -91,9 +93,9 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    source, out = Path(arguments.manifest), Path(arguments.out)
+    source, out = located(arguments.manifest), Path(arguments.out)
     frame = read_manifest(source)
-    made_from = {"manifest_sha256": atomic.sha256_of(source), "verify": arguments.verify}
+    made_from = {"manifest_sha256": content_sha256(source), "verify": arguments.verify}
     recorded = provenance.read_record(out / _RECORD)
     is_finished = bool(recorded and recorded.pop("finished"))
     occupied = any((out / name).exists() for name in _FILES)

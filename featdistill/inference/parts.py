@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from featdistill.calibration import Calibrator
 from featdistill.command_line import UserError, counted, progress
+from featdistill.images.reading import check_access
 from featdistill.inference.compute import full_memory_is_an_error
 from featdistill.inference.leases import Leases
 from featdistill.inference.predictor import Predictor
@@ -165,6 +166,7 @@ def _score_part(
 ) -> None:
     """Score one part and write it, unless another worker has done so meanwhile."""
     rows, sha256 = read_part(parts, name)
+    check_access(rows["image"])
     logits, reasons = _logits(predictor, rows, sidecar, Path(name).stem, show)
     columns: dict[str, Any] = {"name": rows["name"].tolist()}
     good = [index for index in range(len(rows)) if index not in reasons]

@@ -15,6 +15,7 @@ from featdistill import __version__, atomic
 from featdistill.command_line import UserError
 from featdistill.evaluation.audits import content_meaning, pixel_free_meaning
 from featdistill.evaluation.splits import Split
+from featdistill.records.parts import content_sha256
 from featdistill.records.predictions import read_sidecar
 from featdistill.records.provenance import read_record
 from featdistill.report.charts import axis_start, heat_map
@@ -155,8 +156,8 @@ def _what_was_run(splits: Sequence[Split], sweep: dict | None) -> dict[str, list
 
     for split in splits:
         for what, path in (("predictions", split.predictions), ("labels", split.labels)):
-            files.append([f"{what} of {split.name}", str(path), _code(atomic.sha256_of(path))])
-        add(split.name, read_sidecar(split.predictions) or {}, atomic.sha256_of(split.labels))
+            files.append([f"{what} of {split.name}", str(path), _code(content_sha256(path))])
+        add(split.name, read_sidecar(split.predictions) or {}, content_sha256(split.labels))
     if sweep is not None and isinstance(sweep.get("made_by"), dict):
         add("the sweep", sweep["made_by"])
     return {"files": files, "runs": [_run(sidecar, ", ".join(names)) for sidecar, names in runs.values()]}

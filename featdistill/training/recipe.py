@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from featdistill import remote_files
 from featdistill.command_line import Parser, UserError, nearest, one_of
 from featdistill.hub import download as hub
 from featdistill.recipe_groups import (
@@ -268,8 +269,10 @@ def check_paths(arguments: argparse.Namespace, recipe: Recipe) -> None:
             are missing.
     """
     given = {"teacher": None, "teachers": None, "unlabeled": None} | vars(arguments)
-    for path in map(Path, (*(arguments.train or ()), *arguments.val, *(given["unlabeled"] or ()))):
-        if not path.is_file():
+    for path in map(
+        remote_files.located, (*(arguments.train or ()), *arguments.val, *(given["unlabeled"] or ()))
+    ):
+        if isinstance(path, Path) and not path.is_file():
             raise UserError(f"manifest {path} does not exist")
     for flag, bank in (("--tokens", arguments.tokens), ("--val-tokens", arguments.val_tokens)):
         if bank and not (Path(bank) / "bank.json").is_file():

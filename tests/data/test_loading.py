@@ -54,3 +54,16 @@ def test_other_errors_stay_what_they_are(workers):
 def test_without_workers_their_remedies_do_not_apply():
     with pytest.raises(RuntimeError, match="shared memory"):
         list(make_loader(Failing(RuntimeError(SHM)), [[2]], workers=0))
+
+
+class Refusing(Dataset):
+    """What reading from a storage that refuses the credentials does."""
+
+    def __getitem__(self, index):
+        raise UserError("s3://bucket/1.jpg: the storage refuses the credentials; check them")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_error_of_a_worker_is_one_line(workers):
+    with pytest.raises(UserError, match=r"^s3://bucket/1\.jpg: the storage refuses .*; check them$"):
+        list(make_loader(Refusing(), [[0]], workers))

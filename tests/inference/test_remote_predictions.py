@@ -4,9 +4,11 @@ import io
 import json
 import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from archive_files import write_tar
@@ -17,7 +19,9 @@ from featdistill import remote_files
 from featdistill.command_line import UserError
 from featdistill.images.reading import encode_jpeg
 from featdistill.models.expert import create_expert, save_expert
+from featdistill.records.parts import part_name, table_bytes
 from featdistill.records.predictions import read_predictions
+from featdistill.storage import Folder
 
 COUNT = 10
 
@@ -156,6 +160,30 @@ def test_members_of_a_tar_in_a_bucket_are_read(server, images, tmp_path):
     write_tar(tmp_path / "images.tar", images)
     remote_files.write("s3://bucket/images.tar", (tmp_path / "images.tar").read_bytes())
     assert all(read_bytes(f"s3://bucket/images.tar::{name}") == data for name, data in images.items())
+
+
+def test_a_manifest_in_parts_in_a_bucket_is_scored_into_the_bucket(server, images, expert, local, capsys):
+    for name, data in images.items():
+        remote_files.write(f"s3://bucket/parted/images/{name}", data)
+    names = list(images)
+    for number, part in enumerate((names[:4], names[4:])):
+        table = table_bytes({"image": [f"../images/{name}" for name in part], "name": part})
+        remote_files.write(f"s3://bucket/parted/manifest/{part_name(number)}", table)
+    arguments = ["--manifest", "s3://bucket/parted/manifest/", "--out", "s3://bucket/parted/scores/"]
+    assert scored(expert, *arguments) == 0
+    scores = Folder("s3://bucket/parted/scores")
+    assert scores.names(".parquet") == [part_name(0), part_name(1)]
+    frames = [pyarrow.parquet.read_table(scores.open(name)).to_pandas() for name in scores.names(".parquet")]
+    np.testing.assert_allclose([score for frame in frames for score in frame["score"]], local, atol=1e-6)
+    capsys.readouterr()
+    assert scored(expert, *arguments) == 0 and "finished; 10 images" in capsys.readouterr().out
+
+
+def test_of_several_that_create_a_file_in_a_bucket_one_does(server):
+    folder = Folder("s3://bucket/leases")
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(lambda number: folder.create("part", str(number).encode()), range(16)))
+    assert created.count(True) == 1 and folder.read("part") == str(created.index(True)).encode()
 
 
 def test_wrong_credentials_and_a_missing_bucket_are_one_line_at_the_start(
