@@ -6,6 +6,7 @@ On a GPU, this prints the whole table of the paper's four experts, with random w
 
     python benchmarks/inference.py --experts runs/paper/stage2/*/expert --images photos         your own
     python benchmarks/inference.py --backbones tiny_clip tiny_siglip --seconds 2                on a CPU
+    python benchmarks/inference.py --runtimes onnxruntime openvino --backbones clip_b16         as graphs
 
 Without `--images`, synthetic scenes are written as JPEGs of 0.66 megapixels (quality 90, 4:2:0). They are in
 the system's cache: no disk is measured.
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.device import GIB, find_device, forward_flops, matrix_flops_per_s, peak_gib, reset_peak
 from benchmarks.released_ensemble import ReleasedEnsemble
+from benchmarks.runtimes import measure_runtimes
 from benchmarks.scenes import jpegs, read_scenes
 from benchmarks.scoring_rates import INPUTS, from_files_per_s, measure_preparation, model_only_per_s
 from featdistill import command_line
@@ -45,6 +47,7 @@ from featdistill.inference import compute
 from featdistill.inference.float8 import require_float8, with_float8
 from featdistill.inference.references import open_expert
 from featdistill.models.expert import Expert, create_expert
+from featdistill.runtimes.graph import RUNTIMES
 
 ENSEMBLE = "ensemble"
 PAPER = ["clip_l14", "clip_l14", "siglip_so400m", "siglip_so400m"]
@@ -78,6 +81,13 @@ def build_parser() -> Parser:
     parser.add_argument("--workers", type=worker_count(), default=min(8, CORES), help="loader processes")
     parser.add_argument("--threads", type=number, help="PyTorch's threads in the main process")
     parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument(
+        "--runtimes",
+        nargs="+",
+        choices=RUNTIMES,
+        metavar="NAME",
+        help="measure the experts as graphs on the CPU instead, next to PyTorch: onnxruntime, openvino",
+    )
     parser.add_argument("--seconds", type=positive, default=10, help="measuring time per figure")
     parser.add_argument("--out", metavar="FILE", help="save the figures as JSON")
     return parser
@@ -85,7 +95,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    device, title = find_device(arguments.device)
+    device, title = find_device("cpu" if arguments.runtimes else arguments.device)
     arguments.precisions = [compute.choose_precision(name, device) for name in arguments.precisions or [None]]
     if "fp8" in arguments.precisions:
         require_float8(device)
@@ -99,6 +109,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     report = {"device": title, "torch": torch.__version__, "workers": arguments.workers}
     report |= {"experts": [label for label, _ in experts]}
+    if arguments.runtimes:
+        sizes, seconds = arguments.batch_sizes, arguments.seconds
+        report["runtimes"] = measure_runtimes(experts, arguments.runtimes, sizes, seconds)
+        if arguments.out:
+            write_json(arguments.out, report)
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         paths = jpegs(arguments.images, arguments.count, folder, arguments.megapixels)
         pixels = [scene.size / 3 for scene in read_scenes(paths)]

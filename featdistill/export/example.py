@@ -45,12 +45,10 @@ def middle(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def logit(images: np.ndarray, graph_format: str) -> float:
+def logit(images: np.ndarray, graph_format: str, settings: dict) -> float:
     if graph_format == "openvino":
         import openvino
 
-        # By default, OpenVINO computes in bfloat16 where the processor can.
-        settings = {"INFERENCE_PRECISION_HINT": "f32"}
         return float(openvino.Core().compile_model(HERE / "model.xml", "CPU", settings)(images)[0][0])
     import onnxruntime
 
@@ -60,5 +58,7 @@ def logit(images: np.ndarray, graph_format: str) -> float:
 
 if __name__ == "__main__":
     card = json.loads((HERE / "export.json").read_text(encoding="utf-8"))
-    value = logit(pixels(Image.open(sys.argv[1]), **card["preprocessing"]), card["graph_format"])
+    value = logit(
+        pixels(Image.open(sys.argv[1]), **card["preprocessing"]), card["graph_format"], card["settings"]
+    )
     print(f"P(AI) {1 / (1 + np.exp(-value)):.4f}, logit {value:.4f}")

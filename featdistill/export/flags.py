@@ -43,8 +43,7 @@ def add_arguments(parser: Parser) -> None:
         type=within(8),
         default=512,
         metavar="N",
-        help="use N of the images, evenly spaced; with int8, a quarter of them, at most 128, sets the scales "
-        "and is not compared",
+        help="compare N of the images, evenly spaced",
     )
     images.add_argument("--workers", type=worker_count(), default=0, help="loader processes")
 

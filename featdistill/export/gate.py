@@ -47,8 +47,21 @@ class Parity:
         return f"{text}; AUC {self.auc_before:.4f} in PyTorch, {self.auc_after:.4f} exported"
 
 
-def compare(predictor: Predictor, graph: GraphExpert, rows: pd.DataFrame) -> Parity:
-    """Score images with the experts and with the graph.
+@dataclass(frozen=True)
+class Reference:
+    """Images with the logits of the experts in PyTorch.
+
+    Attributes:
+        rows: of a manifest, readable images only.
+        logits: (N,) of the fused scores.
+    """
+
+    rows: pd.DataFrame
+    logits: np.ndarray
+
+
+def reference(predictor: Predictor, rows: pd.DataFrame) -> Reference:
+    """Score images with the experts.
 
     Args:
         predictor: the experts, on the CPU in float32.
@@ -57,23 +70,31 @@ def compare(predictor: Predictor, graph: GraphExpert, rows: pd.DataFrame) -> Par
     Raises:
         UserError: no image can be read.
     """
-    models = [*predictor.experts.values(), graph]
     settings = predictor.settings() | {"batch_size": _BATCH}
-    logits, broken = score_all(models, predictor.dataset(rows), **settings)
+    logits, broken = score_all([*predictor.experts.values()], predictor.dataset(rows), **settings)
     if broken:
         _log.warning("%s could not be read, and not compared", counted(len(broken), "image"))
     good = np.setdiff1d(np.arange(len(rows)), list(broken))
     if not len(good):
         raise UserError("none of the images can be read")
-    expected = logits_of(predictor.fusion.apply(logits[:-1, good], predictor.names))
-    found = logits_of(probabilities(logits[-1, good]))
-    difference = np.abs(np.clip(expected, -_MAX_LOGIT, _MAX_LOGIT) - np.clip(found, -_MAX_LOGIT, _MAX_LOGIT))
-    parity = Parity(len(good), float(difference.max()), float(difference.mean()))
-    labels = rows["label"].to_numpy()[good]
-    known = pd.notna(labels)
+    fused = logits_of(predictor.fusion.apply(logits[:, good], predictor.names))
+    return Reference(rows.iloc[good].reset_index(drop=True), fused)
+
+
+def compare(predictor: Predictor, expected: Reference, graph: GraphExpert) -> Parity:
+    """Score images with a graph, and compare with the experts."""
+    settings = predictor.settings() | {"batch_size": _BATCH}
+    logits, _ = score_all([graph], predictor.dataset(expected.rows), **settings)
+    found = logits_of(probabilities(logits[0]))
+    ours, theirs = (np.clip(one, -_MAX_LOGIT, _MAX_LOGIT) for one in (found, expected.logits))
+    difference = np.abs(ours - theirs)
+    parity = Parity(len(found), float(difference.max()), float(difference.mean()))
+    labels = expected.rows["label"]
+    known = labels.notna().to_numpy()
     if set(labels[known]) != {0, 1}:
         return parity
-    before, after = (float(roc_auc_score(labels[known].astype(int), one[known])) for one in (expected, found))
+    classes = labels[known].astype(int)
+    before, after = (float(roc_auc_score(classes, one[known])) for one in (expected.logits, found))
     return dataclasses.replace(parity, auc_before=before, auc_after=after)
 
 

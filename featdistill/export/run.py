@@ -12,7 +12,6 @@ import pandas as pd
 
 from featdistill import atomic
 from featdistill.command_line import UserError, counted
-from featdistill.data.loading import Broken
 from featdistill.export import formats, gate, tracing
 from featdistill.export.description import describe_input
 from featdistill.inference.jobs import images_of_folder
@@ -22,14 +21,12 @@ from featdistill.models.expert import versions
 from featdistill.records.manifest import read_manifest
 from featdistill.records.provenance import claim, read_record
 from featdistill.runtimes.exported import CARD_FILE, FORMAT, GRAPH_FILES, files_sha256, load_exported
-from featdistill.runtimes.graph import require
+from featdistill.runtimes.graph import openvino_settings, require
 from featdistill.runtimes.graph_expert import require_trained
 
 _log = logging.getLogger(__name__)
 EXAMPLE = "example.py"
-_MAX_CALIBRATION = 128
-# Packages that a format and a precision need, by what writes and what runs the graph.
-_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+_TRACED = "traced.onnx"
 
 
 def export(args: Namespace) -> str:
@@ -41,36 +38,69 @@ def export(args: Namespace) -> str:
     out = Path(args.out)
     is_ours = (read_record(out / CARD_FILE) or {}).get("format") == FORMAT
     claim(out, None, {}, occupied=out.exists() and not is_ours)
-    packages = [*_PACKAGES[args.format], *(["nncf"] if args.precision == "int8" else [])]
-    for package in packages:
+    for package in _packages(args):
         require(package)
-    rows, calibration = _images(args)
+    rows = _images(args)
     settings = {"fusion": args.fusion, "weights": args.weights, "workers": args.workers}
     predictor = load_ensemble(args.experts, device="cpu", precision="fp32", **settings)
     _check_experts(predictor)
-    inputs = _inputs(predictor, calibration)
     with atomic.replace_folder(out) as folder:
-        traced = folder / "traced.onnx"
         _log.info("tracing %s", ", ".join(predictor.names))
-        tracing.write_onnx(predictor.experts, predictor.fusion, traced)
-        formats.write_files(traced, folder, args.format, args.precision, inputs)
-        for file in folder.glob(f"{traced.name}*"):
+        tracing.write_onnx(predictor.experts, predictor.fusion, folder / _TRACED)
+        _log.info("scoring %s with PyTorch and with the graph", counted(len(rows), "image"))
+        expected = gate.reference(predictor, rows)
+        try:
+            card = _accepted(args, predictor, folder, args.precision, expected)
+        except UserError as refusal:
+            if args.precision != "int8":
+                raise
+            _log.info("%s; trying with 8-bit weights alone", str(refusal).partition(";")[0])
+            card = _accepted(args, predictor, folder, "int8_weights", expected)
+        for file in folder.glob(f"{_TRACED}*"):
             file.unlink()
-        card = _card(args, predictor, folder, packages)
-        atomic.write_json(folder / CARD_FILE, card)
-        _log.info("comparing the graph with PyTorch on %s", counted(len(rows), "image"))
-        parity = gate.compare(predictor, load_exported(folder).expert, rows)
-        gate.require_parity(parity, args.precision)
-        card["parity"] = {
-            "figures": parity.__dict__,
-            "max_difference_allowed": gate.MAX_DIFFERENCE[args.precision],
-            "max_auc_loss_allowed": gate.MAX_AUC_LOSS,
-            "calibration_images": len(inputs),
-        }
-        atomic.write_json(folder / CARD_FILE, card)
         shutil.copyfile(Path(__file__).with_name(EXAMPLE), folder / EXAMPLE)
     size = sum((out / name).stat().st_size for name in card["files"]) / 1e6
-    return f"{out}: {args.format} {args.precision}, {size:.1f} MB; {parity.as_text()}"
+    figures = gate.Parity(**card["parity"]["figures"]).as_text()
+    return f"{out}: {args.format} {card['stored']}, {size:.1f} MB; {figures}"
+
+
+def _accepted(
+    args: Namespace, predictor: Predictor, folder: Path, stored: str, expected: gate.Reference
+) -> dict[str, Any]:
+    """Write files and card of a graph; return the card.
+
+    Args:
+        stored: see `formats.write_files`.
+
+    Raises:
+        UserError: the graph is refused.
+    """
+    for file in folder.glob("model.*"):
+        file.unlink()
+    formats.write_files(
+        folder / _TRACED, folder, args.format, stored, tracing.block_modules(predictor.experts)
+    )
+    card = _card(args, predictor, folder, stored)
+    atomic.write_json(folder / CARD_FILE, card)
+    parity = gate.compare(predictor, expected, load_exported(folder).expert)
+    gate.require_parity(parity, args.precision)
+    card["parity"] = {
+        "figures": parity.__dict__,
+        "max_difference_allowed": gate.MAX_DIFFERENCE[args.precision],
+        "max_auc_loss_allowed": gate.MAX_AUC_LOSS,
+    }
+    atomic.write_json(folder / CARD_FILE, card)
+    return card
+
+
+def _packages(args: Namespace) -> list[str]:
+    """Return what the command line needs of the extra `export`."""
+    return [
+        "onnx",
+        "onnxscript",
+        GRAPH_FILES[args.format][0],
+        *(["nncf"] if args.precision == "int8" else []),
+    ]
 
 
 def _check_experts(predictor: Predictor) -> None:
@@ -87,35 +117,25 @@ def _check_experts(predictor: Predictor) -> None:
         )
 
 
-def _images(args: Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows to compare and those that set the scales of int8."""
+def _images(args: Namespace) -> pd.DataFrame:
+    """Return the rows to compare on."""
     if args.images:
         rows = images_of_folder(args.images)
     else:
         rows = pd.concat([read_manifest(path) for path in args.manifest], ignore_index=True)
+    if args.precision == "int8" and set(rows["label"].dropna()) != {0, 1}:
+        raise UserError("--precision int8 is checked by the AUC, and needs images with both labels")
     if rows.empty:
         raise UserError(f"{', '.join(args.manifest)}: there are no images to compare on")
     if len(rows) > args.limit:
         rows = rows.iloc[np.linspace(0, len(rows) - 1, args.limit).round().astype(int)]
-    is_scale = np.zeros(len(rows), bool)
-    if args.precision == "int8":
-        if len(rows) < 8 or set(rows["label"].dropna()) != {0, 1}:
-            raise UserError("--precision int8 needs 8 images or more, with both labels")
-        is_scale[: 4 * _MAX_CALIBRATION : 4] = True
-    return rows[~is_scale].reset_index(drop=True), rows[is_scale].reset_index(drop=True)
+    return rows.reset_index(drop=True)
 
 
-def _inputs(predictor: Predictor, rows: pd.DataFrame) -> list[np.ndarray]:
-    """Return images as the experts see them, (3, S, S) uint8."""
-    dataset = predictor.dataset(rows)
-    items = [dataset[index] for index in range(len(rows))]
-    return [next(iter(item["images"].values())).numpy() for item in items if not isinstance(item, Broken)]
-
-
-def _card(args: Namespace, predictor: Predictor, folder: Path, packages: list[str]) -> dict[str, Any]:
+def _card(args: Namespace, predictor: Predictor, folder: Path, stored: str) -> dict[str, Any]:
     """Return the content of `export.json`, without the figures of the comparison."""
     preprocessing = next(iter(predictor.experts.values())).preprocessing
-    files = {path.name: atomic.sha256_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {path.name: atomic.sha256_of(path) for path in sorted(folder.glob("model.*"))}
     experts = {
         name: {
             "backbone": predictor.sources[name]["backbone"],
@@ -125,12 +145,15 @@ def _card(args: Namespace, predictor: Predictor, folder: Path, packages: list[st
         }
         for name, expert in predictor.experts.items()
     }
-    size = preprocessing.size
+    size, group = preprocessing.size, formats.GROUP if stored == "int8" else 0
     return {
         "format": FORMAT,
         "graph_format": args.format,
         "runtime": GRAPH_FILES[args.format][0],
+        "settings": openvino_settings(group=group) if args.format == "openvino" else {},
         "precision": args.precision,
+        "stored": stored,
+        "int8_group": group,
         "opset": tracing.OPSET,
         "files": files,
         "sha256": files_sha256(files),
@@ -149,5 +172,5 @@ def _card(args: Namespace, predictor: Predictor, folder: Path, packages: list[st
         "preprocessing": preprocessing.describe(),
         "experts": experts,
         "fusion": predictor.fusion.describe(),
-        "versions": versions() | {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions() | {name: importlib.metadata.version(name) for name in _packages(args)},
     }

@@ -69,6 +69,16 @@ def write_onnx(experts: dict[str, Expert], fusion: Fusion, path: Path) -> None:
     program.save(str(path), external_data=weights > _MAX_BYTES)
 
 
+def block_modules(experts: dict[str, Expert]) -> set[str]:
+    """Return the names, in the traced file, of all modules with parameters in the blocks of the backbones."""
+    return {
+        f"experts.{number}.backbone.{parameter.rpartition('.')[0]}"
+        for number, expert in enumerate(experts.values())
+        for layer in expert.backbone.layers()[1:-1]
+        for parameter in layer
+    }
+
+
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
     """Let PyTorch's attention compute in operations that ONNX has, not in one of its own."""

@@ -8,7 +8,7 @@ from featdistill import atomic
 from featdistill.command_line import UserError
 from featdistill.data.preprocessing import Preprocessing
 from featdistill.records.provenance import read_record
-from featdistill.runtimes.graph import Graph
+from featdistill.runtimes.graph import Graph, openvino_settings
 from featdistill.runtimes.graph_expert import GraphExpert
 
 PREFIX = "onnx:"
@@ -64,12 +64,15 @@ def load_exported(reference: str | Path) -> Loaded:
         fitted = card["preprocessing"]
         preprocessing = Preprocessing(**fitted | {"mean": tuple(fitted["mean"]), "std": tuple(fitted["std"])})
         experts, precision = card["experts"], card["precision"]
+        settings = openvino_settings(group=int(card.get("int8_group", 0)))
         origin = f"{card['graph_format']} {precision} of " + ", ".join(
             f"{name} (SHA-256 {one['weights_sha256']})" for name, one in experts.items()
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{folder / CARD_FILE} is incomplete ({error!r}); export it again") from error
-    expert = GraphExpert(Graph(folder / file, runtime), preprocessing, f"{'+'.join(experts)} in {precision}")
+    expert = GraphExpert(
+        Graph(folder / file, runtime, settings=settings), preprocessing, f"{'+'.join(experts)} in {precision}"
+    )
     return Loaded(expert, files_sha256(card["files"]), origin)
 
 

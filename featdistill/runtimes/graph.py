@@ -13,6 +13,22 @@ import torch
 from featdistill.command_line import UserError, one_of
 
 RUNTIMES = ("onnxruntime", "openvino")
+
+
+def openvino_settings(precision: str = "f32", group: int = 0) -> dict[str, Any]:
+    """Return settings of OpenVINO, which without them computes in bfloat16 where the processor can.
+
+    Args:
+        precision: arithmetic of what is not 8-bit: `f32`, or `bf16` on processors that have it.
+        group: values that are rounded to 8 bits with one scale where weights are 8-bit; 0 to round nothing.
+    """
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+    }
+
+
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -38,8 +54,7 @@ class Graph:
         path: an ONNX file, or with `openvino` also an `.xml` file.
         runtime: one of `RUNTIMES`.
         threads: that compute; as many as PyTorch has by default.
-        precision: with `openvino`, arithmetic of what is not quantized: `f32`, or `bf16` on processors that
-            have it.
+        settings: of OpenVINO, see `openvino_settings`.
 
     Raises:
         UserError: the package is not installed, or the file is missing, damaged, refers to files outside its
@@ -51,10 +66,11 @@ class Graph:
         path: str | Path,
         runtime: str = "onnxruntime",
         threads: int | None = None,
-        precision: str = "f32",
+        settings: dict[str, Any] | None = None,
     ) -> None:
         self.path, self.runtime = Path(path), one_of("runtime", runtime, RUNTIMES)
-        self.threads, self.precision = threads or torch.get_num_threads(), precision
+        self.threads = threads or torch.get_num_threads()
+        self.settings = settings or openvino_settings()
         self._lock = threading.Lock()
         self._open()
         if len(self.shape) != 4 or self.shape[1] != 3 or self.shape[2] != self.shape[3]:
@@ -108,9 +124,7 @@ class Graph:
         self._session = session
 
     def _open_openvino(self, openvino: ModuleType) -> None:
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": self.threads}
-        # By default, OpenVINO computes in bfloat16 where the processor can.
-        settings["INFERENCE_PRECISION_HINT"] = self.precision
+        settings = self.settings | {"INFERENCE_NUM_THREADS": self.threads}
         session = openvino.Core().compile_model(self.path, "CPU", settings)
         (images,), (_,) = session.inputs, session.outputs
         self.input_name, self.dtype = images.any_name, images.element_type.to_dtype().type

@@ -1,5 +1,6 @@
 """Exports score like the experts they were made from, or are refused; the example needs no toolkit."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -25,10 +26,11 @@ from featdistill.records.logits import logits_of
 from featdistill.records.manifest import make_manifest, write_manifest
 
 COUNT = 16
-needs = {
-    name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
-    for name in ("openvino", "nncf")
-}
+has_openvino = importlib.util.find_spec("openvino") is not None
+needs_openvino = pytest.mark.skipif(not has_openvino, reason="openvino is not installed")
+each_format = pytest.mark.parametrize(
+    "graph_format", ["onnx", pytest.param("openvino", marks=needs_openvino)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def logits(place, *experts, **settings):
     return np.array([row.logit for row in detector(pictures)])
 
 
-@pytest.mark.parametrize("graph_format", ["onnx", pytest.param("openvino", marks=needs["openvino"])])
+@each_format
 def test_an_ensemble_in_one_graph_gives_the_fused_score(place, graph_format, capsys):
     flags = ["--fusion", "probability_mean", "--weights", "clip=3,siglip=1"]
     card = export(place, "clip", "siglip", out=graph_format, graph_format=graph_format, flags=flags)
@@ -115,7 +117,7 @@ def test_the_fusion_inside_is_the_fusion_outside(method):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("graph_format", ["onnx", pytest.param("openvino", marks=needs["openvino"])])
+@each_format
 def test_half_precision_halves_the_file(place, graph_format):
     sizes = {}
     for precision in ("fp32", "fp16"):
@@ -126,14 +128,24 @@ def test_half_precision_halves_the_file(place, graph_format):
     assert sizes["fp16"] < 0.65 * sizes["fp32"]
 
 
-@needs["nncf"]
-@pytest.mark.parametrize("graph_format", ["onnx", pytest.param("openvino", marks=needs["openvino"])])
-def test_int8_is_calibrated_on_images_that_are_not_compared(place, graph_format, monkeypatch):
+@each_format
+def test_int8_multiplies_integers_or_stores_them(place, graph_format, monkeypatch):
     monkeypatch.setattr(gate, "MAX_AUC_LOSS", 1.0)
-    card = export(place, "clip", out="int8", graph_format=graph_format, flags=["--precision", "int8"])
-    assert card["parity"]["calibration_images"] == 4
-    assert card["parity"]["figures"]["images"] == 12
+    flags, compare, found = ["--precision", "int8"], gate.compare, []
+    card = export(place, "clip", out=f"{graph_format}-int8", graph_format=graph_format, flags=flags)
+    assert (card["stored"], card["int8_group"]) == ("int8", 32)
     assert 1e-5 < card["parity"]["figures"]["max_difference"] < 0.1
+
+    def first_one_fails(*args):
+        found.append(compare(*args))
+        return found[-1] if len(found) == 2 else dataclasses.replace(found[-1], max_difference=0.5)
+
+    monkeypatch.setattr(gate, "compare", first_one_fails)
+    card = export(place, "clip", out="weights", graph_format=graph_format, flags=flags)
+    assert (card["precision"], card["stored"], card["int8_group"]) == ("int8", "int8_weights", 0)
+    assert found[1].mean_difference != found[0].mean_difference
+    expected = logits(place, place / "clip" / "expert")
+    np.testing.assert_allclose(logits(place, f"onnx:{place / 'weights'}"), expected, atol=0.1)
 
 
 def test_a_broken_graph_is_refused_and_nothing_is_left(place, traced_once, monkeypatch):
