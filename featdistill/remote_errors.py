@@ -18,6 +18,7 @@ _PASSING = {"HTTPClientError", "IncompleteReadError", "ResponseStreamingError", 
 _PASSING |= {"ClientPayloadError", "TransportError", "TimeoutError", "ConnectionError", "EOFError"}
 _UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "gaierror"}
 _UNREACHABLE |= {"ConnectionRefusedError", "ConnectError"}
+AGAIN = "run the command again to continue"
 _LOGIN_CODES = {"401", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _LOGIN_CODES |= {"InvalidClientTokenId", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
 _LOGIN = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}
@@ -39,28 +40,25 @@ def explained(address: str, error: Exception, is_web: bool, tries: int) -> Excep
     if code == "NoSuchBucket" or "bucket does not exist" in reason:
         return UserError(f"{address}: the bucket does not exist")
     if names & _UNREACHABLE and not is_web:
-        return UserError(
-            f"{address}: the storage cannot be reached ({reason}); run the command again to continue"
-        )
+        return UserError(f"{address}: the storage cannot be reached ({reason}); {AGAIN}")
     if isinstance(error, FileExistsError) or code in ("412", "PreconditionFailed"):
         return FileExistsError(f"{address} exists")
-    if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(f"{address} does not exist")
     if isinstance(error, PermissionError) or code == "403":
         return PermissionError(f"{address}: access denied ({reason})")
-    tried = f", {tries} tries" if passes(error) else ""
-    return OSError(f"{address}: {reason}{tried}")
+    if passes(error):  # before the next: fsspec says of any failure of a web server that there is no file
+        return OSError(f"{address}: {reason}, {tries} tries")
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(f"{address} does not exist")
+    return OSError(f"{address}: {reason}")
 
 
 def passes(error: Exception) -> bool:
     """Tell whether the same request may succeed a little later."""
-    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError | UserError):
-        return False
     if code := code_of(error):
         return _PASSING_CODES.fullmatch(code) is not None
-    if _names_of(error) & _LOGIN:
-        return False
-    return bool(_names_of(error) & _PASSING) or getattr(error, "errno", None) in _PASSING_ERRNOS
+    names = _names_of(error)
+    is_passing = bool(names & _PASSING) or getattr(error, "errno", None) in _PASSING_ERRNOS
+    return is_passing and not names & _LOGIN
 
 
 def code_of(error: Exception) -> str:

@@ -5,7 +5,8 @@ a chain of several such as `zip::s3://..`. fsspec finds credentials and endpoint
 
 What passes (a connection that breaks, also in the middle of a file; throttling; an error of the server) is
 tried again after `WAITS_S`. What then fails for one file is an `OSError` that names it. Refused credentials,
-a bucket that does not exist and a storage that cannot be reached are a `UserError`: they concern all files.
+a bucket that does not exist, a storage that cannot be reached and `MAX_FAILED` files in a row that fail are a
+`UserError`: they concern all files.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from featdistill.command_line import UserError
-from featdistill.remote_errors import code_of, explained, line_of, passes
+from featdistill.remote_errors import AGAIN, code_of, explained, line_of, passes
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -44,6 +45,8 @@ SCHEMES |= {"http": "aiohttp", "https": "aiohttp", "memory": "fsspec"}
 _EXCLUSIVE = ("s3", "gs", "gcs", "az", "abfs", "memory")
 # Each is drawn between half of it and all of it, so that many readers do not come back at once.
 WAITS_S = (0.5, 2.0, 6.0)
+# Then the storage is out of order, not the files.
+MAX_FAILED = 20
 # Read of a file at once; only if it is larger, its size is asked for, which takes another request.
 _FIRST_BYTES = 4 << 20
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
@@ -169,8 +172,7 @@ def check_access(addresses: Iterable[str]) -> None:
     for address in addresses:
         if match := _SCHEME.match(address):
             # Of web servers, a manifest may name thousands.
-            end = match.end() if is_web(address) else (address + "/").index("/", match.end())
-            first = buckets.setdefault(address[:end], [])
+            first = buckets.setdefault(match[0] if is_web(address) else _bucket(address), [])
             if len(first) < 3:
                 first.append(address)
     for first in buckets.values():
@@ -328,14 +330,38 @@ def _check_limit(address: str, size: int, limit: int | None) -> None:
         raise OSError(f"{address}: more bytes than the limit of {limit}")
 
 
+def _bucket(address: str) -> str:
+    """Return the start of an address, up to the name of the bucket or the web server."""
+    return address[: (address + "/").index("/", _SCHEME.match(address).end())]
+
+
+# Files in a row, by bucket, that could not be read for what passes.
+_failed: dict[str, int] = {}
+
+
+def _count_failure(address: str, error: Exception) -> None:
+    """Raise a `UserError` once `MAX_FAILED` files in a row fail for what passes: it concerns all of them."""
+    if passes(error):
+        bucket = _bucket(address)
+        _failed[bucket] = count = _failed.get(bucket, 0) + 1
+        if count >= MAX_FAILED:
+            _failed.pop(bucket, None)
+            reason = f"{MAX_FAILED} files in a row could not be read, the last one for {line_of(error)}"
+            raise UserError(f"{bucket}: {reason}; {AGAIN}") from error
+
+
 def _retried(address: str, action: Callable[["AbstractFileSystem", str], T]) -> T:
     """Do something with the file at an address; see the top of this module for its errors."""
     system, path = _open_system(address)
     for wait_s in (*WAITS_S, None):
         try:
-            return action(system, path)
+            result = action(system, path)
+            if _failed:
+                _failed.pop(_bucket(address), None)
+            return result
         except Exception as error:
             if wait_s is None or not passes(error):
+                _count_failure(address, error)
                 raise explained(address, error, is_web(address), len(WAITS_S) + 1) from error
         time.sleep(wait_s * random.uniform(0.5, 1))
     raise AssertionError

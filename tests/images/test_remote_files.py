@@ -1,5 +1,6 @@
 """Files at addresses, without a server: fsspec's own memory, a storage that fails, and a web server."""
 
+import contextlib
 import http.server
 import threading
 import zipfile
@@ -55,6 +56,7 @@ def flaky(monkeypatch):
     """Let `memory://` fail on request; forget what is in it and what is known of its archives."""
     monkeypatch.setattr(remote_files, "WAITS_S", (0.0,) * 3)
     remote_files._system.cache_clear()
+    remote_files._failed.clear()
     reading._open_archive.cache_clear()
     monkeypatch.setattr("fsspec.filesystem", lambda scheme, **options: Flaky())
     MemoryFileSystem.store.clear()
@@ -138,6 +140,24 @@ def test_what_does_not_pass_is_not_tried_again(flaky):
         with pytest.raises(kind, match=reason):
             read_bytes("memory://bucket/one.jpg")
         assert flaky.failures == [] and flaky.reads - before in (1, 4)
+
+
+def test_an_outage_ends_the_run_and_single_failures_do_not(flaky):
+    for number in range(30):
+        remote_files.write(f"memory://bucket/{number}.jpg", b"1")
+    for number in range(30):  # every second one
+        flaky.failures = [Refused(503)] * (4 * (number % 2))
+        with contextlib.suppress(BrokenImage):
+            read_bytes(f"memory://bucket/{number}.jpg")
+    flaky.failures, broken = [Refused(503)] * 400, 0
+    with pytest.raises(
+        UserError, match=r"^memory://bucket: 20 files in a row could not be read, .* status 503; "
+    ):
+        for number in range(30):
+            with contextlib.suppress(BrokenImage):
+                read_bytes(f"memory://bucket/{number}.jpg")
+            broken += 1
+    assert broken == 18  # the last of the first loop failed, too
 
 
 def test_access_is_checked_by_three_images_of_a_bucket(flaky):
@@ -286,7 +306,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         data = self.files.get(self.path)
         if data is None:
-            self.send_error(int(self.path[1:]) if self.path[1:].isdigit() else 404)
+            code = self.path.split("/")[1]
+            self.send_error(int(code) if code.isdigit() else 404)
             return
         wanted, status = self.headers.get("Range"), 200
         if wanted and self.ranges:
@@ -326,8 +347,11 @@ def test_images_and_members_of_archives_are_read_from_a_web_server(web, tmp_path
     for path, reason in (("none.jpg", "does not exist"), ("403", "access denied"), ("401", "access denied")):
         with pytest.raises(BrokenImage, match=reason):
             read_bytes(f"{web}/{path}")
-    with pytest.raises(BrokenImage, match="4 tries"):
-        read_bytes(f"{web}/503")
+    for path in ("503", "503/x.zip::a/1.jpg"):
+        with pytest.raises(BrokenImage, match="4 tries"):
+            read_bytes(f"{web}/{path}")
+    with pytest.raises(BrokenImage, match="access denied"):
+        read_bytes(f"{web}/403/x.zip::a/1.jpg")
     with pytest.raises(UserError, match="a web server does not list its files"):
         list_folder(web)
     reading._open_archive.cache_clear()
