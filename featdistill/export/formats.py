@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from featdistill.export.tracing import quiet
 from featdistill.runtimes.exported import GRAPH_FILES
 from featdistill.runtimes.graph import require
 
@@ -48,15 +49,16 @@ def write_files(
         model = _with_8_bit_products(model, kept)
     if stored.startswith("int8"):
         _quantize_weights(model, kept)
-    if graph_format == "openvino":
-        openvino = require("openvino")
-        if stored.startswith("int8"):
-            traced = traced.with_name(f"{traced.name}.int8.onnx")
-            onnx.save(model, str(traced))
-        openvino.save_model(openvino.convert_model(traced), path, compress_to_fp16=stored == "fp16")
-        return
     if stored == "fp16":
         _halve_weights(model)
+    if graph_format == "openvino":
+        openvino = require("openvino")
+        if stored != "fp32":
+            traced = traced.with_name(f"{traced.name}.{stored}.onnx")
+            onnx.save(model, str(traced))
+        # OpenVINO's own float16 rounds the normalization and all biases, too.
+        openvino.save_model(openvino.Core().read_model(traced), path, compress_to_fp16=False)
+        return
     is_large = model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF
     onnx.save(model, str(path), save_as_external_data=is_large, location=f"{path.name}.data")
 
@@ -113,9 +115,10 @@ def _quantize_weights(model: Any, kept: Collection[str]) -> None:
 
 def _with_8_bit_products(model: Any, kept: Collection[str]) -> Any:
     """Return a model whose matrix products with weights, but some, are those of ONNX Runtime in 8 bits."""
-    quantization = require("onnxruntime.quantization.matmul_nbits_quantizer")
-    quantizer = quantization.MatMulNBitsQuantizer(
-        model, bits=8, block_size=GROUP, is_symmetric=True, accuracy_level=4, nodes_to_exclude=[*kept]
-    )
-    quantizer.process()
+    with quiet():
+        quantization = require("onnxruntime.quantization.matmul_nbits_quantizer")
+        quantizer = quantization.MatMulNBitsQuantizer(
+            model, bits=8, block_size=GROUP, is_symmetric=True, accuracy_level=4, nodes_to_exclude=[*kept]
+        )
+        quantizer.process()
     return quantizer.model.model

@@ -54,7 +54,7 @@ def write_onnx(experts: dict[str, Expert], fusion: Fusion, path: Path) -> None:
     size = next(iter(experts.values())).preprocessing.size
     module = FusedExperts(experts, fusion).eval()
     images = torch.zeros((2, 3, size, size), dtype=torch.uint8)
-    with torch.inference_mode(False), _quiet(), _plain_attention():
+    with torch.inference_mode(False), quiet(), _plain_attention():
         program = torch.onnx.export(
             module,
             (images,),
@@ -91,8 +91,8 @@ def _plain_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence messages to the exporter's developers."""
+def quiet() -> Iterator[None]:
+    """Silence messages to the developers of an exporter."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
