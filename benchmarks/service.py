@@ -12,6 +12,7 @@ synthetic scenes are written as JPEGs.
 import asyncio
 import collections
 import contextlib
+import functools
 import http.client
 import io
 import json
@@ -178,6 +179,12 @@ async def survive(pid: int, port: int, image: bytes) -> int:
         ("200 MB in chunks", {413}, 1, lambda: exchange(port, head("image/png", None), chunked(200))),
         ("JSON in JSON in JSON", {400}, 1, lambda: post(port, b"[" * 10**6, "application/json")),
         ("a slow sender", {408}, 1, lambda: exchange(port, head("image/png", 1000), trickle(1000))),
+        (
+            "64 that stop at 19 MB",  # one that is refused may notice too late why
+            {0, 408, 429},
+            64,
+            lambda: exchange(port, head("image/png", 20 * 2**20), stalled(19)),
+        ),
         ("200 that send no request", {0}, 200, lambda: exchange(port, b"POST /v1")),
         ("32 of 49 megapixels at once", {200, 504}, 32, lambda: post(port, one_color(7000), "image/png")),
         ("1,000 at once", {200, 429, 504}, 1000, lambda: post(port, image)),
@@ -242,12 +249,18 @@ async def chunked(mib: int) -> AsyncIterator[bytes]:
         yield b"100000\r\n" + bytes(2**20) + b"\r\n"
 
 
+async def stalled(mib: int) -> AsyncIterator[bytes]:
+    yield bytes(mib * 2**20)
+    await asyncio.sleep(600)
+
+
 async def trickle(count: int) -> AsyncIterator[bytes]:
     for _ in range(count):
         yield b"0"
         await asyncio.sleep(0.5)
 
 
+@functools.cache
 def one_color(side: int) -> bytes:
     """Return a PNG of side x side pixels, one bit each, which is a thousand times smaller than its pixels."""
     file = io.BytesIO()

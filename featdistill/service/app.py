@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 # As nginx logs a request whose client left.
 _CLIENT_LEFT = 499
 # A client that is still sending reads no answer: for so long, what it sends is thrown away.
-_DISCARD_S = 2.0
+_DISCARD_S = 10.0
 
 
 @dataclass

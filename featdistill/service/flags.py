@@ -102,7 +102,7 @@ def check(args: Namespace) -> tuple[Limits, str]:
         raise UserError(
             f"serve needs the package{plural} {', '.join(missing)}; run pip install {' '.join(missing)}"
         )
-    key = os.environ.get(KEY_VARIABLE, "")
+    key = os.environ.get(KEY_VARIABLE, "").strip()  # a file of secrets may end in a newline
     if not key and not _is_loopback(args.host):
         raise UserError(
             f"everyone who can reach {args.host} could use the service; set a key in the environment "
