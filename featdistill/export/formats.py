@@ -21,7 +21,7 @@ from featdistill.export.tracing import quiet
 from featdistill.runtimes.exported import GRAPH_FILES
 from featdistill.runtimes.graph import require
 
-# Values that share a scale in `int8`. With 64, logits of a CLIP ViT-B/16 move by more than 0.1; 16 is slower.
+# Values that share a scale in `int8`: with more, logits of a CLIP ViT-B/16 move further; fewer are slower.
 GROUP = 32
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _SCOPES = "pkg.torch.onnx.name_scopes"
