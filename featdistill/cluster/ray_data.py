@@ -58,6 +58,7 @@ def run(args: Namespace) -> int:
         raise UserError(f"{args.out} already holds {existing[0]}; choose another --out")
     if not ray.is_initialized():
         ray.init(address=args.address, log_to_driver=False)
+    _check_resources(ray.cluster_resources(), args)
     names = ("fusion", "weights", "tta", "precision", "batch_size", "workers", "calibrator")
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     rows = ray.data.read_parquet([parts.where(name) for name in parts.names])
@@ -71,3 +72,12 @@ def run(args: Namespace) -> int:
     )
     scores.write_parquet(args.out)
     return int(any(errors["error"].notna().any() for errors in Parts(args.out).columns(["error"])))
+
+
+def _check_resources(available: dict[str, float], args: Namespace) -> None:
+    """Raise a `UserError` where the actors would wait for ever, or leave no core for reading and writing."""
+    what, each = ("GPU", args.gpus_per_actor) if args.gpus_per_actor else ("CPU", args.cpus_per_actor)
+    needed, found = args.actors * each + (what == "CPU"), available.get(what, 0)
+    if needed > found:
+        rest = ", one for reading" if what == "CPU" else ""
+        raise UserError(f"{what}s needed: {needed:g}{rest}; Ray has {found:g}; use fewer --actors")

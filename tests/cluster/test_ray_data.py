@@ -51,12 +51,12 @@ def root(tmp_path_factory):
     return root
 
 
-def score(ray, root, out):
+def score(ray, root, out, *more):
     """Score on two CPUs, as `python -m featdistill ray` does."""
     ray.shutdown()
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, _node_ip_address="127.0.0.1")
     flags = ["--manifest", root / "parts", "--out", out, "--experts", root / "expert", "--batch-size", "1"]
-    return main(["ray", *map(str, flags), "--rows-per-call", "50"])
+    return main(["ray", *map(str, flags), "--rows-per-call", "50", *more])
 
 
 def by_name(folder):
@@ -128,3 +128,15 @@ def test_an_output_that_exists_is_left_alone(ray, root, tmp_path):
     flags = ["--manifest", root / "parts", "--out", tmp_path, "--experts", root / "expert"]
     with pytest.raises(UserError, match=r"already holds predictions\.json; choose another --out"):
         main(["ray", *map(str, flags)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--actors", "2"], r"CPUs needed: 3, one for reading; Ray has 2; use fewer --actors"),
+        (["--gpus-per-actor", "1"], r"GPUs needed: 1; Ray has 0; use fewer --actors"),
+    ],
+)
+def test_actors_that_could_never_start_are_refused(ray, root, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        score(ray, root, tmp_path / "out", *flags)
