@@ -1,0 +1,82 @@
+"""Does everything work on this GPU, and how fast? One command of under 8 minutes on an H100 or H200.
+
+    python benchmarks/device_check.py --out device.json
+    python benchmarks/device_check.py --only "training speed" --out more.json        parts by their titles
+    python benchmarks/device_check.py --device cpu --tiny                            what a CPU can check
+
+It needs nothing but the repository and its requirements: weights are random, images synthetic. Parts run in
+order of importance: correctness, then speed and memory, then the authors' release. Each prints its line as
+soon as it is done. A part that fails does not stop the others, and the status is then 1; a part that no
+longer fits into `--minutes` is skipped, and its line says so.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+# As in predict.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.device import find_device
+from benchmarks.device_checks import scoring_checks, training_checks
+from benchmarks.device_checks.runner import Bench, run_parts
+from featdistill import command_line
+from featdistill.command_line import Parser, UserError, within
+from featdistill.models.expert import versions
+from featdistill.training.run_folder import git_commit
+
+PARTS = [*scoring_checks.PARTS, *training_checks.PARTS]
+
+
+def build_parser() -> Parser:
+    parser = Parser(description="Check correctness, speed and memory on the GPU at hand.")
+    parser.add_argument("--only", nargs="+", metavar="TITLE", help="parts whose titles contain one of these")
+    parser.add_argument("--without", nargs="+", default=[], metavar="TITLE", help="leave out such parts")
+    parser.add_argument("--list", action="store_true", help="list the parts and their times on an H200")
+    positive = within(0, kind=float, exclusive=True)
+    parser.add_argument("--minutes", type=positive, default=8, help="time for all of it (default: 8)")
+    parser.add_argument("--tiny", action="store_true", help="tiny models and few steps, as for a CPU")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument("--out", metavar="FILE", help="save the results as JSON")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    parts = [
+        part
+        for part in PARTS
+        if any(title in part.name for title in arguments.only or [""])
+        and not any(title in part.name for title in arguments.without)
+    ]
+    if not parts:
+        raise UserError("no part has such a title; --list shows them")
+    if arguments.list:
+        for part in parts:
+            print(f"{part.seconds:4.0f} s  {part.name}")
+        return 0
+    device, title = find_device(arguments.device)
+    if device.type == "cpu" and not arguments.tiny:
+        raise UserError("without a GPU, use --tiny: the paper's experts would take hours")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(device, arguments.tiny, Path(folder))
+        bench.facts = {"device": title, "versions": versions(), "commit": git_commit()}
+        if bench.is_gpu:
+            bench.facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        print(", ".join(f"{key} {value}" for key, value in bench.facts.items()), flush=True)
+        out = Path(arguments.out) if arguments.out else None
+        results = run_parts(parts, bench, arguments.minutes, out)
+    counts = {
+        status: sum(one["status"] == status for one in results) for status in ("ok", "skipped", "FAILED")
+    }
+    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return 1 if counts["FAILED"] else 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

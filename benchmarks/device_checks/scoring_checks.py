@@ -1,0 +1,195 @@
+"""Does scoring compute the right thing on this device, in every precision and compiled?"""
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.device import matrix_flops_per_s
+from benchmarks.device_checks.runner import Bench, Part, Skip
+from benchmarks.device_checks.zoo import FAMILIES, OPEN_CLIP, family, images_for, new_expert, on_cpu
+from data_prep.attacks.adversarial import Attack, attack, score
+from featdistill.data.views import parse_tta
+from featdistill.inference import compute
+from featdistill.inference.float8 import with_float8
+from featdistill.inference.scoring import _mean_logits
+from featdistill.models.expert import Expert
+from featdistill.models.head_width import with_head_width
+
+# By how much logits of these experts may move, which spread over about one unit.
+_MOST = {"fp32": 2e-3, "fp16": 0.02, "bf16": 0.1, "fp8": 1.0}
+_PAPER = ("clip_l14", "siglip_so400m")
+
+
+def logits_of(expert: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """Return logits (N,) on the CPU."""
+    with torch.inference_mode(), compute.attention_kernels(device):
+        return expert(images).float().cpu()
+
+
+def must_be_close(found: Tensor, expected: Tensor, most: float, what: str) -> float:
+    """Return the largest difference; raise an error if it is above `most`, or not a number."""
+    difference = float((found - expected).abs().max())
+    if not difference <= most:
+        raise AssertionError(f"{what}: logits differ by {difference:.3g}, at most {most} are expected")
+    return difference
+
+
+def matrix_rate(bench: Bench) -> dict[str, float]:
+    rate = matrix_flops_per_s(bench.device, torch.bfloat16 if bench.is_gpu else torch.float32)
+    bench.facts["matrix_flops_per_s"] = rate
+    return {"TFLOP/s": rate / 1e12}
+
+
+def precisions(bench: Bench) -> dict[str, float]:
+    """Compare with float32 on the CPU."""
+    found = {}
+    for name in _PAPER:
+        expert = family(name, bench)
+        images = images_for(expert, 8, bench.device)
+        expected = logits_of(on_cpu(expert), images.cpu(), torch.device("cpu"))
+        for precision in ("fp32", "bf16", *(["fp16"] if bench.is_gpu else [])):
+            model = compute.cast(copy.deepcopy(expert), precision)
+            logits = logits_of(model, images, bench.device)
+            what = f"{name} {precision}"
+            found[what] = must_be_close(logits, expected, _MOST[precision], what)
+    return found
+
+
+def compiled(bench: Bench) -> dict[str, float]:
+    """Compare compiled experts with the same ones eager, also with wider heads."""
+    found = {}
+    for name in _PAPER:
+        expert = family(name, bench)
+        images = images_for(expert, 8, bench.device)
+        expected = logits_of(expert, images, bench.device)
+        for title, plain in ((name, expert), (f"{name}, heads 128", with_head_width(expert, 128))):
+            model = compute.cast(copy.deepcopy(plain), "bf16" if bench.is_gpu else "fp32")
+            [model] = compute.compile_experts([model], 8, bench.device)
+            most = _MOST["bf16" if bench.is_gpu else "fp32"]
+            found[title] = must_be_close(logits_of(model, images, bench.device), expected, most, title)
+            if bench.tiny:
+                return found
+    return found
+
+
+def kernel_names(model: nn.Module, images: Tensor, device: torch.device) -> list[str]:
+    """Return the names of the GPU's kernels in a forward pass."""
+    logits_of(model, images, device)
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        logits_of(model, images, device)
+        torch.cuda.synchronize(device)
+    return [event.key for event in trace.key_averages()]
+
+
+def attention(bench: Bench) -> dict[str, str]:
+    """Is cuDNN's attention used at head width 72, eager and compiled, where we prefer it?"""
+    bench.need_gpu()
+    if torch.cuda.get_device_capability(bench.device) < (9, 0):
+        raise Skip("PyTorch's own order is used before Hopper")
+    expert = compute.cast(family("siglip_so400m", bench), "bf16")
+    images = images_for(expert, 8, bench.device)
+    found = {}
+    for title, model in (
+        ("eager", expert),
+        ("compiled", compute.compile_experts([expert], 8, bench.device)[0]),
+    ):
+        names = kernel_names(model, images, bench.device)
+        found[title] = next((name for name in names if is_attention(name)), "none")
+    wrong = [title for title, name in found.items() if "cudnn" not in name.lower()]
+    if wrong:
+        raise AssertionError(f"attention is not cuDNN's: {found}")
+    return found
+
+
+def is_attention(kernel: str) -> bool:
+    """Whether a kernel of this name computes attention."""
+    return any(part in kernel.lower() for part in ("sdpa", "flash", "fmha", "attention"))
+
+
+def float8(bench: Bench) -> dict[str, float]:
+    """Score with 8-bit layers of every family; on an error, name the family."""
+    found, failed = {}, []
+    for name in (*FAMILIES, "open_clip"):
+        if name == "open_clip" and bench.tiny:
+            continue
+        expert = new_expert(OPEN_CLIP, bench) if name == "open_clip" else family(name, bench)
+        images = images_for(expert, 16, bench.device)
+        expert = compute.cast(expert, "bf16")
+        try:
+            logits = logits_of(with_float8(expert), images, bench.device)
+            expected = logits_of(expert, images, bench.device)
+            found[name] = must_be_close(logits, expected, _MOST["fp8"], name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            failed.append(f"{name}: {str(error).splitlines()[0][:120]}")
+    if failed:
+        raise AssertionError("; ".join(failed))
+    return found
+
+
+def float8_compiled(bench: Bench) -> dict[str, float]:
+    bench.need_gpu()
+    found = {}
+    for name in (*_PAPER, "beit_b"):
+        expert = compute.cast(family(name, bench), "bf16")
+        images = images_for(expert, 16, bench.device)
+        [model] = compute.compile_experts([with_float8(expert)], 16, bench.device)
+        expected = logits_of(expert, images, bench.device)
+        found[name] = must_be_close(logits_of(model, images, bench.device), expected, _MOST["fp8"], name)
+    return found
+
+
+def batch_size(bench: Bench) -> dict[str, int]:
+    bench.need_gpu()
+    expert = compute.cast(family("siglip_so400m", bench), "bf16")
+    size = compute.automatic_batch_size([expert], bench.device)
+    if size != compute.LARGEST_BATCH:
+        raise AssertionError(f"the automatic batch size of a shallow expert is {size}, not the largest")
+    return {"images": size}
+
+
+def views(bench: Bench) -> dict[str, float]:
+    """Average over test-time views, compiled and eager."""
+    expert = family("clip_l14", bench)
+    images = images_for(expert, 8, bench.device)
+    _, eight = parse_tta("hflip")
+    stacks = {view.key(expert.preprocessing.key): images for view in eight}
+    [model] = compute.compile_experts([expert], 8, bench.device)
+    with compute.attention_kernels(bench.device):
+        found, expected = (_mean_logits(one, stacks, eight, 8).float().cpu() for one in (model, expert))
+    if torch.allclose(found, logits_of(expert, images, bench.device), atol=1e-6):
+        raise AssertionError("the mirrored view changes nothing")
+    return {"difference": must_be_close(found, expected, _MOST["fp32"], "views")}
+
+
+def pgd(bench: Bench) -> dict[str, float]:
+    """An attack must move scores as it is told."""
+    expert: Expert = family("clip_l14", bench)
+    pictures = [
+        np.ascontiguousarray(image)
+        for image in images_for(expert, 4, bench.device).permute(0, 2, 3, 1).cpu().numpy()
+    ]
+    generators = [np.random.default_rng(row) for row in range(4)]
+    settings = Attack(steps=3 if bench.tiny else 10)
+    rising = [True, False, True, False]
+    changed = attack(expert, pictures, rising, settings, generators)
+    before, after = score(expert, pictures), score(expert, changed)
+    moved = np.where(rising, after - before, before - after)
+    if not (moved > 0).all():
+        raise AssertionError(f"PGD moved scores by {moved.round(4).tolist()}, not all as it was told")
+    return {"scores moved by": float(moved.mean())}
+
+
+PARTS = [
+    Part("rate of matrix products", 3, matrix_rate),
+    Part("precisions against float32 on the CPU", 20, precisions),
+    Part("cuDNN attention at head width 72", 25, attention),
+    Part("compiled experts", 35, compiled),
+    Part("fp8 of every family", 30, float8),
+    Part("fp8 compiled", 40, float8_compiled),
+    Part("automatic batch size", 10, batch_size),
+    Part("test-time views, compiled", 15, views),
+    Part("PGD", 10, pgd),
+]
