@@ -23,14 +23,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.device import find_device
-from benchmarks.device_checks import scoring_checks, training_checks
+from benchmarks.device_checks import scoring_checks, speed, training_checks
 from benchmarks.device_checks.runner import Bench, run_parts
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError, within
 from featdistill.models.expert import versions
 from featdistill.training.run_folder import git_commit
 
-PARTS = [*scoring_checks.PARTS, *training_checks.PARTS]
+PARTS = [*scoring_checks.PARTS, *training_checks.PARTS, *speed.PARTS]
 
 
 def build_parser() -> Parser:

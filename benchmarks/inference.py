@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     device, title = find_device("cpu" if arguments.runtimes else arguments.device)
     arguments.precisions = [compute.choose_precision(name, device) for name in arguments.precisions or [None]]
+    arguments.variants = [False, True] if arguments.compile else [False]
     if "fp8" in arguments.precisions:
         require_float8(device)
     if arguments.threads:
@@ -137,7 +138,11 @@ def main(argv: list[str] | None = None) -> int:
 def measure_speed(
     experts: list[tuple[str, Expert]], paths: list[str], device: torch.device, arguments: Namespace
 ) -> list[dict]:
-    """Measure and print a row per precision, compiled or not, batch size, and expert or ensemble."""
+    """Measure and print a row per precision, compiled or not, batch size, and expert or ensemble.
+
+    Args:
+        arguments: `precisions`, `variants` (compiled or not), `batch_sizes`, `workers` and `seconds`.
+    """
     flops = [forward_flops(expert.spec) for _, expert in experts]
     labels = [label for label, _ in experts]
     # Experts of one kind are equally fast.
@@ -151,9 +156,7 @@ def measure_speed(
         ready = [with_float8(expert) for expert in ready] if precision == "fp8" else ready
         default = compute.automatic_batch_size(ready, device)
         print(f"\n{precision}: {rate / 1e12:.3g} TFLOP/s of matrix products; default batch size {default}")
-        for compiled, batch_size in itertools.product(
-            [False, True][: 1 + arguments.compile], arguments.batch_sizes
-        ):
+        for compiled, batch_size in itertools.product(arguments.variants, arguments.batch_sizes):
             models = ready
             if compiled:
                 # Only so many variants of a function are compiled before PyTorch gives up silently.

@@ -16,6 +16,7 @@ import gc
 import itertools
 import math
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         kinds = [("stage 1", PLAIN), *itertools.product(arguments.stages, arguments.options)]
         for stage, option in kinds:
             row = {"backbone": backbone, "stage": stage, "option": option}
-            row |= _measure(backbone, stage, option, device, arguments)
+            row |= measure_step(backbone, stage, option, device, arguments)
             passes = 3 if stage == "stage 1" else 4
             row["share_of_matrix_rate"] = row["images_per_s"] * passes * flops / rate
             plain = next((other for other in rows if other["backbone"] == backbone), row)
@@ -117,14 +118,20 @@ def training_step(
     return step
 
 
-def _measure(
-    backbone: str, stage: str, option: str, device: torch.device, arguments
+def measure_step(
+    backbone: str, stage: str, option: str, device: torch.device, arguments: Namespace
 ) -> dict[str, float | None]:
-    """Return `images_per_s` and `peak_gib` of one kind of step."""
+    """Return `images_per_s` and `peak_gib` of one kind of step.
+
+    Args:
+        arguments: `input_size`, `batch_size`, `precision` and `steps`.
+    """
     torch.manual_seed(0)
     gc.collect()
     reset_peak(device)
-    expert = create_expert(backbone, "random", input_size=arguments.input_size).to(device)
+    # Initializing a large network takes long on a CPU.
+    with device:
+        expert = create_expert(backbone, "random", input_size=arguments.input_size).to(device)
     batch = synthetic_batch(expert.preprocessing.size, arguments.batch_size, device)
     if option == PLAIN:
         step = _plain_step(expert, batch, device)

@@ -243,6 +243,10 @@ class Optimization(Group):
         "bf16", "number format of the forward pass", important=True
     )
     gradient_checkpointing: bool = option(False, "recompute activations: far less memory, slower")
+    checkpointing: Literal["blocks", "selective"] = option(
+        "blocks",
+        "what to recompute: whole blocks, or all but matrix products and attention (more memory, faster)",
+    )
     compile: bool = option(False, "compile forward and backward pass: faster after minutes of compilation")
 
 

@@ -40,6 +40,11 @@ class Bench:
         """The precision with a scaler where the device has it."""
         return "fp16" if self.is_gpu else "bf16"
 
+    @property
+    def compiler(self) -> dict[str, str]:
+        """Arguments of `torch.compile`; in a tiny check without generated C++, which takes minutes."""
+        return {"backend": "aot_eager"} if self.tiny else {}
+
     def need_gpu(self) -> None:
         """Skip the part on a CPU."""
         if not self.is_gpu:

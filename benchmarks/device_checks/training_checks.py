@@ -16,6 +16,7 @@ from unittest import mock
 import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState
+from torch import nn
 
 import distill
 import train
@@ -69,12 +70,18 @@ def run(bench: Bench, name: str, *flags: str, teacher: Path | None = None) -> Pa
     """Train in this process and return the folder of the run, which must have ended well."""
     out = bench.folder / name
     AcceleratorState._reset_state()
-    logging.getLogger("featdistill").setLevel(logging.WARNING)
-    common = [*_RUN, *data_flags(bench), "--out", str(out), *flags]
-    if teacher:
-        status = distill.main([*common, "--teacher", str(teacher / "expert")])
-    else:
-        status = train.main([*_STAGE_1, *common])
+    arguments = [*_RUN, *data_flags(bench), "--out", str(out), *flags]
+    arguments += ["--teacher", str(teacher / "expert")] if teacher else _STAGE_1
+    compile_in_place = nn.Module.compile
+    compiled = mock.patch.object(nn.Module, "compile", lambda part: compile_in_place(part, **bench.compiler))
+    logger = logging.getLogger("featdistill")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with compiled:
+            status = (distill if teacher else train).main(arguments)
+    finally:
+        logger.setLevel(level)
     if status:
         raise AssertionError(f"the run {name} ended with status {status}")
     return out

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from featdistill.command_line import UserError
+from featdistill.models.checkpointing import set_selective
 from featdistill.models.weights import FILE_WEIGHTS
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -240,15 +241,34 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
+    def set_gradient_checkpointing(self, enabled: bool, selective: bool = False) -> None:
         """Recompute the blocks' activations in the backward pass instead of keeping them, or stop doing so.
 
         Gradients are the same. A BatchNorm inside a block sees each batch twice, so that its running
         statistics move faster.
 
+        Args:
+            selective: keep the results of matrix products and attention; see `models.checkpointing`.
+
         Raises:
             UserError: the architecture does not support it.
         """
+        if selective and not self.is_plain:
+            raise UserError(
+                f"{self.name} is not a plain transformer, which selective checkpointing needs; use "
+                "checkpointing blocks"
+            )
+        if self.is_plain:
+            set_selective(self._block_list, enabled and selective)
+        self._set_whole_blocks(enabled and not selective)
+
+    @property
+    def _block_list(self) -> nn.ModuleList:
+        """The blocks of a plain transformer."""
+        raise NotImplementedError
+
+    def _set_whole_blocks(self, enabled: bool) -> None:
+        """Recompute whole blocks, as the library does it."""
         raise NotImplementedError
 
 

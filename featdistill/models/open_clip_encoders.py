@@ -78,7 +78,11 @@ class OpenClipTransformer(OpenClipBackbone):
         matcher = {"stem": stem, "blocks": r"^transformer\.resblocks\.(\d+)"}
         return group_parameters(self.visual, matcher, "visual.")
 
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
+    @property
+    def _block_list(self) -> nn.ModuleList:
+        return self.visual.transformer.resblocks
+
+    def _set_whole_blocks(self, enabled: bool) -> None:
         self.visual.set_grad_checkpointing(enabled)
 
 
@@ -104,7 +108,7 @@ class OpenClipResNet(OpenClipBackbone):
         matcher = {"stem": r"^(?:conv|bn)\d", "blocks": r"^layer(\d)\.(\d+)"}
         return group_parameters(self.visual, matcher, "visual.")
 
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
+    def _set_whole_blocks(self, enabled: bool) -> None:
         # open_clip's own switch silently does nothing here.
         if enabled:
             raise encoders.no_checkpointing(self.visual)

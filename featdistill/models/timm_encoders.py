@@ -117,7 +117,11 @@ class TimmBackbone(Backbone):
     def layers(self) -> list[list[str]]:
         return timm_layers(self.timm_model, "model.")
 
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
+    @property
+    def _block_list(self) -> nn.ModuleList:
+        return self.timm_model.blocks
+
+    def _set_whole_blocks(self, enabled: bool) -> None:
         try:
             self.timm_model.set_grad_checkpointing(enabled)
         except (AssertionError, AttributeError) as error:  # how timm models refuse

@@ -159,7 +159,8 @@ class Trainer:
             # FSDP does not support weights in the channels-last format.
             self.task.to(memory_format=torch.contiguous_format)
         if recipe.gradient_checkpointing:
-            self.task.expert.backbone.set_gradient_checkpointing(True)
+            selective = recipe.checkpointing == "selective"
+            self.task.expert.backbone.set_gradient_checkpointing(True, selective)
         self.statistics = [
             buffer
             for part in self.task.expert.modules()

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.swin_transformer import SwinTransformer
+from torch.utils.flop_counter import FlopCounterMode
 
 from featdistill.__main__ import main
 from featdistill.command_line import UserError
@@ -421,6 +422,33 @@ def test_gradient_checkpointing_recomputes_and_keeps_gradients_equal(name):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_siglip", "timm:test_vit", "open_clip:tiny-test-coca"])
+def test_selective_checkpointing_recomputes_no_matrix_product_and_keeps_gradients_equal(name):
+    torch.manual_seed(0)
+    backbone = build(resolve_spec(name, SMALL.get(name))).train()
+    images = torch.rand(2, 3, backbone.input_size, backbone.input_size)
+
+    def gradients() -> tuple[list[torch.Tensor], float]:
+        backbone.zero_grad()
+        pooled, tokens = backbone(images)
+        with FlopCounterMode(display=False) as counter:
+            (pooled.square().sum() + tokens.square().mean()).backward()
+        parameters = backbone.parameters()
+        found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return found, counter.get_total_flops()
+
+    plain, flops = gradients()
+    for selective, is_more in ((True, False), (False, True), (True, False)):
+        backbone.set_gradient_checkpointing(True, selective)
+        checkpointed, others = gradients()
+        assert (others > flops) == is_more
+        assert len(plain) == len(checkpointed)
+        for one, other in zip(plain, checkpointed, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    backbone.set_gradient_checkpointing(False)
+    assert gradients()[1] == flops and not any("forward" in vars(part) for part in backbone.modules())
+
+
 def test_a_backbone_without_gradient_checkpointing_says_so():
     with torch.device("meta"):
         backbones = [
@@ -430,6 +458,8 @@ def test_a_backbone_without_gradient_checkpointing_says_so():
         backbone.set_gradient_checkpointing(False)
         with pytest.raises(UserError, match="does not support gradient checkpointing"):
             backbone.set_gradient_checkpointing(True)
+        with pytest.raises(UserError, match="not a plain transformer"):
+            backbone.set_gradient_checkpointing(True, selective=True)
 
 
 def test_moco_v3_is_read_from_its_authors_file_without_projector_predictor_and_momentum_encoder(tmp_path):

@@ -171,6 +171,10 @@ def test_the_estimate_follows_what_a_recipe_trains_and_keeps():
     assert more_bytes(batch_size=96) == pytest.approx(32 * per_image)
     assert more_bytes(batch_size=128, accumulation=2) == pytest.approx(0)
     assert more_bytes(gradient_checkpointing=True) == pytest.approx(-0.9 * 64 * per_image)
+    selective = more_bytes(gradient_checkpointing=True, checkpointing="selective")
+    assert selective == pytest.approx(-0.45 * 64 * per_image)
+    options = {"gradient_checkpointing": True, "checkpointing": "selective"}
+    assert estimate(Recipe(backbone="siglip_so400m", batch_size=64, **options)).training_gib < 40
 
 
 def test_the_table_has_teams_first_and_sums_up_committees():

@@ -1,0 +1,61 @@
+"""The command that checks a GPU, in its tiny form on the CPU."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from benchmarks import device_check
+from benchmarks.device_checks.runner import Bench, Part, Skip, run_parts
+from featdistill.command_line import UserError
+
+
+def test_what_a_cpu_can_check_passes(tmp_path, capsys):
+    level = logging.getLogger("featdistill").level
+    out = tmp_path / "device.json"
+    titles = ["precisions", "fp8 of every", "automatic batch", "PGD", "stage 1 in half", "stage 2, dense"]
+    titles += ["killed run", "overflow", "scoring speed in bf16", "training speed of CLIP", "other ways"]
+    flags = ["--device", "cpu", "--tiny", "--out", str(out), "--only", *titles]
+    assert device_check.main(flags) == 0, capsys.readouterr().out
+    report = json.loads(out.read_text())
+    statuses = {one["part"]: one["status"] for one in report["parts"]}
+    skipped = {"automatic batch size", "steps that overflow are skipped"}
+    assert statuses == {part: "skipped" if part in skipped else "ok" for part in statuses}
+    assert len(statuses) == len(titles) and report["versions"]["torch"] == torch.__version__
+    figures = {one["part"]: one.get("figures") for one in report["parts"]}
+    resumed = figures["a killed run continues to the same weights"]
+    assert resumed["largest difference of a weight"] == 0
+    assert {row["expert"] for row in report["scoring"]} == {"tiny_clip", "tiny_siglip", "ensemble"}
+    assert {row["option"] for row in report["training"]} == {"eager", "plain"}
+    assert logging.getLogger("featdistill").level == level
+
+
+def test_a_part_that_fails_or_does_not_fit_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    def fail(bench):
+        raise ValueError("wrong\nby far")
+
+    def skip(bench):
+        raise Skip("no such thing here")
+
+    bench = Bench(torch.device("cpu"), False, tmp_path, {"device": "here"})
+    parts = [Part("one", 1, fail), Part("two", 1, skip), Part("long", 600, fail)]
+    parts += [Part("three", 1, lambda bench: {"value": 0.12345678, "name": "x"})]
+    results = run_parts(parts, bench, 8, tmp_path / "out.json")
+    assert [one["status"] for one in results] == ["FAILED", "skipped", "skipped", "ok"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("FAILED  one") and lines[0].endswith("ValueError: wrong")
+    assert lines[1].endswith("no such thing here") and "takes 600 s, 4" in lines[2]
+    assert lines[3].endswith("value 0.1235, name x")
+    saved = json.loads((tmp_path / "out.json").read_text())
+    assert saved["device"] == "here" and saved["parts"] == results
+    monkeypatch.setattr(device_check, "PARTS", [Part("wrong", 1, fail), Part("fine", 1, lambda bench: {})])
+    assert device_check.main(["--device", "cpu", "--tiny"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "1 ok, 0 skipped, 1 FAILED"
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(UserError, match="no part has such a title"):
+        device_check.main(["--only", "nothing of the kind"])
+    with pytest.raises(UserError, match="without a GPU, use --tiny"):
+        device_check.main(["--device", "cpu"])
