@@ -53,7 +53,8 @@ from data_prep.writing.sampling import hash_positions
 from featdistill import command_line, text_tables
 from featdistill.command_line import Parser, UserError, counted, nearest, within
 from featdistill.records.manifest import manifest_chunks, read_manifest, split_holdout, write_manifest
-from featdistill.records.parts import has_parts
+from featdistill.records.parts import SUFFIX, has_parts
+from featdistill.storage import Folder
 
 _log = logging.getLogger(__name__)
 BALANCES = ("none", "label", "source", "generator")
@@ -102,7 +103,7 @@ def _to_parts(arguments: argparse.Namespace) -> int:
     if not arguments.no_duplicates_check:
         raise UserError("parts are not searched for equal images; say so with --no-duplicates-check")
     if arguments.append or len(paths) > 1 or not has_parts(paths[0]):
-        before = [out] if arguments.append and Path(out).is_dir() else []
+        before = [out] if arguments.append and Folder(out).names(SUFFIX) else []
         check_names([*before, *paths])
     chunks = (_where(rows, arguments.where) for path in paths for rows in manifest_chunks(path, 100_000))
     count = write_parts(chunks, out, arguments.rows_per_part, append=arguments.append)
@@ -181,8 +182,8 @@ def table(training: pd.DataFrame, held: pd.DataFrame | None) -> str:
 def build_parser() -> Parser:
     parser = Parser(prog="python -m data_prep.combine", description="Combine manifests, or some rows.")
     parser.add_argument("manifests", nargs="+", metavar="MANIFEST")
-    help_text = "the manifest; a folder is filled with parts, see above"
-    parser.add_argument("--out", required=True, metavar="FILE.csv", help=help_text)
+    help_text = "the manifest; or a folder, for a manifest in parts"
+    parser.add_argument("--out", required=True, metavar="FILE.csv or FOLDER", help=help_text)
     parts = parser.add_argument_group("manifest in parts")
     parts.add_argument(
         "--rows-per-part", type=within(1), default=100_000, metavar="N", help="rows of each part"

@@ -1,6 +1,7 @@
 """Manifests to a manifest in parts, without holding all rows at once; see `featdistill.records.parts`."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from featdistill.records.parts import SUFFIX, Parts, has_parts, name_hashes, par
 from featdistill.storage import Folder
 
 _log = logging.getLogger(__name__)
+_OURS = re.compile(rf"part-\d+{re.escape(SUFFIX)}")
+_SCORES = "predictions.json"
 _LABELS = ("label", "is_distorted")
 
 
@@ -30,6 +33,10 @@ def write_parts(chunks: Iterable[pd.DataFrame], out: str, rows_per_part: int, *,
     """
     folder, total = Folder(out), 0
     existing = set(folder.names(SUFFIX))
+    if strange := [name for name in sorted(existing) if not _OURS.fullmatch(name)]:
+        raise UserError(f"{out} holds {strange[0]}, which is not a part written here; choose another --out")
+    if _SCORES in folder.names(_SCORES):
+        raise UserError(f"{out} holds scores; choose another --out")
     first = _next_number(existing) if append else 0
     for number, rows in enumerate(_resized(chunks, rows_per_part), start=first):
         data, name = _bytes(relative_to(out, rows)), part_name(number)
@@ -52,7 +59,10 @@ def check_names(manifests: list[str]) -> None:
         for path in manifests:
             for found in _names(path):
                 if (hit := np.isin(name_hashes(found), [*hashes])).any():
-                    raise UserError(f"name {found[hit].iloc[0]} of {path} appears more than once")
+                    raise UserError(
+                        f"name {found[hit].iloc[0]} of {path} appears more than once; after an interrupted "
+                        "--append, first remove the parts that it added"
+                    )
 
 
 def _names(path: str) -> Iterator[pd.Series]:

@@ -2,10 +2,11 @@
 
 For a cluster that has Ray, which schedules the actors and starts them again; without one, workers of
 `predict.py` do the same. The output is a folder of parquet files with the columns of scores in parts (see
-`featdistill.inference.parts`), as many as Ray decides, and `predictions.json`.
+`featdistill.inference.parts`), as many as Ray decides, and `ray_predictions.json`.
 """
 
 import json
+import os
 from argparse import Namespace
 from typing import Any
 
@@ -14,11 +15,14 @@ import pandas as pd
 
 from featdistill.command_line import UserError
 from featdistill.inference.detector import Detector
-from featdistill.inference.parts import RECORD
+from featdistill.inference.parts import VERDICTS
+from featdistill.inference.references import is_folder
 from featdistill.records.manifest import checked
 from featdistill.records.parts import SUFFIX, Parts
 from featdistill.storage import Folder
 
+# Not that of scores in parts, so that no worker of predict.py goes on here.
+RECORD = "ray_predictions.json"
 _TEXT = ("name", "error", "verdict")
 
 
@@ -28,6 +32,8 @@ class Scorer:
     def __init__(self, manifest: str, out: str, experts: list[str], settings: dict[str, Any]) -> None:
         self.manifest, self.detector = manifest, Detector.load(*experts, **settings)
         made_from = {**self.detector.predictor.sidecar(), "batch_size": self.detector.batch_size}
+        if self.detector.calibrator:
+            made_from[VERDICTS] = self.detector.calibrator.settings()
         content = {"manifest": manifest, "made_from": made_from}
         Folder(out).create(RECORD, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
@@ -61,10 +67,11 @@ def run(args: Namespace) -> int:
     _check_resources(ray.cluster_resources(), args)
     names = ("fusion", "weights", "tta", "precision", "batch_size", "workers", "calibrator")
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    experts = [os.path.abspath(name) if is_folder(name) else name for name in args.experts]
     rows = ray.data.read_parquet([parts.where(name) for name in parts.names])
     scores = rows.map_batches(
         Scorer,
-        fn_constructor_args=(parts.folder.address, args.out, args.experts, settings),
+        fn_constructor_args=(parts.folder.address, args.out, experts, settings),
         batch_format="pandas",
         batch_size=args.rows_per_call,
         compute=ray.data.ActorPoolStrategy(size=args.actors),

@@ -302,6 +302,8 @@ def _folder_of_parts(args: Namespace) -> str | None:
         return None
     if len(args.manifest) > 1:
         raise UserError(f"{in_parts[0]} is a manifest in parts, which is scored alone; leave the others out")
+    if Path(args.out or "").suffix.lower() in _FILE_SUFFIXES:
+        raise UserError(f"--out {args.out} must be a folder, or a .csv file")
     return args.out or f"predictions/{Path(in_parts[0]).name}"
 
 

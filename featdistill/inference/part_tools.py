@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from featdistill.command_line import UserError, counted
 from featdistill.inference.leases import Leases
 from featdistill.inference.parts import LEASE_S, LEASES, RECORD, VERDICTS, metadata, record_of
 from featdistill.records.parts import SUFFIX, Parts, name_hashes, repeated
-from featdistill.records.predictions import manifest_entry, save_rows
-from featdistill.storage import Folder
+from featdistill.records.predictions import manifest_entry, read_sidecar, save_rows
+from featdistill.records.provenance import claim
+from featdistill.storage import Folder, is_remote
 from featdistill.text_tables import table
 
 _MAX_SHOWN = 20
+_REMEDY = "name another file"
 
 
 def status(out: str) -> str:
@@ -45,6 +48,8 @@ def merge(out: str, target: str) -> str:
     Raises:
         UserError: a part is not finished or has changed since, or a name appears twice.
     """
+    if is_remote(target):
+        raise UserError(f"--merge writes a file on this machine, not {target}")
     folder, record = Folder(out), _record(out)
     manifest, made_from = record["manifest"], record["made_from"]
     parts, again = Parts(manifest), f"run predict.py --manifest {manifest} --out {out}"
@@ -62,6 +67,8 @@ def merge(out: str, target: str) -> str:
     errors: list[tuple[str, str]] = []
     sidecar = {key: value for key, value in made_from.items() if key != VERDICTS}
     sidecar["manifest"] = manifest_entry(manifest, target)
+    exists = Path(target).exists()
+    claim(target, read_sidecar(target) if exists else None, sidecar, occupied=exists, remedy=_REMEDY)
     # One reading for the errors, which are few, and one for the rows.
     for name in parts.names:
         frame = _read(folder, name, ["name", "error"])
@@ -76,8 +83,11 @@ def _rows(frames: Iterable[pd.DataFrame], header: list[str]) -> Iterator[list]:
 
 
 def _read(folder: Folder, name: str, columns: list[str] | None = None) -> pd.DataFrame:
-    with folder.open(name) as file:
-        return pq.read_table(file, columns=columns).to_pandas()
+    try:
+        with folder.open(name) as file:
+            return pq.read_table(file, columns=columns).to_pandas()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder.address}/{name} is damaged; remove it and score again") from error
 
 
 def _example(parts: Parts, hashes: set[int]) -> str:

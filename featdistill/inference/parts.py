@@ -17,9 +17,12 @@ manifest. Scores depend on the place of an image in its part only, not on the wo
 
 import json
 import logging
+import os
 import random
 import signal
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ from featdistill.records.logits import logits_of, probabilities
 from featdistill.records.manifest import read_part
 from featdistill.records.parts import SUFFIX, Parts, table_bytes
 from featdistill.records.provenance import as_json, claim
-from featdistill.storage import Folder
+from featdistill.storage import Folder, is_remote
 
 _log = logging.getLogger(__name__)
 RECORD, LEASES, VERDICTS = "predictions.json", "leases", "verdicts"
@@ -47,6 +50,9 @@ LEASE_S = 60.0
 _METADATA = b"featdistill"
 _TEXT = ("name", "error", "verdict")
 _MAX_WAIT_S = 5.0
+# Parts that are compared with the manifest before any work; all of them are in the end.
+_CHECKED_AT_START, _READERS = 32, 16
+_REMOVE = "remove it and run the same command again"
 
 
 def score_parts(
@@ -75,6 +81,7 @@ def score_parts(
     # Told to stop, as by a cluster that wants the machine back, a worker returns its part.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sidecar = _claim(predictor, parts, folder, calibrator)
+    _check_marks(parts, folder, _sample(sorted(set(parts.names) - set(_missing(parts, folder)))))
     while missing := _missing(parts, folder):
         # Each worker in its own order, so that few try the same part.
         random.Random(leases.worker).shuffle(missing)
@@ -87,14 +94,17 @@ def score_parts(
                 break
         if not took:
             time.sleep(min(lease_s / 4, _MAX_WAIT_S))
-    counts = [metadata(folder, name) for name in parts.names]
+    counts = _check_marks(parts, folder, parts.names)
+    if others := sorted(set(folder.names(SUFFIX)) - set(parts.names)):
+        _log.warning("%s also has scores that the manifest has no part for, such as %s", out, others[0])
     rows, broken = (sum(count[key] for count in counts) for key in ("rows", "errors"))
     _log.info("%s: finished; %s, %d of them could not be read", out, counted(rows, "image"), broken)
     return int(broken > 0)
 
 
 def metadata(folder: Folder, name: str) -> dict[str, Any]:
-    """Return what a part of the output says of itself: `rows`, `errors`, `manifest_sha256`.
+    """Return what a part of the output says of itself: `rows`, `errors`, and of the manifest's part
+    `manifest_sha256` and `manifest_mark` (see `Parts.mark`).
 
     Raises:
         UserError: it is not a part of an output.
@@ -103,7 +113,27 @@ def metadata(folder: Folder, name: str) -> dict[str, Any]:
         with folder.open(name) as file:
             return json.loads(pq.read_metadata(file).metadata[_METADATA])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder.address}/{name} is not a part of predictions; remove it") from error
+        raise UserError(f"{folder.address}/{name} is not a part of predictions; {_REMOVE}") from error
+
+
+def _sample(names: Sequence[str]) -> Sequence[str]:
+    return names[:: -(-len(names) // _CHECKED_AT_START) or 1]
+
+
+def _check_marks(parts: Parts, folder: Folder, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the metadata of parts, unless one has the scores of other rows than the manifest has now."""
+
+    def checked(name: str) -> dict[str, Any]:
+        found = metadata(folder, name)
+        if found["manifest_mark"] != parts.mark(name):
+            raise UserError(
+                f"{folder.address}/{name} has the scores of other rows than {parts.where(name)}; "
+                f"choose another --out, or {_REMOVE}"
+            )
+        return found
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(checked, names))
 
 
 def _missing(parts: Parts, folder: Folder) -> list[str]:
@@ -129,7 +159,11 @@ def _claim(
         settled = predictor.settle(requested, None)
         with full_memory_is_an_error():
             settled |= predictor.decide(read_part(parts, parts.names[0])[0])
-        content = {"manifest": parts.folder.address, "made_from": settled}
+        address = parts.folder.address
+        content = {
+            "manifest": address if is_remote(address) else os.path.abspath(address),
+            "made_from": settled,
+        }
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         folder.create(RECORD, text.encode())
         recorded = record_of(folder)
@@ -165,6 +199,7 @@ def _score_part(
     show: bool,
 ) -> None:
     """Score one part and write it, unless another worker has done so meanwhile."""
+    mark = parts.mark(name)
     rows, sha256 = read_part(parts, name)
     check_access(rows["image"])
     logits, reasons = _logits(predictor, rows, sidecar, Path(name).stem, show)
@@ -182,7 +217,7 @@ def _score_part(
         fused_logits = logits_of(fused)
         columns["verdict"] = _spread(calibrator.verdicts(fused_logits), good, len(rows))
         columns["probability"] = _spread(calibrator.probability(fused_logits), good, len(rows))
-    facts = {"rows": len(rows), "errors": len(reasons), "manifest_sha256": sha256}
+    facts = {"rows": len(rows), "errors": len(reasons), "manifest_sha256": sha256, "manifest_mark": mark}
     # A column of nulls alone has the type of the others.
     types = {title: pa.string() if title in _TEXT else pa.float64() for title in columns}
     arrays = {title: pa.array(values, types[title]) for title, values in columns.items()}

@@ -19,6 +19,8 @@ from featdistill.command_line import UserError
 from featdistill.storage import Folder, is_remote
 
 SUFFIX = ".parquet"
+# Holds the sizes, places and ranges of all columns of a part.
+_END_BYTES = 1 << 16
 
 
 def has_parts(path: str | Path) -> bool:
@@ -39,6 +41,10 @@ class Parts:
     def __init__(self, address: str | Path) -> None:
         self.folder = Folder(address)
         self.names = self.folder.names(SUFFIX)
+        if not is_remote(address) and (inner := next(Path(address).glob(f"*/*{SUFFIX}"), None)):
+            raise UserError(
+                f"{address} has parts in subfolders, such as {inner}; put them into the folder itself"
+            )
         if not self.names:
             raise UserError(f"{address} is not a manifest in parts: it holds no {SUFFIX} files")
 
@@ -68,6 +74,13 @@ class Parts:
                 return pq.read_metadata(file).num_rows
         except (OSError, ValueError) as error:
             raise self._unreadable(name, error) from error
+
+    def mark(self, name: str) -> str:
+        """Return a hash of the size and the end of a part, which change with its rows; cheap to read."""
+        with self.folder.open(name) as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(max(0, size - _END_BYTES))
+            return hashlib.sha256(f"{size}:".encode() + file.read()).hexdigest()
 
     def columns(self, names: Iterable[str]) -> Iterator[pd.DataFrame]:
         """Yield these columns of each part."""

@@ -93,7 +93,7 @@ def test_scores_are_those_of_the_built_in_workers(ray, root, expected, tmp_path,
         while not victims and time.monotonic() < deadline:
             time.sleep(0.2)
             # Not before it has scored something.
-            if (tmp_path / "out" / "predictions.json").exists() and (running := actors()):
+            if (tmp_path / "out" / "ray_predictions.json").exists() and (running := actors()):
                 time.sleep(0.5)
                 victims.append(running[0])
                 os.kill(running[0], signal.SIGKILL)
@@ -124,9 +124,9 @@ def test_without_ray_one_line_says_what_to_do(root, tmp_path, monkeypatch):
 
 
 def test_an_output_that_exists_is_left_alone(ray, root, tmp_path):
-    (tmp_path / "predictions.json").write_text("{}")
+    (tmp_path / "ray_predictions.json").write_text("{}")
     flags = ["--manifest", root / "parts", "--out", tmp_path, "--experts", root / "expert"]
-    with pytest.raises(UserError, match=r"already holds predictions\.json; choose another --out"):
+    with pytest.raises(UserError, match=r"already holds ray_predictions\.json; choose another --out"):
         main(["ray", *map(str, flags)])
 
 

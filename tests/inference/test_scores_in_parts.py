@@ -223,13 +223,73 @@ def test_other_settings_are_refused(root, undisturbed, change, message):
     assert contents(root / "once") == undisturbed
 
 
-def test_a_changed_part_is_noticed_when_merging(root, predictor, undisturbed, tmp_path):
+def test_a_changed_part_is_noticed(root, predictor, undisturbed, tmp_path):
     manifest, out = tmp_path / "manifest", tmp_path / "out"
     shutil.copytree(root / "parts", manifest)
     assert score_parts(predictor, str(manifest), str(out), show=False) == 1
     shutil.copy(manifest / "part-000001.parquet", manifest / "part-000000.parquet")
+    message = (
+        r"out/part-000000.parquet has the scores of other rows than .*manifest/part-000000.parquet; choose"
+    )
+    with pytest.raises(UserError, match=message):
+        score_parts(predictor, str(manifest), str(out), show=False)
+    assert contents(out) == undisturbed
     with pytest.raises(UserError, match=r"part-000000.parquet has changed since; remove .*part-000000"):
         predict.main(["--out", str(out), "--merge", str(tmp_path / "x.csv")])
+
+
+def test_another_manifest_with_parts_of_the_same_names_is_refused(root, predictor, undisturbed, tmp_path):
+    rows = read_manifest(root / "all.csv")[5:15]
+    write_manifest(rows, tmp_path / "other.csv")
+    flags = ["--no-duplicates-check", "--rows-per-part", "3", "--out", str(tmp_path / "other")]
+    assert combine.main([str(tmp_path / "other.csv"), *flags]) == 0
+    with pytest.raises(UserError, match="has the scores of other rows than"):
+        score_parts(predictor, str(tmp_path / "other"), str(root / "once"), show=False)
+    assert contents(root / "once") == undisturbed
+
+
+def test_merging_replaces_nothing_but_the_same_predictions(root, undisturbed, tmp_path):
+    target = tmp_path / "mine.csv"
+    target.write_text("mine")
+    with pytest.raises(UserError, match="already exists and was not written by this command; name another"):
+        predict.main(["--out", str(root / "once"), "--merge", str(target)])
+    assert target.read_text() == "mine"
+    with pytest.raises(UserError, match=r"writes a file on this machine, not s3://bucket/x\.csv"):
+        predict.main(["--out", str(root / "once"), "--merge", "s3://bucket/x.csv"])
+    with pytest.raises(UserError, match="are two things"):
+        predict.main(["--out", str(root / "once"), "--status", "--merge", str(target)])
+    again = tmp_path / "again.csv"
+    for _ in range(2):
+        assert predict.main(["--out", str(root / "once"), "--merge", str(again)]) == 0
+
+
+def test_a_damaged_part_of_the_output_is_named(root, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(root / "once", out)
+    data = bytearray((out / "part-000002.parquet").read_bytes())
+    data[4:60] = bytes(56)
+    (out / "part-000002.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=r"out/part-000002.parquet is damaged; remove it and score again"):
+        predict.main(["--out", str(out), "--merge", str(tmp_path / "x.csv")])
+
+
+def test_scores_without_a_part_of_the_manifest_are_told(root, predictor, undisturbed, tmp_path, caplog):
+    manifest, out = tmp_path / "manifest", tmp_path / "out"
+    shutil.copytree(root / "parts", manifest)
+    shutil.copytree(root / "once", out)
+    (manifest / "part-000003.parquet").unlink()
+    assert score_parts(predictor, str(manifest), str(out), show=False) == 1
+    assert "scores that the manifest has no part for, such as part-000003.parquet" in caplog.text
+
+
+def test_a_relative_manifest_is_found_from_anywhere(
+    root, predictor, undisturbed, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(root)
+    assert score_parts(predictor, "parts", str(tmp_path / "out"), show=False) == 1
+    monkeypatch.chdir(tmp_path)
+    assert predict.main(["--out", "out", "--status"]) == 0
+    assert "1 image could not be read" in capsys.readouterr().out
 
 
 def test_a_foreign_folder_is_left_alone(root, predictor, tmp_path):

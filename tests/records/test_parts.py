@@ -84,6 +84,28 @@ def test_parts_are_appended_unless_a_name_is_there_already(csv):
         parts_of(other, flags=["--append"])
 
 
+def test_foreign_files_and_scores_are_not_mixed_with_parts(csv, tmp_path):
+    out = tmp_path / "foreign"
+    out.mkdir()
+    (out / "foo.parquet").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds foo\.parquet, which is not a part written here"):
+        parts_of(csv, name="foreign")
+    (out / "foo.parquet").unlink()
+    (out / "predictions.json").write_text("{}")
+    for flags in ([], ["--append"]):
+        with pytest.raises(UserError, match="holds scores; choose another --out"):
+            parts_of(csv, flags=flags, name="foreign")
+    assert [*content(out)] == ["predictions.json"]
+
+
+def test_parts_in_subfolders_are_not_ignored_in_silence(csv, tmp_path):
+    parts_of(csv, name="deep/a")
+    with pytest.raises(
+        UserError, match=r"deep has parts in subfolders, such as .*deep/a/part-00000\d\.parquet"
+    ):
+        read_manifest(tmp_path / "deep")
+
+
 def test_names_of_two_manifests_must_differ(csv):
     copy = csv.with_name("copy.csv")
     write_manifest(read_manifest(csv)[20:21], copy)
