@@ -57,8 +57,12 @@ def logit(images: np.ndarray, graph_format: str, settings: dict) -> float:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: example.py IMAGE")
     card = json.loads((HERE / "export.json").read_text(encoding="utf-8"))
-    value = logit(
-        pixels(Image.open(sys.argv[1]), **card["preprocessing"]), card["graph_format"], card["settings"]
-    )
+    try:
+        images = pixels(Image.open(sys.argv[1]), **card["preprocessing"])
+    except Exception as error:  # decoders raise many types
+        sys.exit(f"{sys.argv[1]} could not be read: {error}")
+    value = logit(images, card["graph_format"], card["settings"])
     print(f"P(AI) {1 / (1 + np.exp(-value)):.4f}, logit {value:.4f}")

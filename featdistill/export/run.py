@@ -20,7 +20,7 @@ from featdistill.models.backbones import license_of
 from featdistill.models.expert import versions
 from featdistill.records.manifest import read_manifest
 from featdistill.records.provenance import claim, read_record
-from featdistill.runtimes.exported import CARD_FILE, FORMAT, GRAPH_FILES, files_sha256, load_exported
+from featdistill.runtimes.exported import CARD_FILE, FORMAT, GRAPH_FILES, load_exported, write_export_card
 from featdistill.runtimes.graph import openvino_settings, require
 from featdistill.runtimes.graph_expert import require_trained
 
@@ -81,7 +81,7 @@ def _accepted(
         folder / _TRACED, folder, args.format, stored, tracing.block_modules(predictor.experts)
     )
     card = _card(args, predictor, folder, stored)
-    atomic.write_json(folder / CARD_FILE, card)
+    write_export_card(folder, card)
     parity = gate.compare(predictor, expected, load_exported(folder).expert)
     gate.require_parity(parity, args.precision)
     card["parity"] = {
@@ -89,18 +89,13 @@ def _accepted(
         "max_difference_allowed": gate.MAX_DIFFERENCE[args.precision],
         "max_auc_loss_allowed": gate.MAX_AUC_LOSS,
     }
-    atomic.write_json(folder / CARD_FILE, card)
+    write_export_card(folder, card)
     return card
 
 
 def _packages(args: Namespace) -> list[str]:
     """Return what the command line needs of the extra `export`."""
-    return [
-        "onnx",
-        "onnxscript",
-        GRAPH_FILES[args.format][0],
-        *(["nncf"] if args.precision == "int8" else []),
-    ]
+    return ["onnx", "onnxscript", GRAPH_FILES[args.format][0]]
 
 
 def _check_experts(predictor: Predictor) -> None:
@@ -156,7 +151,6 @@ def _card(args: Namespace, predictor: Predictor, folder: Path, stored: str) -> d
         "int8_group": group,
         "opset": tracing.OPSET,
         "files": files,
-        "sha256": files_sha256(files),
         "input": {
             "name": tracing.INPUT,
             "type": "uint8",

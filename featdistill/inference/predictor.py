@@ -27,14 +27,13 @@ from featdistill.inference import compute
 from featdistill.inference.float8 import require_float8, with_float8
 from featdistill.inference.fusion import Fusion, parse_fusion, parse_weights
 from featdistill.inference.profile import Profile
-from featdistill.inference.references import Opened, card_of, name_of, open_expert
+from featdistill.inference.references import Opened, card_of, is_graph, name_of, open_expert
 from featdistill.inference.scoring import score_all
 from featdistill.models.expert import Expert
 from featdistill.models.features import POOLED
 from featdistill.models.released import read_released, released_hashes
 from featdistill.process_setup import keep_freed_memory
 from featdistill.records.provenance import as_json
-from featdistill.runtimes.graph_expert import GraphExpert
 
 _log = logging.getLogger(__name__)
 
@@ -189,6 +188,14 @@ def load_ensemble(
         raise UserError("no experts are given; name their folders with --experts, or use --released DIR")
     if workers is not None and not 0 <= workers <= MAX_WORKERS:
         raise UserError(f"--workers must be from 0 to {MAX_WORKERS}, not {workers}")
+    folders = _by_name(experts)
+    if graph := next((name for name, folder in folders.items() if is_graph(folder)), None):
+        if device not in (None, "cpu") or precision not in (None, "fp32") or compiled:
+            raise UserError(
+                f"expert {graph} is a graph: it runs on the CPU, as it was exported; leave out --device, "
+                "--precision and --compile"
+            )
+        device, precision = "cpu", "fp32"
     chosen = compute.choose_device(device)
     # Here, so that a precision that does not exist is reported before anything is loaded.
     computed_in = compute.choose_precision(precision, chosen)
@@ -198,20 +205,11 @@ def load_ensemble(
     if chosen.type == "cpu":
         # Activations of one batch are the memory of the next.
         keep_freed_memory()
-    folders = _by_name(experts)
     # Before any weights: a missing expert is reported at once.
     for folder in folders.values():
         card_of(folder)
     opened = {name: open_expert(folder) for name, folder in folders.items()}
     loaded = {name: one.expert for name, one in opened.items()}
-    if graph := next((name for name, one in loaded.items() if isinstance(one, GraphExpert)), None):
-        if device not in (None, "cpu") or precision not in (None, "fp32") or compiled:
-            raise UserError(
-                f"expert {graph} is a graph: it runs on the CPU, as it was exported; leave out --device, "
-                "--precision and --compile"
-            )
-        chosen, computed_in = torch.device("cpu"), "fp32"
-        images_per_batch = _batch_size(str(batch_size), chosen)
     hashes = {name: one.weights_sha256 for name, one in opened.items()}
     if released:
         their_hashes = released_hashes(released)

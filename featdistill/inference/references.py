@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from featdistill.command_line import UserError
 from featdistill.hub import download as hub
 from featdistill.models.expert import Expert, load_expert, read_card
-from featdistill.published.loading import is_published, load_published
+from featdistill.published.entry import PublishedGraph
+from featdistill.published.loading import DETECTORS, is_published, load_published
 from featdistill.published.loading import name_of as published_name
 from featdistill.runtimes import exported
 from featdistill.runtimes.graph_expert import GraphExpert
@@ -35,6 +36,13 @@ class Opened(NamedTuple):
 def is_folder(reference: str | Path) -> bool:
     """Return whether this is the folder of an expert, not a repository, a graph or one of others."""
     return not hub.is_hub(reference) and _has_card(reference)
+
+
+def is_graph(reference: str | Path) -> bool:
+    """Return whether this is a graph, which runs on the CPU, as it was exported; see `name_of` for errors."""
+    if is_published(reference):
+        return isinstance(DETECTORS[published_name(reference)], PublishedGraph)
+    return exported.is_exported(reference)
 
 
 def _has_card(reference: str | Path) -> bool:

@@ -1,6 +1,7 @@
 """Folders with an exported graph: `onnx:DIR` among the experts."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         expert: in evaluation mode.
-        weights_sha256: of the files of the graph.
+        weights_sha256: of the files of the graph and how its input is made.
         origin: what was exported, for the record.
     """
 
@@ -45,8 +46,8 @@ def load_exported(reference: str | Path) -> Loaded:
     """Load the graph in the folder that `onnx:DIR` names.
 
     Raises:
-        UserError: it is not such a folder, a file is missing or not the one that was written, or the package
-            that runs it is not installed.
+        UserError: it is not such a folder, a file is missing or not the one that was written, export.json was
+            changed, or the package that runs it is not installed.
     """
     folder = Path(str(reference).removeprefix(PREFIX))
     card = read_export_card(folder)
@@ -73,21 +74,29 @@ def load_exported(reference: str | Path) -> Loaded:
     expert = GraphExpert(
         Graph(folder / file, runtime, settings=settings), preprocessing, f"{'+'.join(experts)} in {precision}"
     )
-    return Loaded(expert, files_sha256(card["files"]), origin)
+    decisive = {key: card.get(key) for key in ("files", "preprocessing", "int8_group")}
+    return Loaded(expert, _sha256_of(decisive), origin)
 
 
 def read_export_card(folder: Path) -> dict[str, Any]:
-    """Return the content of a folder's `export.json`."""
+    """Return the content of a folder's `export.json`, or raise a `UserError` if it is not as written."""
     card = read_record(folder / CARD_FILE, "export it again")
     if card is None:
         raise UserError(f"{folder} is not an export: it has no {CARD_FILE}")
     if card.get("format") != FORMAT:
         raise UserError(f"{folder / CARD_FILE} has a format that this version cannot read")
+    if card.pop("sha256", None) != _sha256_of(card):
+        raise UserError(
+            f"{folder / CARD_FILE} was changed after the export (its SHA-256 differs); export it again, or "
+            "copy it again"
+        )
     return card
 
 
-def files_sha256(files: dict[str, str]) -> str:
-    """Return one SHA-256 for the files of a graph, by name."""
-    if len(files) == 1:
-        return next(iter(files.values()))
-    return hashlib.sha256("".join(files[name] for name in sorted(files)).encode()).hexdigest()
+def write_export_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write a folder's `export.json`, with the SHA-256 of its content under `sha256`."""
+    atomic.write_json(folder / CARD_FILE, card | {"sha256": _sha256_of(card)})
+
+
+def _sha256_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from featdistill import __version__
 from featdistill.images.reading import BrokenImage, TooManyPixels, encode_jpeg
 from featdistill.inference.detector import Detection, Detector, Prepared
-from featdistill.inference.single_images import as_json
 from featdistill.service import bodies
 from featdistill.service.batching import Batcher
 from featdistill.service.bodies import Refused, Upload
@@ -79,8 +79,9 @@ class Service:
         self._batcher = Batcher(detector, limits.wait_ms / 1000, self.metrics.batch)
         gray = encode_jpeg(np.full((64, 64, 3), 128, np.uint8), 90)
         self._first = self._batcher.submit(detector.prepare(gray))
-        self.app = FastAPI(title="FeatDistill", openapi_url=None)
-        self.app.add_exception_handler(Refused, _refuse)
+        self.app = FastAPI(title="FeatDistill", openapi_url=None, redirect_slashes=False)
+        self.app.add_exception_handler(Refused, self._refuse)
+        self.app.add_exception_handler(HTTPException, self._refuse)
         self.app.add_api_route("/v1/detect", self.detect, methods=["POST"])
         for path, endpoint in (
             ("/v1/info", self.info),
@@ -119,7 +120,7 @@ class Service:
         calibrator = self.detector.calibrator
         promise = calibrator.promise() if calibrator else None
         about = {"version": __version__, "promise": promise, "limits": vars(self.limits)}
-        return JSONResponse(about | self.detector.describe())
+        return JSONResponse(about | self._describe())
 
     async def figures(self, request: Request) -> Response:
         """Return figures for Prometheus."""
@@ -150,6 +151,20 @@ class Service:
         response.headers["X-Request-ID"] = entry.id
         return response
 
+    async def _refuse(self, _: Request, error: Refused | HTTPException) -> JSONResponse:
+        """Answer what `detect` does not: no key, no such path, or not with this method."""
+        if isinstance(error, HTTPException):
+            error = Refused(error.status_code, error.detail, error.headers)
+        self.metrics.refused(error.status)
+        return _refusal(error)
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what decides the scores, without the experts' folders, which tell of this machine."""
+        about = self.detector.describe()
+        for expert in about["experts"].values():
+            del expert["folder"]
+        return about
+
     def _authorize(self, request: Request) -> None:
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
         given = request.headers.get("x-api-key", bearer).encode("latin-1")
@@ -173,7 +188,7 @@ class Service:
         rows = await self._before_client_leaves(request, self._rows(uploads, entry), end)
         broken = sum(row.error is not None for row in rows)
         self.metrics.images(len(rows) - broken, broken)
-        return JSONResponse(as_json(self.detector, rows))
+        return JSONResponse({"images": [row.as_dict() for row in rows], **self._describe()})
 
     async def _read(self, request: Request, entry: _Entry, kind: str) -> list[Upload]:
         async with aclosing(self._chunks(request, entry)) as chunks:
@@ -219,6 +234,8 @@ class Service:
         ]
 
     async def _prepared(self, upload: Upload) -> Prepared | BrokenImage:
+        if isinstance(upload.data, BrokenImage):
+            return upload.data
         try:
             return await self._in_thread(self.detector.prepare, upload.data, self.limits.max_pixels)
         except BrokenImage as error:
@@ -252,10 +269,6 @@ class Service:
 
 def _refusal(error: Refused, kind: type[JSONResponse] = JSONResponse) -> JSONResponse:
     return kind({"error": error.reason}, error.status, error.headers)
-
-
-async def _refuse(_: Request, error: Refused) -> JSONResponse:
-    return _refusal(error)
 
 
 def _state(problem: str | None) -> JSONResponse:

@@ -1,7 +1,6 @@
 """What a request carries: one image, a form of files, or JSON with base64; read within the limits."""
 
 import base64
-import binascii
 import json
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from python_multipart.exceptions import FormParserError
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from featdistill.images.reading import BrokenImage
 from featdistill.service.flags import Limits
 
 _LONGEST_NAME = 1000
@@ -25,13 +25,13 @@ class Refused(Exception):
 
 
 class Upload(NamedTuple):
-    """An image of a request: its bytes, and what the client calls it, if anything.
+    """An image of a request: its bytes, or why there are none, and what the client calls it, if anything.
 
     A body that is an image has no name, and in `read_form` and `parse_json` it is "" where it was left out.
     """
 
     name: str | None
-    data: bytes
+    data: bytes | BrokenImage
 
 
 def kind_of(request: Request, limits: Limits) -> str:
@@ -82,13 +82,14 @@ def parse_json(body: bytes, limits: Limits) -> list[Upload]:
         raise Refused(
             413, f"{len(uploads)} images are more than the limit of {limits.max_images} per request"
         )
+    return _some([Upload(name[:_LONGEST_NAME], _decoded(data)) for name, data in uploads])
+
+
+def _decoded(data: str) -> bytes | BrokenImage:
     try:
-        decoded = [
-            Upload(name[:_LONGEST_NAME], base64.b64decode(data, validate=True)) for name, data in uploads
-        ]
-    except (binascii.Error, ValueError) as error:
-        raise Refused(400, f"data of an image is not base64: {error}") from error
-    return _some(decoded)
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:
+        return BrokenImage(f"its data is not base64: {error}")
 
 
 def _some(uploads: list[Upload]) -> list[Upload]:

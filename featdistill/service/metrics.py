@@ -22,7 +22,9 @@ class Metrics:
     ) -> None:
         self._registry = CollectorRegistry()
         to = {"namespace": "featdistill", "registry": self._registry}
-        self._requests = Counter("requests", "requests to /v1/detect, by status", ["status"], **to)
+        self._requests = Counter(
+            "requests", "requests to /v1/detect, and refused ones elsewhere, by status", ["status"], **to
+        )
         self._images = Counter("images", "images, scored or broken", ["result"], **to)
         self._seconds = Histogram("request_seconds", "from the headers to the answer", buckets=_SECONDS, **to)
         self._batches = Histogram("batch_images", "images scored together", buckets=_IMAGES, **to)
@@ -38,6 +40,10 @@ class Metrics:
         """Count a request to /v1/detect; 499 is one whose client left."""
         self._requests.labels(status).inc()
         self._seconds.observe(seconds)
+
+    def refused(self, status: int) -> None:
+        """Count a request to another path that was refused."""
+        self._requests.labels(status).inc()
 
     def images(self, scored: int, broken: int) -> None:
         """Count the images of an answer."""

@@ -131,6 +131,7 @@ def test_half_precision_halves_the_file(place, graph_format):
 @each_format
 def test_int8_multiplies_integers_or_stores_them(place, graph_format, monkeypatch):
     monkeypatch.setattr(gate, "MAX_AUC_LOSS", 1.0)
+    monkeypatch.setitem(sys.modules, "nncf", None)  # the extra does not have it
     flags, compare, found = ["--precision", "int8"], gate.compare, []
     card = export(place, "clip", out=f"{graph_format}-int8", graph_format=graph_format, flags=flags)
     assert (card["stored"], card["int8_group"]) == ("int8", 32)
@@ -210,12 +211,15 @@ def test_the_example_needs_no_toolkit(place):
     picture = place / "images" / "3.png"
     script = "import sys; sys.modules.update(torch=None, featdistill=None, cv2=None); import runpy; "
     script += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    result = subprocess.run(
-        [sys.executable, "-c", script, str(place / "shipped" / "example.py"), str(picture)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+
+    def run(*arguments):
+        command = [sys.executable, "-c", script, str(place / "shipped" / "example.py"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run().stderr == "usage: example.py IMAGE\n"
+    broken = run(place / "images.csv")
+    assert broken.returncode == 1 and broken.stderr.count("\n") == 1 and "could not be read" in broken.stderr
+    result = run(picture)
     row = Detector.load(place / "siglip" / "expert")(picture)
     score, logit = (float(part.split()[-1]) for part in result.stdout.split(","))
     assert score == pytest.approx(row.score, abs=0.002) and logit == pytest.approx(row.logit, abs=0.01)

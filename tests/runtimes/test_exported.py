@@ -13,7 +13,7 @@ from featdistill import Detector, __main__, atomic
 from featdistill.command_line import UserError
 from featdistill.inference.predictor import load_ensemble
 from featdistill.models.expert import create_expert, save_expert
-from featdistill.runtimes.exported import CARD_FILE, FORMAT
+from featdistill.runtimes.exported import CARD_FILE, FORMAT, read_export_card, write_export_card
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def exported(tmp_path):
         "experts": {"clip_a": {"weights_sha256": "1" * 64}},
         "precision": "fp32",
     }
-    (folder / CARD_FILE).write_text(json.dumps(card))
+    write_export_card(folder, card)
     return folder
 
 
@@ -46,8 +46,7 @@ def test_a_graph_scores_like_an_expert(exported, tmp_path, capsys):
     command = ["--images", str(tmp_path), "--experts", f"onnx:{exported}", "--out", str(out)]
     assert predict.main([*command, "--workers", "0"]) == 0
     sidecar = json.loads(out.with_suffix(".csv.json").read_text())
-    card = json.loads((exported / CARD_FILE).read_text())
-    assert sidecar["experts"] == {"brightness": card["files"]["model.onnx"]}
+    assert sidecar["experts"] == {"brightness": detector.predictor.hashes["brightness"]}
     assert sidecar["exported"]["brightness"] == f"onnx fp32 of clip_a (SHA-256 {'1' * 64})"
     assert [float(line.split(",")[1]) for line in out.read_text().splitlines()[1:]][1] == pytest.approx(0.5)
 
@@ -60,9 +59,11 @@ def test_a_graph_and_a_trained_expert_form_an_ensemble(exported, tmp_path):
         assert row.score == pytest.approx(0.75 * experts["brightness"] + 0.25 * experts["clip"])
 
 
-@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"compiled": True}, {"device": "meta"}])
+@pytest.mark.parametrize(
+    "settings", [{"precision": "bf16"}, {"compiled": True}, {"device": "meta"}, {"device": "cuda:99"}]
+)
 def test_graphs_run_as_they_were_exported(exported, settings):
-    with pytest.raises(UserError, match=r"brightness is a graph|not available on this machine"):
+    with pytest.raises(UserError, match="brightness is a graph: it runs on the CPU"):
         load_ensemble([f"onnx:{exported}"], **settings)
 
 
@@ -92,9 +93,20 @@ def test_what_needs_layers_is_refused(exported, tmp_path):
     ],
 )
 def test_a_damaged_export_is_one_line(exported, damage, message):
-    card = json.loads((exported / CARD_FILE).read_text())
+    card = read_export_card(exported)
     damage(exported, card)
     if (exported / CARD_FILE).exists():
-        (exported / CARD_FILE).write_text(json.dumps(card))
+        write_export_card(exported, card)
     with pytest.raises(UserError, match=message):
         load_ensemble([f"onnx:{exported}"])
+
+
+def test_preprocessing_that_was_changed_is_refused_or_is_another_expert(exported):
+    before = load_ensemble([f"onnx:{exported}"]).hashes
+    file = exported / CARD_FILE
+    file.write_text(file.read_text().replace('"squash"', '"crop"'))
+    with pytest.raises(UserError, match=r"export\.json was changed after the export \(its SHA-256 differs\)"):
+        load_ensemble([f"onnx:{exported}"])
+    content = json.loads(file.read_text())
+    write_export_card(exported, {key: content[key] for key in content if key != "sha256"})
+    assert load_ensemble([f"onnx:{exported}"]).hashes != before

@@ -62,6 +62,7 @@ def test_answers_are_those_of_predict_json(expert, tmp_path, capsys):
     files = [(name, Path(name).read_bytes()) for name in names]
     predict.main([*names, "--experts", expert, "--device", "cpu", "--batch-size", "1", "--json"])
     expected = json.loads(capsys.readouterr().out)
+    assert expected["experts"]["tiny"].pop("folder") == expert
     with serving(Detector.load(expert, device="cpu", batch_size=1)) as running:
         body, kind = form(*files)
         assert running.post(body, kind)[::2] == (200, expected)
@@ -94,7 +95,6 @@ def test_answers_are_those_of_predict_json(expert, tmp_path, capsys):
         (b"no form", form()[1], 400, ""),
         (as_base64(*[("a", b"")] * 4), "application/json", 413, "4 images"),
         (as_base64(), "application/json", 400, "no images"),
-        (b'{"images": [{"data": "%%%"}]}', "application/json", 400, "base64"),
         (b'{"images": [{"data": 1}]}', "application/json", 400, "the JSON must be"),
         (b"[" * 100_000, "application/json", 400, "the JSON must be"),
         (b"\xff", "application/json", 400, "the JSON must be"),
@@ -105,6 +105,29 @@ def test_a_request_that_cannot_be_answered_gets_its_status_and_a_reason(running,
     assert answer.status == status and reason in answer.content["error"]
     assert "\n" not in answer.content["error"] and answer.headers["x-request-id"]
     assert running.get("/healthz").status == running.post(picture()).status == 200
+
+
+def test_data_that_is_not_base64_is_the_error_of_its_row(running):
+    images = json.loads(as_base64(("a.png", picture())))["images"]
+    body = json.dumps({"images": [{"data": "%%%"}, *images, {"name": "b.png", "data": "ä"}]})
+    answer = running.post(body.encode(), "application/json")
+    rows = answer.content["images"]
+    assert answer.status == 200 and [row["name"] for row in rows] == ["image 1", "a.png", "b.png"]
+    assert 0 < rows[1]["score"] < 1
+    assert all(row["error"].startswith("its data is not base64") for row in (rows[0], rows[2]))
+
+
+def test_other_paths_and_methods_are_refused_in_json_and_counted(running):
+    for status, answer in (
+        (404, running.get("/none")),
+        (404, running.post(picture(), path="/v1/detect/")),
+        (405, running.get("/v1/detect")),
+        (405, running.post(picture(), path="/metrics")),
+    ):
+        assert answer.status == status and list(answer.content) == ["error"]
+    assert running.get("/v1/detect").headers["allow"] == "POST"
+    assert running.metric('featdistill_requests_total{status="404"}') == 2
+    assert running.metric('featdistill_requests_total{status="405"}') == 3
 
 
 def test_a_body_without_a_length_is_counted(running):
