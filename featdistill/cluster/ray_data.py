@@ -57,7 +57,7 @@ def run(args: Namespace) -> int:
     try:
         import ray.data
     except ImportError as error:
-        message = 'Ray is not installed; run: pip install "featdistill[ray]", or use predict.py instead'
+        message = 'Ray is not installed; run pip install ".[ray]" in a checkout, or use predict.py instead'
         raise UserError(message) from error
     parts, folder = Parts(args.manifest), Folder(args.out)
     if existing := [*folder.names(SUFFIX), *folder.names(RECORD)]:

@@ -16,7 +16,7 @@ from featdistill.evaluation.intervals import auc_interval
 from featdistill.evaluation.metrics import accuracies, best_threshold, headline, parts_of
 from featdistill.evaluation.stratified import auc_row, count_pairs, next_to
 from featdistill.records.labels import count_unreadable, join, label_rows, labeled, read_labels, source_of
-from featdistill.records.predictions import read_predictions
+from featdistill.records.predictions import read_predictions, read_sidecar
 from featdistill.records.strata import column_strata
 
 _log = logging.getLogger(__name__)
@@ -118,9 +118,10 @@ def score_split(
         by: further columns to break the AUCs down by.
 
     Returns:
-        `unreadable`, `unlabeled`, what `metrics.headline` returns, `intervals` (each of `metrics.AUCS` ->
-        [low, high]), `threshold` (`value`, `chosen_on` and the accuracies at it), `experts` from
-        `experts.per_expert`, those of `breakdowns`, `content` (each of `metrics.AUCS` -> control) and
+        `unreadable`, `unlabeled`, `made_from` (expert -> SHA-256 of its weights; None without a sidecar),
+        what `metrics.headline` returns, `intervals` (each of `metrics.AUCS` -> [low, high]), `threshold`
+        (`value`, `chosen_on` and the accuracies at it), `experts` from `experts.per_expert`, those of
+        `breakdowns`, `content` (each of `metrics.AUCS` -> control) and
         `within_strata` (see `_within_strata`).
 
     Raises:
@@ -137,6 +138,7 @@ def score_split(
     result = {
         "unreadable": split.unreadable,
         "unlabeled": split.unlabeled,
+        "made_from": (read_sidecar(split.predictions) or {}).get("experts"),
         **headline(label, score, is_distorted),
         "experts": experts,
         **breakdowns(frame, control, {column: _strata_of(split, column) for column in by}),

@@ -32,23 +32,25 @@ def is_hub(reference: str | Path) -> bool:
     return str(reference).startswith(PREFIX)
 
 
-def parse(reference: str | Path) -> tuple[str, str | None]:
+def parse(reference: str | Path, prefix: str = PREFIX) -> tuple[str, str | None]:
     """Return the `OWNER/NAME` of a reference, and its revision if it has one.
+
+    Args:
+        prefix: what the reference starts with; nothing where only a repository can be named.
 
     Raises:
         UserError: it has another form; the nearest one is named.
     """
-    text = Path(reference).as_posix().removeprefix(PREFIX)
-    if match := re.fullmatch(rf"({_REPOSITORY})(?:@([^\s@]+))?", text):
+    given = Path(reference).as_posix()
+    text = given.removeprefix(PREFIX)
+    if given == f"{prefix}{text}" and (match := re.fullmatch(rf"({_REPOSITORY})(?:@([^\s@]+))?", text)):
         return match[1], match[2]
     # As in an address: https://huggingface.co/OWNER/NAME/tree/REVISION
     near = re.match(rf"(?:https?:/+[^/]+/)?({_REPOSITORY})(?:/(?:tree|commit)/([^/]+)|@(\S+))?", text)
     revision = near and (near[2] or near[3])
-    meant = f" (did you mean {PREFIX}{near[1]}{f'@{revision}' if revision else ''}?)" if near else ""
-    raise UserError(
-        f"{reference} does not name a repository{meant}; write {PREFIX}OWNER/NAME or "
-        f"{PREFIX}OWNER/NAME@REVISION"
-    )
+    meant = f" (did you mean {prefix}{near[1]}{f'@{revision}' if revision else ''}?)" if near else ""
+    forms = f"{prefix}OWNER/NAME" + (f" or {prefix}OWNER/NAME@REVISION" if prefix else "")
+    raise UserError(f"{reference} does not name a repository{meant}; write {forms}")
 
 
 def download(reference: str | Path) -> Downloaded:

@@ -1,6 +1,7 @@
 """The model card of an expert on the Hub: what is known about it, for whoever considers using it."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -76,6 +77,12 @@ def write(
     return f"---\n{data.to_yaml()}\n---\n\n# {repository.partition('/')[2]}\n\n{head}\n\n{body}\n"
 
 
+def is_own(readme: Path) -> bool:
+    """Return whether a README.md is one that `write` made."""
+    parts = readme.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    return len(parts) == 3 and not parts[0] and "library_name: featdistill" in parts[1].splitlines()
+
+
 def base_model(spec: BackboneSpec) -> str | None:
     """Return the Hub's name of a backbone's pretrained weights, if they are there."""
     if spec.library == "timm" and spec.tag not in FILE_WEIGHTS:
@@ -106,11 +113,18 @@ def read_metrics(path: str) -> dict[str, Any]:
         # The place in the challenge's table is of an ensemble's run, not of a model.
         tables.summary(result | {"leaderboard": None})
         share(result["intervals"]["confidence"]), result["intervals"]["method"]
+        made_by(result)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not hold metrics that this version can read; {remedy}") from error
     if several > 1:
         raise UserError(f"{path} has the metrics of {several} experts together; {remedy}")
     return result | {"leaderboard": None}
+
+
+def made_by(metrics: dict[str, Any]) -> set[str | None]:
+    """Return the SHA-256 of the weights that metrics were measured with; with None if a split names none."""
+    made_from = [split.get("made_from") or {"": None} for split in metrics["splits"].values()]
+    return {sha256 for experts in made_from for sha256 in experts.values()}
 
 
 def _use(repository: str, calibrator: Calibrator | None) -> str:
@@ -124,7 +138,9 @@ def _use(repository: str, calibrator: Calibrator | None) -> str:
         more += "".join(f"    {name}={value!r},\n" for name, value in settings.items() if value)
         answer = "verdict)  # real, unsure or AI"
     load = f'"hub:{repository}"' if not more else f'\n    "hub:{repository}"{more}'
-    return f"""```python
+    return f"""In a checkout of FeatDistill, `pip install .` installs it. Then:
+
+```python
 {imports}from featdistill import Detector
 detector = Detector.load({load})
 print(detector("photo.jpg").{answer}
@@ -183,7 +199,10 @@ def _metrics(card: dict[str, Any], measured: Sequence[dict[str, Any]]) -> str:
         text = tables.summary(result).strip().replace("## ", "### ").replace("### Splits\n\n", "", 1)
         how = result["intervals"]
         intervals = f"{share(how['confidence'])} intervals ({how['method']})"
-        texts.append(f"Measured with `evaluate.py`, with {intervals}:\n\n{text}")
+        measured_with = f"Measured with `evaluate.py`, with {intervals}"
+        if None in made_by(result):
+            measured_with += "; the file does not name the weights that were measured"
+        texts.append(f"{measured_with}:\n\n{text}")
     return "\n\n".join(texts) or "None are recorded."
 
 
@@ -227,9 +246,6 @@ def _limits(card: dict[str, Any], parts: Sequence[Part], *, has_metrics: bool) -
         sources = sorted(set(rows["source"]))
         if len(sources) == 1:
             limits.append(f"All training images are from one source, {sources[0] or 'which is not named'}.")
-        distorted, unknown = int((rows["is_distorted"] == 1).sum()), int(rows["is_distorted"].isna().sum())
-        unknown = f", of {unknown:,} it is not known" if unknown else ""
-        limits.append(f"Stored distorted: {distorted:,} of {counted(len(rows), 'training image')}{unknown}.")
     limits.append(
         "Images of other generators, newer ones above all, may be missed, however high the AUC above."
     )

@@ -33,15 +33,17 @@ def push(args: Namespace) -> str:
     Raises:
         UserError: the expert or a file about it cannot be read, the folder exists, or the upload is refused.
     """
-    repository, revision = parse(f"{PREFIX}{args.repository}")
+    repository, revision = parse(args.repository, prefix="")
     if revision:
         raise UserError(f"{args.repository}: a revision is made by the upload; leave out @{revision}")
     if args.out:
-        claim(args.out, None, {}, occupied=Path(args.out).exists())
+        claim(args.out, None, {}, occupied=Path(args.out).exists() and not _is_own(args.out, args.expert))
     files = prepare(args, repository)
     if not args.dry_run:
         message = args.message or f"Upload expert {repository.partition('/')[2]}"
         return upload(repository, files, message, private=args.private)
+    if Path(args.out).exists():
+        _log.info("%s has the files of an earlier --dry-run, which are replaced", args.out)
     with atomic.replace_folder(args.out) as folder:
         for name, content in files.items():
             if isinstance(content, Path):
@@ -49,6 +51,16 @@ def push(args: Namespace) -> str:
             else:
                 (folder / name).write_bytes(content)
     return f"{args.out}: {', '.join(files)}; nothing was uploaded"
+
+
+def _is_own(out: str, expert: str) -> bool:
+    """Return whether a folder holds what `--dry-run` wrote and nothing else, and is not the expert's."""
+    folder = Path(out)
+    if not folder.is_dir() or folder.resolve() == Path(expert).resolve():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    own = {README, CARD_FILE, WEIGHTS_FILE}
+    return own <= names <= own | {CALIBRATOR_FILE} and model_card.is_own(folder / README)
 
 
 def prepare(args: Namespace, repository: str) -> dict[str, bytes | Path]:
@@ -60,6 +72,8 @@ def prepare(args: Namespace, repository: str) -> dict[str, bytes | Path]:
         check_calibrator(calibrator, expert, card, args.calibrator)
     parts, public = training_data.read_parts(card), without_paths(card)
     metrics = [without_paths(model_card.read_metrics(path)) for path in args.metrics]
+    for path, result in zip(args.metrics, metrics, strict=True):
+        check_metrics(result, card["weights_sha256"], path)
     rows = training_data.trained_rows(parts)
     terms = {} if rows is None else training_data.restricted(rows)
     if terms and not training_data.is_restricted(args.license):
@@ -89,6 +103,23 @@ def check_calibrator(calibrator: Calibrator, expert: Expert, card: dict[str, Any
     own = {"experts": card["weights_sha256"], "preprocessing": expert.preprocessing.describe()}
     own = {key: {names[0]: value} for key, value in own.items()}
     calibrator.check(calibrator.made_for | own, "this expert")
+
+
+def check_metrics(metrics: dict[str, Any], weights_sha256: str, path: str) -> None:
+    """Raise a `UserError` if metrics name other weights than these; warn if they name none."""
+    made_by = model_card.made_by(metrics)
+    if other := made_by - {weights_sha256, None}:
+        raise UserError(
+            f"{path} was measured with other weights than those of this expert: their SHA-256 is "
+            f"{str(min(other, key=str))[:12]}..., not {weights_sha256[:12]}...; score the images with this "
+            "expert, and run evaluate.py again"
+        )
+    if None in made_by:
+        _log.warning(
+            "%s does not name the weights that were measured, as the model card says; run evaluate.py again "
+            "on predictions with a sidecar",
+            path,
+        )
 
 
 def without_paths(value: Any) -> Any:

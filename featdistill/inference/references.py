@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from featdistill.command_line import UserError
 from featdistill.hub import download as hub
-from featdistill.models.expert import Expert, load_expert, read_card
+from featdistill.models.expert import CARD_FILE, Expert, load_expert, read_card
 from featdistill.published.entry import PublishedGraph
 from featdistill.published.loading import DETECTORS, is_published, load_published
 from featdistill.published.loading import name_of as published_name
@@ -72,7 +72,7 @@ def located(reference: str | Path) -> tuple[Path, str]:
         Of a folder, both are as given; of `hub:OWNER/NAME`, the name is `hub:OWNER/NAME@COMMIT`.
 
     Raises:
-        UserError: it can only be scored with; see also `hub.download`.
+        UserError: it can only be scored with, or is an export named without `onnx:`; see also `hub.download`.
     """
     if not _has_card(reference):
         raise UserError(
@@ -81,7 +81,12 @@ def located(reference: str | Path) -> tuple[Path, str]:
     if hub.is_hub(reference):
         folder, pinned = hub.download(reference)
         return folder, f"{hub.PREFIX}{pinned}"
-    return Path(reference), str(reference)
+    folder = Path(reference)
+    if (folder / exported.CARD_FILE).is_file() and not (folder / CARD_FILE).exists():
+        raise UserError(
+            f"{reference} is an exported graph, not an expert; did you mean {exported.PREFIX}{reference}?"
+        )
+    return folder, str(reference)
 
 
 def card_of(reference: str | Path) -> dict[str, Any]:

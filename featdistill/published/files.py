@@ -20,8 +20,8 @@ from featdistill.published.entry import Published, PublishedGraph, Source
 _PARALLEL = "module."
 
 
-def fetch(source: Source) -> Path:
-    """Return the file of a source, from the cache or downloaded.
+def fetch(name: str, source: Source) -> Path:
+    """Return the file of the detector `name`, from the cache or downloaded.
 
     Raises:
         UserError: it is not in the cache and cannot be downloaded.
@@ -40,7 +40,7 @@ def fetch(source: Source) -> Path:
     except Exception as error:  # the clients raise many types
         raise UserError(
             f"cannot download {source.page} ({first_line(error)}); download it elsewhere and write "
-            "published:NAME=FILE"
+            f"published:{name}=FILE"
         ) from error
 
 

@@ -77,7 +77,7 @@ def load_published(reference: str | Path) -> Loaded:
     file, _, backbone = str(reference).partition("=")[2].partition(",")
     if backbone and entry.has_backbone:
         raise UserError(f"the file of {name} holds its backbone; write {PREFIX}{name}={file or 'FILE'}")
-    path = Path(file) if file else files.fetch(entry.source)
+    path = Path(file) if file else files.fetch(name, entry.source)
     expert, sha256 = _filled(name, path, None if entry.has_backbone else backbone or "hub")
     origin, weights_sha256 = f"{entry.title}; {entry.source.page}; SHA-256 {sha256}", sha256
     if not entry.has_backbone:
@@ -114,7 +114,7 @@ def check(name: str, file: str | None = None) -> list[str]:
         UserError: something is wrong with it.
     """
     entry = DETECTORS[one_of("published detector", name, DETECTORS)]
-    path = Path(file) if file else files.fetch(entry.source)
+    path = Path(file) if file else files.fetch(name, entry.source)
     expert, sha256 = _filled(name, path, None)
     known = "SHA-256" if entry.sha256 else "git blob" if entry.git_blob else ""
     lines = [f"SHA-256 {sha256}" + (f"; its {known} is that of the published file" if known else "")]

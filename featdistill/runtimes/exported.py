@@ -38,8 +38,13 @@ def is_exported(reference: str | Path) -> bool:
 
 
 def name_of(reference: str | Path) -> str:
-    """Return the name of the folder."""
-    return Path(str(reference).removeprefix(PREFIX)).resolve().name
+    """Return the name of the folder, or raise a `UserError` if none is named."""
+    folder = str(reference).removeprefix(PREFIX)
+    if not folder:
+        raise UserError(
+            f"{reference} names no folder; write {PREFIX}DIR, the --out of python -m featdistill export"
+        )
+    return Path(folder).resolve().name
 
 
 def load_exported(reference: str | Path) -> Loaded:

@@ -37,7 +37,7 @@ def require(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(f'{package} is not installed; run pip install "featdistill[export]"') from error
+        raise UserError(f'{package} is not installed; run pip install ".[export]" in a checkout') from error
 
 
 class Graph:

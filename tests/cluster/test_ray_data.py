@@ -119,7 +119,7 @@ def test_without_ray_one_line_says_what_to_do(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", missing)
     flags = ["--manifest", root / "parts", "--out", tmp_path / "out", "--experts", root / "expert"]
-    with pytest.raises(UserError, match="Ray is not installed; run: pip install"):
+    with pytest.raises(UserError, match="Ray is not installed; run pip install"):
         main(["ray", *map(str, flags)])
 
 

@@ -13,8 +13,8 @@ import torch
 from conftest import smooth_picture
 from PIL import Image
 
-pytest.importorskip("onnxscript", reason='needs pip install "featdistill[export]"')
-pytest.importorskip("onnxruntime", reason='needs pip install "featdistill[export]"')
+pytest.importorskip("onnxscript", reason='needs pip install ".[export]"')
+pytest.importorskip("onnxruntime", reason='needs pip install ".[export]"')
 
 from featdistill import Detector, __main__
 from featdistill.command_line import UserError
@@ -200,9 +200,7 @@ def test_a_folder_of_others_and_a_graph_are_refused(place):
 
 def test_a_missing_package_is_one_line(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(
-        UserError, match=r'onnxruntime is not installed; run pip install "featdistill\[export\]"'
-    ):
+    with pytest.raises(UserError, match=r'onnxruntime is not installed; run pip install "\.\[export\]"'):
         export(place, "clip")
 
 

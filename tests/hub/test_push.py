@@ -67,11 +67,12 @@ def write(expert, tmp_path):
 
 
 @pytest.fixture
-def metrics(tmp_path, manifest) -> Path:
-    """What evaluate.py writes for one expert, whose scores tell all images apart but one pair."""
+def metrics(tmp_path, manifest, expert) -> Path:
+    """What evaluate.py writes for the expert, whose scores tell all images apart but one pair."""
     predictions = tmp_path / "scores.csv"
     scores = np.array([0.1, 0.9, 0.85, 0.8, 0.95, 0.99])
-    write_predictions(predictions, list("abcdef"), scores, {"tiny": scores}, {"experts": {"tiny": "3" * 64}})
+    sidecar = {"experts": {"tiny": read_card(expert)["weights_sha256"]}}
+    write_predictions(predictions, list("abcdef"), scores, {"tiny": scores}, sidecar)
     (split,) = load_splits([str(predictions)], [str(manifest)], [])
     path = tmp_path / "metrics.json"
     result = {"splits": {"scores": score_split(split)}, "intervals": METHOD, "notes": []}
@@ -121,13 +122,13 @@ def test_the_model_card_says_what_is_known(write, expert, metrics):
     assert f"| faces\\|old | {CLOSED} | 1 | 2 | 0 | 0 |" in rows
     assert "**gone.csv** (hold-out, SHA-256 111111111111...): not at hand" in text
     assert "Generators of its training images: flux, sdxl." in text
-    assert "Stored distorted: 1 of 6 training images, of 1 it is not known." in text
+    assert "In a checkout of FeatDistill, `pip install .` installs it." in text
     assert "Training drew the distortions `official`" in text
     assert "**3 of 6 training images are under terms that exclude commercial" in text
     assert "Training images without a license on record: 2 of 6." in text
     assert "| holdout, images | 1,200 |" in rows and "| holdout, clean_auc | 0.9877 |" in rows
     # 8 pairs, of which one is in the wrong order.
-    assert any("0.8750 [" in row for row in rows) and "with 95 % intervals (DeLong)" in text
+    assert any("0.8750 [" in row for row in rows) and "with 95 % intervals (DeLong):" in text
     assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["recipe"]["distortions"] == "official"
     assert 'Detector.load("hub:me/tiny")' in text and "calibrator.json" not in text
 
@@ -225,9 +226,56 @@ def test_metrics_of_an_ensemble_are_refused(write, metrics):
         write("--metrics", metrics)
 
 
+def test_metrics_of_other_weights_are_refused_and_of_unknown_ones_named(write, metrics, expert, caplog):
+    result = json.loads(metrics.read_text())
+    split = result["splits"]["scores"]
+    assert split["made_from"] == {"tiny": read_card(expert)["weights_sha256"]}
+    split["made_from"] = {"tiny": "3" * 64}
+    metrics.write_text(json.dumps(result))
+    with pytest.raises(
+        UserError, match=r"measured with other weights .* 3{12}\.\.\., not [0-9a-f]{12}\.\.\.;"
+    ):
+        write("--metrics", metrics)
+    del split["made_from"]
+    metrics.write_text(json.dumps(result))
+    logging.getLogger("featdistill").propagate = True
+    try:
+        text = write("--metrics", metrics, "--license", "cc-by-nc-4.0")["README.md"]
+    finally:
+        logging.getLogger("featdistill").propagate = False
+    assert "metrics.json does not name the weights that were measured" in caplog.text
+    assert "(DeLong); the file does not name the weights that were measured:" in text
+    split["made_from"] = ["tiny"]
+    metrics.write_text(json.dumps(result))
+    with pytest.raises(UserError, match="does not hold metrics"):
+        write("--metrics", metrics)
+
+
+def test_a_second_dry_run_replaces_the_first_alone(expert, tmp_path):
+    out = tmp_path / "look"
+    command = [str(expert), "me/tiny", "--dry-run", "--out", str(out)]
+    run([*command, "--calibrator", str(make_calibrator(expert, tmp_path / "own.json"))])
+    run([*command, "--license", "mit"])
+    assert {path.name for path in out.iterdir()} == {"README.md", "expert.json", "expert.safetensors"}
+    assert "license: mit" in (out / "README.md").read_text()
+    with pytest.raises(UserError, match="already exists and was not written by this command"):
+        run([str(out), *command[1:]])
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="already exists and was not written by this command"):
+        run(command)
+    (out / "notes.txt").unlink()
+    (out / "README.md").write_text("by hand")
+    with pytest.raises(UserError, match="already exists and was not written by this command"):
+        run(command)
+    assert (out / "README.md").read_text() == "by hand"
+
+
 def test_only_names_of_repositories_and_folders_of_experts_are_accepted(expert, tmp_path):
-    with pytest.raises(UserError, match="does not name a repository"):
+    with pytest.raises(UserError, match=r"^tiny does not name a repository; write OWNER/NAME$"):
         run([str(expert), "tiny"])
+    wrong = r"^hub:me/tiny does not name a repository \(did you mean me/tiny\?\); write OWNER/NAME$"
+    with pytest.raises(UserError, match=wrong):
+        run([str(expert), "hub:me/tiny"])
     with pytest.raises(UserError, match="leave out @v1"):
         run([str(expert), "me/tiny@v1"])
     with pytest.raises(UserError, match="is not an expert: it has no"):

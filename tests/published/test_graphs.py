@@ -97,7 +97,7 @@ def test_a_release_is_downloaded_from_its_page(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", lambda address, *_, **__: fetched.append(address))
     source = loading.DETECTORS["sieve"].source
-    files.fetch(source)
+    files.fetch("detectra", source)
     released = "https://github.com/Phineas1500/sieve-ai-image-detector/releases/download/v0.10.0"
     assert fetched == [source.page] == [f"{released}/ft44s_best_fp16.onnx"]
 

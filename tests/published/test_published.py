@@ -211,8 +211,10 @@ def test_downloads_come_from_the_fixed_commit_once(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", from_hub)
     monkeypatch.setattr("torch.hub.download_url_to_file", from_github)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    assert files.fetch(loading.DETECTORS["commfor_224"].source) == tmp_path / "model.safetensors"
-    paths = {files.fetch(loading.DETECTORS[name].source) for name in ("ufd", "rine_4class", "ufd")}
+    assert (
+        files.fetch("commfor_224", loading.DETECTORS["commfor_224"].source) == tmp_path / "model.safetensors"
+    )
+    paths = {files.fetch(name, loading.DETECTORS[name].source) for name in ("ufd", "rine_4class", "ufd")}
     assert len(paths) == 2 and all(path.is_file() for path in paths)
     assert fetched == [
         "OwensLab/commfor-model-224/model.safetensors@26afc31e6b40c312c3fd42c05a758be62446215b",
@@ -223,9 +225,9 @@ def test_downloads_come_from_the_fixed_commit_once(monkeypatch, tmp_path):
     ]
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: 1 / 0)
     with pytest.raises(
-        UserError, match=r"cannot download https://huggingface.co/.* write published:NAME=FILE"
+        UserError, match=r"cannot download https://huggingface.co/.* write published:commfor_384=FILE"
     ):
-        files.fetch(loading.DETECTORS["commfor_384"].source)
+        files.fetch("commfor_384", loading.DETECTORS["commfor_384"].source)
 
 
 def test_published_and_own_experts_are_scored_calibrated_and_swept_together(

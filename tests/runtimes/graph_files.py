@@ -2,8 +2,8 @@
 
 import pytest
 
-pytest.importorskip("onnx", reason='needs pip install "featdistill[export]"')
-pytest.importorskip("onnxruntime", reason='needs pip install "featdistill[export]"')
+pytest.importorskip("onnx", reason='needs pip install ".[export]"')
+pytest.importorskip("onnxruntime", reason='needs pip install ".[export]"')
 
 from onnx import TensorProto, helper, save
 

@@ -110,3 +110,10 @@ def test_preprocessing_that_was_changed_is_refused_or_is_another_expert(exported
     content = json.loads(file.read_text())
     write_export_card(exported, {key: content[key] for key in content if key != "sha256"})
     assert load_ensemble([f"onnx:{exported}"]).hashes != before
+
+
+def test_a_reference_that_is_almost_one_of_an_export_is_helped(exported):
+    with pytest.raises(UserError, match="onnx: names no folder; write onnx:DIR"):
+        load_ensemble(["onnx:"])
+    with pytest.raises(UserError, match=f"not an expert; did you mean onnx:{exported}"):
+        load_ensemble([str(exported)])

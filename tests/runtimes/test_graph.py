@@ -102,5 +102,5 @@ def test_bad_files_are_one_line(tmp_path, runtime):
 def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
     path = write_graph(tmp_path / "model.onnx")
     monkeypatch.setattr(graph_module, "RUNTIMES", ("onnxruntime", "no_such_runtime"))
-    with pytest.raises(UserError, match=r'no_such_runtime is not installed; run pip install "featdistill\['):
+    with pytest.raises(UserError, match=r'no_such_runtime is not installed; run pip install "\.\[export'):
         Graph(path, "no_such_runtime")
