@@ -173,9 +173,7 @@ def sweep_parser() -> Parser:
     experts.add_argument(
         "--workers", type=worker_count(), help="loader processes (default: 8, or the number of cores)"
     )
-    experts.add_argument(
-        "--precision", metavar="NAME", help="fp32, bf16, ... (default: as predict.py)"
-    )
+    experts.add_argument("--precision", metavar="NAME", help="fp32, bf16, ... (default: as predict.py)")
     experts.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU where there is one)")
     return parser
 
