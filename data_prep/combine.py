@@ -53,7 +53,7 @@ from data_prep.writing.sampling import hash_positions
 from featdistill import command_line, text_tables
 from featdistill.command_line import Parser, UserError, counted, nearest, within
 from featdistill.records.manifest import manifest_chunks, read_manifest, split_holdout, write_manifest
-from featdistill.records.parts import SUFFIX, has_parts
+from featdistill.records.parts import SUFFIX
 from featdistill.storage import Folder
 
 _log = logging.getLogger(__name__)
@@ -102,9 +102,8 @@ def _to_parts(arguments: argparse.Namespace) -> int:
         raise UserError("parts take rows as they are; combine to a .csv first, and that to a folder")
     if not arguments.no_duplicates_check:
         raise UserError("parts are not searched for equal images; say so with --no-duplicates-check")
-    if arguments.append or len(paths) > 1 or not has_parts(paths[0]):
-        before = [out] if arguments.append and Folder(out).names(SUFFIX) else []
-        check_names([*before, *paths])
+    before = [out] if arguments.append and Folder(out).names(SUFFIX) else []
+    check_names([*before, *paths])
     chunks = (_where(rows, arguments.where) for path in paths for rows in manifest_chunks(path, 100_000))
     count = write_parts(chunks, out, arguments.rows_per_part, append=arguments.append)
     if not count:
