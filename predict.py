@@ -145,7 +145,7 @@ def _check_input(args: Namespace) -> None:
     if args.credentials and (args.out or not args.image):
         raise UserError("--credentials is for images given one by one, without --out")
     if args.status and args.merge:
-        raise UserError("--status and --merge are two things; use one at a time")
+        raise UserError("--status and --merge cannot be combined; use one at a time")
     if (args.status or args.merge) and not args.out:
         raise UserError("--status and --merge need --out, the folder of scores in parts")
     if args.image or args.split or args.manifest or args.images or args.status or args.merge:

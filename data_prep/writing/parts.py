@@ -1,6 +1,5 @@
 """Manifests to a manifest in parts, without holding all rows at once; see `featdistill.records.parts`."""
 
-import logging
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,12 +10,19 @@ import pyarrow as pa
 
 from featdistill.command_line import UserError
 from featdistill.records.manifest import join_rows, manifest_chunks, relative_to
-from featdistill.records.parts import SUFFIX, Parts, has_parts, name_hashes, part_name, repeated, table_bytes
+from featdistill.records.parts import (
+    RECORD,
+    SUFFIX,
+    Parts,
+    has_parts,
+    name_hashes,
+    part_name,
+    repeated,
+    table_bytes,
+)
 from featdistill.storage import Folder
 
-_log = logging.getLogger(__name__)
 _OURS = re.compile(rf"part-\d+{re.escape(SUFFIX)}")
-_SCORES = "predictions.json"
 _LABELS = ("label", "is_distorted")
 
 
@@ -35,7 +41,7 @@ def write_parts(chunks: Iterable[pd.DataFrame], out: str, rows_per_part: int, *,
     existing = set(folder.names(SUFFIX))
     if strange := [name for name in sorted(existing) if not _OURS.fullmatch(name)]:
         raise UserError(f"{out} holds {strange[0]}, which is not a part written here; choose another --out")
-    if _SCORES in folder.names(_SCORES):
+    if RECORD in folder.names(RECORD):
         raise UserError(f"{out} holds scores; choose another --out")
     first = _next_number(existing) if append else 0
     for number, rows in enumerate(_resized(chunks, rows_per_part), start=first):

@@ -185,9 +185,7 @@ def _below(folder: str, prefix: str, ancestors: tuple[str, ...], ignored: list[s
 def _head(path: str) -> bytes | None:
     """Return the first bytes of a file; None if it cannot be read, nothing for a pipe or a dangling link."""
     try:
-        if is_remote(path):
-            return read_head(path, HEAD_BYTES)
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
             return b""
         return read_head(path, HEAD_BYTES)
     except OSError as error:

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from featdistill.command_line import UserError, counted
 from featdistill.inference.leases import Leases
-from featdistill.inference.parts import LEASE_S, LEASES, RECORD, VERDICTS, metadata, record_of
-from featdistill.records.parts import SUFFIX, Parts, name_hashes, repeated
+from featdistill.inference.parts import LEASE_S, LEASES, VERDICTS, metadata, record_of
+from featdistill.records.parts import RECORD, SUFFIX, Parts, name_hashes, repeated
 from featdistill.records.predictions import manifest_entry, read_sidecar, save_rows
 from featdistill.records.provenance import claim
 from featdistill.storage import Folder, is_remote
@@ -29,14 +29,14 @@ def status(out: str) -> str:
         UserError: the folder holds no scores in parts.
     """
     folder, parts = Folder(out), Parts(_record(out)["manifest"])
-    held, done = Leases(f"{out}/{LEASES}", LEASE_S).held(), set(folder.names(SUFFIX))
+    leases = Leases(f"{out}/{LEASES}", LEASE_S)
+    held, done = leases.held(), set(folder.names(SUFFIX))
     groups = {"finished": [], "being scored": [], "waiting": []}
     for name in parts.names:
         groups["finished" if name in done else "being scored" if name in held else "waiting"].append(name)
     lines = [(title, str(len(names)), str(sum(map(parts.count, names)))) for title, names in groups.items()]
     lines.append(("all", str(len(parts.names)), str(sum(int(line[2]) for line in lines))))
     broken = sum(metadata(folder, name)["errors"] for name in groups["finished"])
-    leases = Leases(f"{out}/{LEASES}", LEASE_S)
     working = [f"{name}: {leases.holder(held[name])}" for name in groups["being scored"][:_MAX_SHOWN]]
     text = [table(("", "parts", "images"), lines), f"{counted(broken, 'image')} could not be read", *working]
     return "\n".join(text)

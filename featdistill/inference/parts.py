@@ -40,12 +40,12 @@ from featdistill.inference.predictor import Predictor
 from featdistill.inference.scoring import score_dataset
 from featdistill.records.logits import logits_of, probabilities
 from featdistill.records.manifest import read_part
-from featdistill.records.parts import SUFFIX, Parts, table_bytes
+from featdistill.records.parts import RECORD, SUFFIX, Parts, table_bytes
 from featdistill.records.provenance import as_json, claim
 from featdistill.storage import Folder, is_remote
 
 _log = logging.getLogger(__name__)
-RECORD, LEASES, VERDICTS = "predictions.json", "leases", "verdicts"
+LEASES, VERDICTS = "leases", "verdicts"
 LEASE_S = 60.0
 _METADATA = b"featdistill"
 _TEXT = ("name", "error", "verdict")

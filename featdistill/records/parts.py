@@ -19,6 +19,8 @@ from featdistill.command_line import UserError
 from featdistill.storage import Folder, is_remote
 
 SUFFIX = ".parquet"
+# In a folder of scores in parts: what made them.
+RECORD = "predictions.json"
 # Holds the sizes, places and ranges of all columns of a part.
 _END_BYTES = 1 << 16
 

@@ -142,7 +142,7 @@ def test_workers_that_are_killed_and_started_at_random_score_every_part_once(
     monkeypatch.setattr(parts_module, "score_dataset", real)
     assert score_parts(predictor, str(root / "parts"), str(out), lease_s=1.0, show=False) == 1
     assert contents(out) == undisturbed
-    # One of a worker that was killed between writing its part and removing the lease may stay.
+    # A worker killed after writing its part and before removing the lease leaves the lease behind.
     left = [name for name in os.listdir(out / "leases") if not name.startswith(".")]
     assert {name.rpartition(".")[0] for name in left} <= undisturbed.keys()
 
@@ -256,7 +256,7 @@ def test_merging_replaces_nothing_but_the_same_predictions(root, undisturbed, tm
     assert target.read_text() == "mine"
     with pytest.raises(UserError, match=r"writes a file on this machine, not s3://bucket/x\.csv"):
         predict.main(["--out", str(root / "once"), "--merge", "s3://bucket/x.csv"])
-    with pytest.raises(UserError, match="are two things"):
+    with pytest.raises(UserError, match="--status and --merge cannot be combined; use one at a time"):
         predict.main(["--out", str(root / "once"), "--status", "--merge", str(target)])
     again = tmp_path / "again.csv"
     for _ in range(2):
