@@ -5,9 +5,10 @@
     python benchmarks/device_check.py --device cpu --tiny                            what a CPU can check
 
 It needs nothing but the repository and its requirements: weights are random, images synthetic. Parts run in
-order of importance: correctness, then speed and memory, then the authors' release. Each prints its line as
-soon as it is done. A part that fails does not stop the others, and the status is then 1; a part that no
-longer fits into `--minutes` is skipped, and its line says so.
+order of importance: correctness, several at a time, and beside it what compiles for later; then speed and
+memory, one after the other, and the authors' release. Each prints its line as soon as it is done. A part that
+fails or crashes does not stop the others, and the status is then 1; a part that no longer fits into
+`--minutes` is skipped, and its line says so.
 """
 
 import os
@@ -17,12 +18,13 @@ from pathlib import Path
 
 # As in predict.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Asking for a GPU must not begin to use it: parts run in processes that are forked.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.device import find_device
 from benchmarks.device_checks import scoring_checks, speed, training_checks
 from benchmarks.device_checks.runner import Bench, run_parts
 from featdistill import command_line
@@ -30,16 +32,28 @@ from featdistill.command_line import Parser, UserError, within
 from featdistill.models.expert import versions
 from featdistill.training.run_folder import git_commit
 
-PARTS = [*scoring_checks.PARTS, *training_checks.PARTS, *speed.PARTS]
+# The device and its rate of matrix products, to which all figures are compared.
+FIRST = scoring_checks.FIRST
+PARTS = sorted(
+    [*speed.AHEAD, *scoring_checks.PARTS, *training_checks.PARTS, *speed.PARTS],
+    key=lambda part: not part.shares,
+)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build_parser() -> Parser:
     parser = Parser(description="Check correctness, speed and memory on the GPU at hand.")
     parser.add_argument("--only", nargs="+", metavar="TITLE", help="parts whose titles contain one of these")
     parser.add_argument("--without", nargs="+", default=[], metavar="TITLE", help="leave out such parts")
-    parser.add_argument("--list", action="store_true", help="list the parts and their times on an H200")
+    parser.add_argument("--list", action="store_true", help="list the parts and what they take on an H200")
     positive = within(0, kind=float, exclusive=True)
     parser.add_argument("--minutes", type=positive, default=8, help="time for all of it (default: 8)")
+    parser.add_argument(
+        "--jobs",
+        type=within(1),
+        default=max(1, min(6, CORES // 3)),
+        help="checks of correctness at a time (default: %(default)s)",
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny models and few steps, as for a CPU")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--out", metavar="FILE", help="save the results as JSON")
@@ -60,17 +74,14 @@ def main(argv: list[str] | None = None) -> int:
         for part in parts:
             print(f"{part.seconds:4.0f} s  {part.name}")
         return 0
-    device, title = find_device(arguments.device)
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu" and not arguments.tiny:
         raise UserError("without a GPU, use --tiny: the paper's experts would take hours")
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(device, arguments.tiny, Path(folder))
-        bench.facts = {"device": title, "versions": versions(), "commit": git_commit()}
-        if bench.is_gpu:
-            bench.facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        bench = Bench(device, arguments.tiny, Path(folder), {"versions": versions(), "commit": git_commit()})
         print(", ".join(f"{key} {value}" for key, value in bench.facts.items()), flush=True)
         out = Path(arguments.out) if arguments.out else None
-        results = run_parts(parts, bench, arguments.minutes, out)
+        results = run_parts([FIRST, *parts], bench, arguments.minutes, out, arguments.jobs)
     counts = {
         status: sum(one["status"] == status for one in results) for status in ("ok", "skipped", "FAILED")
     }

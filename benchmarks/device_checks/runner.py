@@ -1,9 +1,18 @@
-"""Checks one after the other within a budget of time, each reported as soon as it is done."""
+"""Checks within a budget of time, each in a process of its own and reported as soon as it is done.
 
-import gc
+A part that crashes, or after which the GPU does not answer, costs only itself. The processes are forked from
+one that has imported everything and must not have used the GPU.
+"""
+
+import contextlib
+import copy
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -56,51 +65,116 @@ class Part:
     """One check or measurement.
 
     Attributes:
-        seconds: what it takes on an H200, at most.
+        seconds: what it takes on an H200, as far as is known; it is stopped after three times as many.
         run: returns the figures; raises where something is wrong.
+        shares: whether others may run beside it, because its figures are not of speed.
     """
 
     name: str
     seconds: float
     run: Callable[[Bench], dict[str, Any]]
+    shares: bool = False
 
 
-def run_parts(parts: Sequence[Part], bench: Bench, minutes: float, report: Path | None) -> list[dict]:
-    """Run parts in their order, print a line for each, and return their results.
+@dataclass
+class _Running:
+    """A part's process, the end of its pipe, and the times when it began and when it is stopped."""
+
+    part: Part
+    process: multiprocessing.Process
+    pipe: Connection
+    began: float
+    limit: float
+
+
+def run_parts(
+    parts: Sequence[Part], bench: Bench, minutes: float, report: Path | None, jobs: int = 1
+) -> list[dict]:
+    """Start parts in their order, print a line for each as it ends, and return their results.
 
     A part that no longer fits into the time is left out, and the line says so. The report is written after
     each part, so that it holds something if the process is killed.
+
+    Args:
+        jobs: how many parts that share the device run at the same time.
     """
-    start, results = time.monotonic(), []
-    for part in parts:
-        left = 60 * minutes - (time.monotonic() - start)
-        began = time.monotonic()
-        result: dict[str, Any] = {"part": part.name}
-        if left < (0 if bench.tiny else part.seconds):
-            result |= {"status": "skipped", "why": f"takes {part.seconds:.0f} s, {left:.0f} s are left"}
-        else:
-            result |= _run(part, bench)
-        result["seconds"] = round(time.monotonic() - began, 1)
+    end = time.monotonic() + 60 * minutes
+    waiting, running, results = list(parts), [], []
+
+    def finish(result: dict[str, Any]) -> None:
         results.append(result)
         print(_line(result), flush=True)
         if report:
             write_json(report, bench.facts | {"parts": results})
+
+    while waiting or running:
+        while waiting and _has_room(waiting[0], running, jobs):
+            part, left = waiting.pop(0), end - time.monotonic()
+            if left < (0 if bench.tiny else part.seconds):
+                why = f"takes {part.seconds:.0f} s, {left:.0f} s are left"
+                finish({"part": part.name, "status": "skipped", "why": why, "seconds": 0.0})
+            else:
+                running.append(_start(part, bench, end))
+        nearest = min((one.limit for one in running), default=0) - time.monotonic()
+        answered = wait([one.pipe for one in running], max(0, nearest))
+        for one in list(running):
+            if one.pipe in answered or time.monotonic() >= one.limit:
+                running.remove(one)
+                result = _result(one, bench)
+                finish(result | {"seconds": round(time.monotonic() - one.began, 1)})
     return results
 
 
-def _run(part: Part, bench: Bench) -> dict[str, Any]:
+def _has_room(part: Part, running: list[_Running], jobs: int) -> bool:
+    shares = part.shares and all(one.part.shares for one in running)
+    return not running or (shares and len(running) < jobs)
+
+
+def _start(part: Part, bench: Bench, end: float) -> _Running:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(part, bench, theirs))
+    process.start()
+    # Without this end, ours is at its end when the process is.
+    theirs.close()
+    began = time.monotonic()
+    return _Running(part, process, ours, began, end if bench.tiny else min(began + 3 * part.seconds, end))
+
+
+def _result(one: _Running, bench: Bench) -> dict[str, Any]:
+    """Return what the process of a part has answered; stop it and all that it has started."""
+    result: dict[str, Any] = {"part": one.part.name, "status": "FAILED"}
+    if not one.pipe.poll():
+        result["why"] = f"stopped after {time.monotonic() - one.began:.0f} s"
+    else:
+        try:
+            answer, facts = one.pipe.recv()
+            bench.facts |= facts
+            result |= answer
+        except EOFError:
+            one.process.join()
+            result["why"] = f"its process ended with status {one.process.exitcode}"
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(one.process.pid, signal.SIGKILL)
+    one.process.join()
+    return result
+
+
+def _run(part: Part, bench: Bench, pipe: Connection) -> None:
+    """Run a part in this process, which leads a group of its own, and send its result and the new facts."""
+    os.setpgrp()
     torch.manual_seed(0)
+    bench = replace(bench, folder=bench.folder / str(os.getpid()), facts=dict(bench.facts))
+    bench.folder.mkdir()
+    known = copy.deepcopy(bench.facts)
     try:
-        return {"status": "ok", "figures": part.run(bench)}
+        answer = {"status": "ok", "figures": part.run(bench)}
     except Skip as reason:
-        return {"status": "skipped", "why": str(reason)}
+        answer = {"status": "skipped", "why": str(reason)}
     except Exception as error:  # the other parts have to run
-        return {"status": "FAILED", "why": f"{type(error).__name__}: {first_line(error)}"}
-    finally:
-        torch._dynamo.reset()
-        gc.collect()
-        if bench.is_gpu:
-            torch.cuda.empty_cache()
+        answer = {"status": "FAILED", "why": f"{type(error).__name__}: {first_line(error)}"}
+    pipe.send((answer, {key: value for key, value in bench.facts.items() if value != known.get(key)}))
+    pipe.close()
 
 
 def _line(result: dict[str, Any]) -> str:

@@ -1,13 +1,14 @@
 """Does scoring compute the right thing on this device, in every precision and compiled?"""
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.device import matrix_flops_per_s
+from benchmarks.device import find_device, matrix_flops_per_s
 from benchmarks.device_checks.runner import Bench, Part, Skip
 from benchmarks.device_checks.zoo import FAMILIES, OPEN_CLIP, family, images_for, new_expert, on_cpu
 from data_prep.attacks.adversarial import Attack, attack, score
@@ -37,10 +38,14 @@ def must_be_close(found: Tensor, expected: Tensor, most: float, what: str) -> fl
     return difference
 
 
-def matrix_rate(bench: Bench) -> dict[str, float]:
+def the_device(bench: Bench) -> dict[str, Any]:
+    """Find the device and measure its rate of matrix products."""
+    _, title = find_device(str(bench.device))
     rate = matrix_flops_per_s(bench.device, torch.bfloat16 if bench.is_gpu else torch.float32)
-    bench.facts["matrix_flops_per_s"] = rate
-    return {"TFLOP/s": rate / 1e12}
+    bench.facts |= {"device": title, "matrix_flops_per_s": rate}
+    if bench.is_gpu:
+        bench.facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return {"device": title, "TFLOP/s": rate / 1e12}
 
 
 def precisions(bench: Bench) -> dict[str, float]:
@@ -180,14 +185,14 @@ def pgd(bench: Bench) -> dict[str, float]:
     return {"scores moved by": float(moved.mean())}
 
 
+FIRST = Part("device and rate of matrix products", 10, the_device)
 PARTS = [
-    Part("rate of matrix products", 3, matrix_rate),
-    Part("precisions against float32 on the CPU", 20, precisions),
-    Part("cuDNN attention at head width 72", 25, attention),
-    Part("compiled experts", 35, compiled),
-    Part("fp8 of every family", 30, float8),
-    Part("fp8 compiled", 40, float8_compiled),
+    Part("precisions against float32 on the CPU", 20, precisions, shares=True),
+    Part("cuDNN attention at head width 72", 25, attention, shares=True),
+    Part("compiled experts", 35, compiled, shares=True),
+    Part("fp8 of every family", 30, float8, shares=True),
+    Part("fp8 compiled", 40, float8_compiled, shares=True),
     Part("automatic batch size", 10, batch_size),
-    Part("test-time views, compiled", 15, views),
-    Part("PGD", 10, pgd),
+    Part("test-time views, compiled", 15, views, shares=True),
+    Part("PGD", 10, pgd, shares=True),
 ]

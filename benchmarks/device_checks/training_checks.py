@@ -232,14 +232,14 @@ def _killed_after(seconds: float, command: list[str], environment: dict) -> Iter
 
 
 PARTS = [
-    Part("stage 1 in half precision, with accumulation", 10, stage_1),
-    Part("stage 2, dense and contrastive, in half precision", 10, stage_2),
-    Part("a killed run continues to the same weights", 10, resumed),
-    Part("steps that overflow are skipped", 8, skipped_steps),
-    Part("stage 1 compiled, checkpointing, average, consistency", 45, stage_1_compiled),
-    Part("stage 2 compiled, token masking", 45, stage_2_compiled),
-    Part("LoRA", 8, lora),
-    Part("several processes", 30, several_processes),
-    Part("FSDP 2", 30, lambda bench: sharded(2, bench)),
-    Part("FSDP 1", 30, lambda bench: sharded(1, bench)),
+    Part("stage 1 in half precision, with accumulation", 10, stage_1, shares=True),
+    Part("stage 2, dense and contrastive, in half precision", 10, stage_2, shares=True),
+    Part("a killed run continues to the same weights", 10, resumed, shares=True),
+    Part("steps that overflow are skipped", 8, skipped_steps, shares=True),
+    Part("stage 1 compiled, checkpointing, average, consistency", 45, stage_1_compiled, shares=True),
+    Part("stage 2 compiled, token masking", 45, stage_2_compiled, shares=True),
+    Part("LoRA", 8, lora, shares=True),
+    Part("several processes", 30, several_processes, shares=True),
+    Part("FSDP 2", 30, lambda bench: sharded(2, bench), shares=True),
+    Part("FSDP 1", 30, lambda bench: sharded(1, bench), shares=True),
 ]

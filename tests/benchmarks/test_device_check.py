@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -22,7 +25,7 @@ def test_what_a_cpu_can_check_passes(tmp_path, capsys):
     statuses = {one["part"]: one["status"] for one in report["parts"]}
     skipped = {"automatic batch size", "steps that overflow are skipped"}
     assert statuses == {part: "skipped" if part in skipped else "ok" for part in statuses}
-    assert len(statuses) == len(titles) and report["versions"]["torch"] == torch.__version__
+    assert len(statuses) == len(titles) + 1 and report["versions"]["torch"] == torch.__version__
     figures = {one["part"]: one.get("figures") for one in report["parts"]}
     resumed = figures["a killed run continues to the same weights"]
     assert resumed["largest difference of a weight"] == 0
@@ -51,7 +54,45 @@ def test_a_part_that_fails_or_does_not_fit_does_not_stop_the_others(tmp_path, ca
     assert saved["device"] == "here" and saved["parts"] == results
     monkeypatch.setattr(device_check, "PARTS", [Part("wrong", 1, fail), Part("fine", 1, lambda bench: {})])
     assert device_check.main(["--device", "cpu", "--tiny"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "1 ok, 0 skipped, 1 FAILED"
+    assert capsys.readouterr().out.splitlines()[-1] == "2 ok, 0 skipped, 1 FAILED"
+
+
+def test_a_part_that_crashes_or_hangs_costs_only_itself(tmp_path):
+    def crash(bench):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def hang(bench):
+        (tmp_path / "hangs").write_text(str(os.getpid()))
+        time.sleep(600)
+
+    bench = Bench(torch.device("cpu"), False, tmp_path)
+    parts = [Part("crash", 1, crash), Part("hang", 0.5, hang), Part("fine", 1, lambda bench: {})]
+    results = {one["part"]: one for one in run_parts(parts, bench, 8, None)}
+    assert results["crash"]["why"] == "its process ended with status -9"
+    assert results["hang"]["why"].startswith("stopped after 2 s")
+    assert results["fine"]["status"] == "ok"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "hangs").read_text()), 0)
+
+
+def test_parts_that_share_the_device_run_together_and_others_alone(tmp_path):
+    def meet(bench):
+        """Wait until the other part is there, too."""
+        mine = tmp_path / f"here-{os.getpid()}"
+        mine.touch()
+        while len(list(tmp_path.glob("here-*"))) < 2:
+            time.sleep(0.01)
+        bench.facts["met"] = True
+        return {}
+
+    def alone(bench):
+        return {"seen": len(list(tmp_path.glob("here-*"))), "met": bench.facts["met"]}
+
+    bench = Bench(torch.device("cpu"), True, tmp_path)
+    parts = [Part("a", 1, meet, shares=True), Part("b", 1, meet, shares=True), Part("c", 1, alone)]
+    results = run_parts(parts, bench, 2, None, jobs=2)
+    assert [one["status"] for one in results] == ["ok"] * 3 and results[-1]["part"] == "c"
+    assert results[-1]["figures"] == {"seen": 2, "met": True}
 
 
 def test_what_makes_no_sense_is_refused():
