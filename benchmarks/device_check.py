@@ -5,7 +5,7 @@
     python benchmarks/device_check.py --device cpu --tiny                            what a CPU can check
 
 It needs nothing but the repository and its requirements: weights are random, images synthetic. Parts run in
-order of importance: correctness, several at a time, and beside it what compiles for later; then speed and
+order of importance: correctness, several at a time, while what is measured later is compiled; then speed and
 memory, one after the other, and the authors' release. Each prints its line as soon as it is done. A part that
 fails or crashes does not stop the others, and the status is then 1; a part that no longer fits into
 `--minutes` is skipped, and its line says so.

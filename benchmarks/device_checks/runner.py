@@ -67,7 +67,7 @@ class Part:
     Attributes:
         seconds: what it takes on an H200, as far as is known; it is stopped after three times as many.
         run: returns the figures; raises where something is wrong.
-        shares: whether others may run beside it, because its figures are not of speed.
+        shares: whether others may run at the same time, because its figures are not of speed.
     """
 
     name: str
