@@ -48,8 +48,9 @@ class Group:
     def __post_init__(self) -> None:
         for field, kind in typed_fields(type(self)):
             value, (low, high) = getattr(self, field.name), field.metadata["range"]
-            if typing.get_origin(kind) is Literal:
-                one_of(f"value of {field.name}", value, typing.get_args(kind))
+            choices = choices_of(kind)
+            if choices and value not in choices.values():
+                one_of(f"value of {field.name}", str(value), choices)
             elif isinstance(value, int | float) and not (math.isfinite(value) and low <= value <= high):
                 bounds = field.metadata["bounds"] if math.isfinite(value) else "a finite number"
                 raise UserError(f"recipe key '{field.name}' must be {bounds}, not {value}")
@@ -59,6 +60,13 @@ def typed_fields(group: type[Group]) -> list[tuple[dataclasses.Field, Any]]:
     """Return the fields of a group with their types."""
     hints = typing.get_type_hints(group)
     return [(field, hints[field.name]) for field in dataclasses.fields(group)]
+
+
+def choices_of(kind: Any) -> dict[str, Any]:
+    """Return the values out of which a type lets one choose, by their texts; nothing for other types."""
+    values = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    values = (True, False) if kind is bool else values
+    return {str(value).lower() if isinstance(value, bool) else value: value for value in values}
 
 
 def values_of(group: type[Group], settings: Group) -> dict[str, Any]:
@@ -247,7 +255,11 @@ class Optimization(Group):
         "blocks",
         "what to recompute: whole blocks, or all but matrix products and attention (more memory, faster)",
     )
-    compile: bool = option(False, "compile forward and backward pass: faster after minutes of compilation")
+    compile: Literal["auto", True, False] = option(
+        "auto",
+        "compile forward and backward pass: faster after minutes of compilation; auto: long runs on a GPU of "
+        "what was measured to be faster",
+    )
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def failed_compilation_is_an_error() -> Iterator[None]:
         reason = " ".join(str(error).split("Set TORCHDYNAMO_VERBOSE")[0].split())[:200]
         raise UserError(
             f"--compile does not work on this machine ({reason}); it needs a C++ compiler, and Triton on a "
-            "GPU; leave --compile out"
+            "GPU; leave --compile out, or train with --compile false"
         ) from error
 
 

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from featdistill import remote_files
 from featdistill.command_line import Parser, UserError, nearest, one_of
@@ -33,6 +33,7 @@ from featdistill.recipe_groups import (
     Runtime,
     Selection,
     Student,
+    choices_of,
     typed_fields,
 )
 
@@ -84,7 +85,7 @@ class Recipe(
         uses = {
             "mask": self.mask != "none",
             "cache": self.cache is not None,
-            "compile": self.compile,
+            "compile": self.compile is True,
             "objective crd": "crd" in getattr(self, "objective", ""),
         }
         if self.input_sizes is not None and any(uses.values()):
@@ -198,17 +199,17 @@ def flag_of(key: str) -> str:
 
 
 def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
-    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-    choices = ("true", "false") if kind is bool else choices
+    choices = choices_of(kind)
+    is_switch = True in choices.values()
     number = "N" if kind in (int, int | None) else "X" if kind is float else "TEXT"
-    default = str(field.default).lower() if field.default is None or kind is bool else field.default
+    default = str(field.default).lower() if field.default in (None, True, False) else field.default
     notes = f"default {default}" + (f", {field.metadata['bounds']}" if field.metadata["bounds"] else "")
     group.add_argument(
         flag_of(field.name),
         dest=f"recipe_{field.name}",
         default=argparse.SUPPRESS,
-        nargs="?" if kind is bool else None,
-        const="true" if kind is bool else None,
+        nargs="?" if is_switch else None,
+        const="true" if is_switch else None,
         metavar="{" + ",".join(choices) + "}" if choices else number,
         help=f"{field.metadata['help']} ({notes})",
     )
@@ -317,12 +318,10 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         if value is None or str(value).lower() in ("none", "null"):
             return None
         kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
-    if typing.get_origin(kind) is Literal:
-        return str(value)
-    if kind is bool:
-        if str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-        raise UserError(f"recipe key '{key}' must be true or false, not {value!r}")
+    if choices := choices_of(kind):
+        if kind is bool and str(value).lower() not in choices:
+            raise UserError(f"recipe key '{key}' must be true or false, not {value!r}")
+        return choices.get(str(value).lower(), str(value))
     try:
         if kind is int and (isinstance(value, bool) or not float(value).is_integer()):
             raise ValueError

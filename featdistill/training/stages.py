@@ -26,7 +26,7 @@ from featdistill.images.equalization import read_settings
 from featdistill.models import expert as experts
 from featdistill.process_setup import keep_freed_memory
 from featdistill.records.manifest import fingerprint, join_rows, read_manifest, read_manifests
-from featdistill.records.provenance import Claim
+from featdistill.records.provenance import Claim, read_record
 from featdistill.training import from_tokens, top_tokens
 from featdistill.training.processes import make_accelerator
 from featdistill.training.recipe import Recipe
@@ -73,6 +73,10 @@ def run(
     rows, weights = _training_rows(arguments, recipe)
     holdout = _labeled(arguments.val, "--val")
     folder = RunFolder(arguments.out)
+    if recipe.compile == "auto" and (made := read_record(folder.path / "run.json")):
+        # A run that began with true or false goes on with that.
+        recorded = made.get("recipe", {}).get("compile", "auto")
+        recipe = dataclasses.replace(recipe, compile=recorded)
     accelerator = make_accelerator(recipe, folder)
     shared = int(holdout["image"].isin(rows["image"]).sum())
     if shared and accelerator.is_main_process:

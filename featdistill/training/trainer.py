@@ -33,7 +33,7 @@ from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
 from featdistill.inference import compute
 from featdistill.models.expert import Expert, load_expert, save_expert
-from featdistill.training import averages, finetuning, optimizer, passes, sharding
+from featdistill.training import averages, compilation, finetuning, optimizer, passes, sharding
 from featdistill.training.from_tokens import TokenDataset, TokenHoldout
 from featdistill.training.holdout import score_holdout
 from featdistill.training.log import TrainingLog, start_trackers
@@ -177,8 +177,7 @@ class Trainer:
         self.wrapped, self.optimizer = accelerator.prepare(self.task, plain_optimizer)
         if state and self.is_sharded:
             sharding.spread(self.wrapped, plain_optimizer, state["task"], state["optimizer"])
-        if recipe.compile:
-            compute.set_up_compiler(accelerator.device)
+        if compilation.is_wanted(recipe, self.task.expert, accelerator, self.batches.end):
             # In place: the names of the weights stay as they are.
             self.wrapped.compile()
         self.saved_at = time.monotonic()

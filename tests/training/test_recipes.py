@@ -111,11 +111,15 @@ def test_the_masking_recipes_hold_the_protocol_that_they_name(name):
 
 
 def test_a_switch_is_true_or_false():
-    assert not resolve(Recipe, "--recipe", "demo_clip_a").compile
-    assert resolve(Recipe, "--recipe", "demo_clip_a", "--compile").compile
-    assert resolve(Recipe, "--recipe", "demo_clip_a", "--compile", "true").compile
-    with pytest.raises(UserError, match="recipe key 'compile' must be true or false, not 'yes'"):
-        resolve(Recipe, "--recipe", "demo_clip_a", "--compile", "yes")
+    assert resolve(Recipe, "--recipe", "demo_clip_a").gradient_checkpointing is False
+    for key in ("compile", "gradient_checkpointing"):
+        flag = f"--{key.replace('_', '-')}"
+        for value in ([], ["true"], ["True"]):
+            assert getattr(resolve(Recipe, "--recipe", "demo_clip_a", flag, *value), key) is True
+    with pytest.raises(
+        UserError, match="recipe key 'gradient_checkpointing' must be true or false, not 'yes'"
+    ):
+        resolve(Recipe, "--recipe", "demo_clip_a", "--gradient-checkpointing", "yes")
 
 
 @pytest.mark.parametrize("pair", ["clip_l14", "siglip_so400m", "demo_clip", "demo_siglip"])
