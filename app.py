@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from featdistill import command_line
 from featdistill.command_line import Parser, within
+from featdistill.inference.flags import add_flags, load_settings
 
 _log = logging.getLogger(__name__)
 
@@ -23,29 +24,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--experts",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="folders of the experts, hub:OWNER/NAME or published:NAME",
-    )
-    parser.add_argument("--released", metavar="DIR", help="folder of the authors' released experts")
-    parser.add_argument(
-        "--fusion",
-        default="probability_mean",
-        metavar="METHOD",
-        help="probability_mean, logit_mean, or a file written by python -m featdistill fuse",
-    )
-    parser.add_argument(
-        "--tta", default="none", metavar="VIEWS", help="views of an image to average over, as for predict.py"
-    )
-    parser.add_argument(
-        "--calibrator",
-        metavar="FILE",
-        help="file written by python -m featdistill calibrate; shows real, unsure or AI",
-    )
-    parser.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
+    add_flags(parser, "experts", "released", "fusion", "tta", "calibrator", "device")
     parser.add_argument("--host", default=LOOPBACK[0], help="address to listen on")
     parser.add_argument("--port", type=within(1, 65535), default=7860, help="port to listen on")
     parser.add_argument(
@@ -69,10 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         _log.warning("everyone who can reach %s can use this page; it has no password", args.host)
     detector = Detector.load(
         *args.experts,
-        released=args.released,
-        fusion=args.fusion,
-        tta=args.tta,
-        device=args.device,
+        **load_settings(args),
         batch_size=1,
         calibrator=args.calibrator,
         credentials=has_credentials(),

@@ -23,7 +23,8 @@ from pathlib import Path
 
 # All else is imported when a command runs, so that --help answers at once.
 from featdistill import atomic, command_line
-from featdistill.command_line import Parser, UserError, one_of, within, worker_count
+from featdistill.command_line import Parser, UserError, one_of, within
+from featdistill.inference.flags import add_flags
 
 _log = logging.getLogger("featdistill.evaluate")
 
@@ -160,21 +161,8 @@ def sweep_parser() -> Parser:
     )
     what.add_argument("--seed", type=within(0), default=0, help="random seed of sample and distortions")
     what.add_argument("--no-report", action="store_true", help="write no sweep.html")
-    experts = parser.add_argument_group("ensemble and speed, as for predict.py")
-    experts.add_argument("--experts", nargs="+", metavar="DIR", help="experts, as for predict.py")
-    experts.add_argument("--released", metavar="DIR", help="folder of the authors' released experts")
-    experts.add_argument(
-        "--fusion", default="probability_mean", metavar="HOW", help="probability_mean, logit_mean or a file"
-    )
-    experts.add_argument(
-        "--tta", default="none", metavar="VIEWS", help="views of an image to average over, as for predict.py"
-    )
-    experts.add_argument("--batch-size", default="auto", metavar="N", help="images per batch")
-    experts.add_argument(
-        "--workers", type=worker_count(), help="loader processes (default: 8, or the number of cores)"
-    )
-    experts.add_argument("--precision", metavar="NAME", help="fp32, bf16, ... (default: as predict.py)")
-    experts.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU where there is one)")
+    experts = parser.add_argument_group("ensemble and speed")
+    add_flags(experts, "experts", "released", "fusion", "tta", "batch_size", "workers", "precision", "device")
     return parser
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from featdistill import command_line
-from featdistill.command_line import Parser, UserError, file_name, within, worker_count
+from featdistill.command_line import Parser, UserError, file_name, within
+from featdistill.inference.flags import FLAGS, add_flags
 
 
 def build_parser() -> Parser:
@@ -59,39 +60,11 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table; only with IMAGE")
     ensemble = parser.add_argument_group("ensemble")
-    ensemble.add_argument(
-        "--experts",
-        nargs="+",
-        metavar="DIR",
-        help="experts' folders, hub:OWNER/NAME (docs/hub.md), onnx:DIR for exported ones, or published:NAME "
-        "for published detectors (docs/published.md); by default, the experts of the last run",
-    )
-    ensemble.add_argument("--released", metavar="DIR", help="folder of the authors' released experts")
-    ensemble.add_argument(
-        "--fusion",
-        default="probability_mean",
-        metavar="HOW",
-        help="probability_mean, logit_mean, or a file written by python -m featdistill fuse",
-    )
-    ensemble.add_argument("--weights", metavar="A=2,B=1", help="weights of the experts (default: equal)")
-    ensemble.add_argument(
-        "--tta",
-        default="none",
-        metavar="VIEWS",
-        help="views of an image to average over: none, hflip, five_crop, scales, blur, jpeg, rapid, "
-        "redelivery, or several joined by +",
-    )
-    ensemble.add_argument(
-        "--resize",
-        choices=("shorter", "squash", "crop"),
-        help="how images become inputs (default: as each expert was trained)",
-    )
+    last_run = {"help": f"{FLAGS['experts']['help']}; by default, the experts of the last run"}
+    add_flags(ensemble, "experts", "released", "fusion", "weights", "tta", "resize", experts=last_run)
     verdict = parser.add_argument_group("verdict")
-    verdict.add_argument(
-        "--calibrator",
-        metavar="FILE",
-        help="file written by python -m featdistill calibrate; adds real, unsure or AI, in OUT.verdicts.csv",
-    )
+    written = {"help": f"{FLAGS['calibrator']['help']}, in OUT.verdicts.csv"}
+    add_flags(verdict, "calibrator", calibrator=written)
     verdict.add_argument(
         "--stability",
         metavar="N",
@@ -104,28 +77,8 @@ def build_parser() -> Parser:
         help="say what the signed Content Credentials of a file state; only with IMAGE, needs c2pa-python",
     )
     speed = parser.add_argument_group("speed")
-    speed.add_argument(
-        "--batch-size",
-        default="auto",
-        metavar="N",
-        help="images per batch; auto: 32 on a CPU, as many as the free memory allows on a GPU",
-    )
-    speed.add_argument(
-        "--workers",
-        type=worker_count(),
-        help="loader processes (default: the cores of each process; at most 32 with a GPU, 8 without)",
-    )
-    speed.add_argument(
-        "--precision",
-        metavar="NAME",
-        help="arithmetic of the experts: fp32, bf16, fp16 or fp8 (default: bf16 on a GPU, and for large "
-        "experts on a processor that multiplies bf16; else fp32)",
-    )
-    speed.add_argument(
-        "--compile", action="store_true", dest="compiled", help="compile the experts first; takes a minute"
-    )
+    add_flags(speed, "batch_size", "workers", "precision", "compile", "device")
     speed.add_argument("--profile", action="store_true", help="say at the end where the time went")
-    speed.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
     return parser
 
 
@@ -150,7 +103,7 @@ def _check_input(args: Namespace) -> None:
         raise UserError("--status and --merge need --out, the folder of scores in parts")
     if args.image or args.split or args.manifest or args.images or args.status or args.merge:
         return
-    for path in args.experts or ():
+    for path in args.experts:
         if Path(path).is_file():
             raise UserError(f"--experts accepts folders, and {path} is a file; put images before --experts")
     raise UserError("nothing to score; name images, or use --split, --manifest or --images (see --help)")

@@ -27,6 +27,7 @@ from data_prep.writing.copies import ImageCopy, file_names
 from data_prep.writing.flags import add_flags, copy_parser
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError, counted, within
+from featdistill.inference import flags
 from featdistill.records.manifest import read_manifest
 from featdistill.records.parts import content_sha256
 
@@ -64,7 +65,7 @@ def build_parser() -> Parser:
     storage.add_argument("--quality", type=within(1, 100), default=95, help="of JPEGs")
     storage.add_argument("--max-side", type=within(16), default=1024, help="reduce longer images, in px")
     storage.add_argument("--batch-size", type=within(1), default=8, help="images per batch")
-    storage.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
+    flags.add_flags(storage, "device")
     return parser
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from featdistill.command_line import Parser, UserError, within
 from featdistill.images.reading import BrokenImage, read_image
+from featdistill.inference import flags
 
 if TYPE_CHECKING:
     from featdistill.bank.store import Bank
@@ -37,7 +38,7 @@ def add_flags(parser: Parser, purpose: str) -> Any:
         f"{SIDE_PX}, less for small images)",
     )
     group.add_argument("--batch-size", type=within(1), metavar="N", help="images per batch (default: 32)")
-    group.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
+    flags.add_flags(group, "device")
     return group
 
 

@@ -3,7 +3,8 @@
 from argparse import Namespace
 from pathlib import Path
 
-from featdistill.command_line import Parser, UserError, within, worker_count
+from featdistill.command_line import Parser, UserError, within
+from featdistill.inference.flags import add_flags
 
 
 def add_arguments(parser: Parser) -> None:
@@ -86,13 +87,10 @@ def add_arguments(parser: Parser) -> None:
     speed.add_argument(
         "--batch-size", type=within(1), default=32, metavar="N", help="images per batch (default: 32)"
     )
-    speed.add_argument(
-        "--workers", type=worker_count(), help="loader processes (default: the cores, at most 8)"
-    )
+    add_flags(speed, "workers", "device")
     speed.add_argument(
         "--precision", metavar="NAME", help="fp32, bf16 or fp16 (default: bf16 on a GPU, fp32 on a CPU)"
     )
-    speed.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
 
 
 def check(args: Namespace) -> None:

@@ -1,6 +1,7 @@
 """The command line of `python -m featdistill ray`; nothing heavy is imported here."""
 
-from featdistill.command_line import Parser, within, worker_count
+from featdistill.command_line import Parser, within
+from featdistill.inference.flags import FLAGS, add_flags
 
 
 def build_parser() -> Parser:
@@ -11,9 +12,6 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--manifest", required=True, metavar="FOLDER", help="manifest in parts")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="new folder for the scores")
-    parser.add_argument(
-        "--experts", nargs="+", required=True, metavar="DIR", help="experts, as of predict.py; absolute paths"
-    )
     parser.add_argument("--address", help="of the Ray cluster (default: RAY_ADDRESS, else this machine)")
     parser.add_argument("--actors", type=within(1), default=1, help="number of processes that score")
     parser.add_argument(
@@ -25,8 +23,12 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--rows-per-call", type=within(1), default=1024, metavar="N", help="rows handed to an actor at a time"
     )
-    parser.add_argument("--workers", type=worker_count(), help="processes of each actor that decode images")
-    parser.add_argument("--batch-size", metavar="N", help="images per batch (default: 32)")
-    for flag in ("fusion", "weights", "tta", "precision", "calibrator"):
-        parser.add_argument(f"--{flag}", help="as of predict.py")
+    add_flags(
+        parser,
+        *("experts", "fusion", "weights", "tta", "calibrator", "precision", "batch_size", "workers"),
+        experts={"required": True, "help": f"{FLAGS['experts']['help']}; absolute paths"},
+        precision={"help": "fp32, bf16 or fp16 (default: as predict.py)"},
+        batch_size={"help": "images per batch (default: 32)"},
+        workers={"help": "processes of each actor that decode images"},
+    )
     return parser

@@ -15,6 +15,7 @@ import pandas as pd
 
 from featdistill.command_line import UserError
 from featdistill.inference.detector import Detector
+from featdistill.inference.flags import load_settings
 from featdistill.inference.parts import VERDICTS
 from featdistill.inference.references import is_folder
 from featdistill.records.manifest import checked
@@ -65,8 +66,7 @@ def run(args: Namespace) -> int:
     if not ray.is_initialized():
         ray.init(address=args.address, log_to_driver=False)
     _check_resources(ray.cluster_resources(), args)
-    names = ("fusion", "weights", "tta", "precision", "batch_size", "workers", "calibrator")
-    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    settings = load_settings(args) | {"calibrator": args.calibrator}
     experts = [os.path.abspath(name) if is_folder(name) else name for name in args.experts]
     rows = ray.data.read_parquet([parts.where(name) for name in parts.names])
     scores = rows.map_batches(

@@ -3,7 +3,8 @@
 from argparse import Namespace
 from pathlib import Path
 
-from featdistill.command_line import Parser, UserError, within, worker_count
+from featdistill.command_line import Parser, UserError, within
+from featdistill.inference.flags import add_flags
 
 
 def add_arguments(parser: Parser) -> None:
@@ -24,13 +25,7 @@ def add_arguments(parser: Parser) -> None:
         choices=("fp32", "fp16", "int8"),
         help="fp16: weights of half the size, arithmetic as before; int8: matrix products in 8-bit integers",
     )
-    what.add_argument(
-        "--fusion",
-        default="probability_mean",
-        metavar="HOW",
-        help="of several experts: probability_mean, logit_mean, or a file of python -m featdistill fuse",
-    )
-    what.add_argument("--weights", metavar="A=2,B=1", help="weights of the experts (default: equal)")
+    add_flags(what, "fusion", "weights")
     what.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     images = parser.add_argument_group("check against the experts, on real images")
     source = images.add_mutually_exclusive_group(required=True)
@@ -45,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="compare N of the images, evenly spaced",
     )
-    images.add_argument("--workers", type=worker_count(), default=0, help="loader processes")
+    add_flags(images, "workers", workers={"default": 0, "help": "loader processes"})
 
 
 def check(args: Namespace) -> None:

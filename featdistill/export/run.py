@@ -14,6 +14,7 @@ from featdistill import atomic
 from featdistill.command_line import UserError, counted
 from featdistill.export import formats, gate, tracing
 from featdistill.export.description import describe_input
+from featdistill.inference.flags import load_settings
 from featdistill.inference.jobs import images_of_folder
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.models.backbones import license_of
@@ -41,8 +42,9 @@ def export(args: Namespace) -> str:
     for package in _packages(args):
         require(package)
     rows = _images(args)
-    settings = {"fusion": args.fusion, "weights": args.weights, "workers": args.workers}
-    predictor = load_ensemble(args.experts, device="cpu", precision="fp32", **settings)
+    # --precision is that of the graph.
+    settings = load_settings(args) | {"device": "cpu", "precision": "fp32"}
+    predictor = load_ensemble(args.experts, **settings)
     _check_experts(predictor)
     with atomic.replace_folder(out) as folder:
         _log.info("tracing %s", ", ".join(predictor.names))

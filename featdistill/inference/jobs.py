@@ -38,6 +38,7 @@ from featdistill.images.listing import absolute, ignored_note, image_files, list
 from featdistill.images.reading import PARQUET_SUFFIX, check_access
 from featdistill.inference import part_tools, remote_output, single_images
 from featdistill.inference.detector import Detector
+from featdistill.inference.flags import load_settings
 from featdistill.inference.journal import PartialScores, claim_scores, score_resumably
 from featdistill.inference.parts import score_parts
 from featdistill.inference.predictor import Predictor, load_ensemble
@@ -56,8 +57,6 @@ _log = logging.getLogger(__name__)
 _FILE_SUFFIXES = (".txt", ".tsv", ".json", ".jsonl", ".xls", ".xlsx", ".parquet", ".zip", ".gz")
 _MAX_SHOWN = 10
 _ARCHIVE_SUFFIXES = (*ARCHIVE_SUFFIXES, *COMPRESSED_TAR_SUFFIXES, PARQUET_SUFFIX)
-# The flags of predict.py that are arguments of `load_ensemble`.
-_SETTINGS = ("resize", "fusion", "weights", "tta", "device", "precision", "batch_size", "workers", "compiled")
 
 
 def run(args: Namespace, processes: Processes) -> int:
@@ -244,12 +243,11 @@ def images_of_folder(folder: str) -> pd.DataFrame:
 
 def _load(args: Namespace) -> tuple[Predictor, list[Path]]:
     """Return the ensemble, and the experts whose folders are named."""
-    folders = [Path(folder) for folder in args.experts or ()]
+    folders = [Path(folder) for folder in args.experts]
     if not folders and not args.released:
         folders = latest_experts()
-    settings = {name: getattr(args, name) for name in _SETTINGS}
     ours = [folder for folder in folders if is_folder(folder)]
-    return load_ensemble(folders, args.released, **settings), ours
+    return load_ensemble(folders, **load_settings(args)), ours
 
 
 def _show(args: Namespace) -> int:

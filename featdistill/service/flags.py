@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from featdistill.command_line import Parser, UserError, within, worker_count
+from featdistill.inference.flags import add_flags
 
 KEY_VARIABLE = "FEATDISTILL_API_KEY"
 _SHORTEST_KEY = 16
@@ -54,27 +55,15 @@ class Limits:
 
 def add_arguments(parser: Parser) -> None:
     """Add the flags in groups."""
-    ensemble = parser.add_argument_group("ensemble, as for predict.py")
-    ensemble.add_argument(
-        "--experts", nargs="+", required=True, metavar="DIR", help="experts, as for predict.py"
-    )
-    ensemble.add_argument("--calibrator", metavar="FILE", help="adds the verdict real, unsure or AI")
-    ensemble.add_argument(
-        "--fusion",
-        default="probability_mean",
-        metavar="HOW",
-        help="probability_mean, logit_mean, or a file written by python -m featdistill fuse",
-    )
-    ensemble.add_argument("--weights", metavar="A=2,B=1", help="weights of the experts (default: equal)")
-    ensemble.add_argument("--tta", default="none", metavar="VIEWS", help="views of an image to average over")
-    ensemble.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
-    ensemble.add_argument("--precision", metavar="NAME", help="fp32, bf16 or fp16 (default: as predict.py)")
-    ensemble.add_argument(
-        "--batch-size",
-        default="auto",
-        metavar="N",
-        help="most images scored together; with 1, scores do not depend on other requests, not even in their "
-        "last bits (default: 32)",
+    add_flags(
+        parser.add_argument_group("ensemble"),
+        *("experts", "calibrator", "fusion", "weights", "tta", "device", "precision", "batch_size"),
+        experts={"required": True},
+        precision={"help": "fp32, bf16 or fp16 (default: as predict.py)"},
+        batch_size={
+            "help": "most images scored together; with 1, scores do not depend on other requests, not even "
+            "in their last bits (default: 32)"
+        },
     )
     network = parser.add_argument_group("network")
     network.add_argument(

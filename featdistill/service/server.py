@@ -12,6 +12,7 @@ import uvicorn
 
 from featdistill.command_line import UserError, explained
 from featdistill.inference.detector import Detector
+from featdistill.inference.flags import load_settings
 from featdistill.service.app import Service
 from featdistill.service.flags import Limits
 from featdistill.service.logs import show_json_lines
@@ -36,8 +37,7 @@ def serve(args: Namespace, limits: Limits, key: str) -> None:
     # A service manager may stop the process while it loads.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with bind(args.host, args.port) as listener:
-        settings = ("calibrator", "fusion", "weights", "tta", "device", "precision", "batch_size")
-        detector = Detector.load(*args.experts, **{name: getattr(args, name) for name in settings})
+        detector = Detector.load(*args.experts, calibrator=args.calibrator, **load_settings(args))
         _allow_files(2 * _CONNECTIONS)
         with Service(detector, limits, key) as service:
             server = Server(service)

@@ -28,6 +28,7 @@ from featdistill.distortions.plan import Plan, apply_plan
 from featdistill.evaluation.intervals import METHOD, auc_bounds, auc_covariance, difference_bounds
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.images.reading import BrokenImage
+from featdistill.inference.flags import load_settings
 from featdistill.inference.journal import PartialScores, claim_scores, score_resumably
 from featdistill.inference.predictor import Predictor, load_ensemble
 from featdistill.records.manifest import read_manifest
@@ -122,16 +123,7 @@ def run(args: Namespace) -> int:
     for one in left_out:
         _log.info("%s is left out: it needs %s", one["operation"], one["missing"])
     sample = sweep_plan.sample_rows(read_manifest(args.manifest), args.sample, args.seed)
-    predictor = load_ensemble(
-        args.experts or (),
-        args.released,
-        fusion=args.fusion,
-        tta=args.tta,
-        device=args.device,
-        precision=args.precision,
-        batch_size=args.batch_size,
-        workers=args.workers,
-    )
+    predictor = load_ensemble(args.experts, **load_settings(args))
     out = Path(args.out) / "sweep.json"
     operations: dict[str, list[str]] = {}
     for library, operation in dict.fromkeys((cell.library, cell.operation) for cell in cells):
