@@ -23,7 +23,9 @@ The same command continues a study that was stopped; finished runs and scores ar
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +43,7 @@ from featdistill.command_line import Parser, UserError, counted
 from featdistill.distortions.presets import parse_policy
 from featdistill.evaluation.metrics import roc_auc
 from featdistill.inference.scoring import score
-from featdistill.models.expert import WEIGHTS_FILE, load_expert, read_card
+from featdistill.models.expert import WEIGHTS_FILE, Expert, load_expert, read_card
 from featdistill.recipe_groups import Architecture
 from featdistill.records.manifest import read_manifests
 from featdistill.training import recipe as recipes
@@ -157,11 +159,10 @@ def _logits(run: Path, test: pd.DataFrame, arguments) -> dict[str, np.ndarray]:
         "draws": arguments.draws,
         "tokens": arguments.tokens and sha256_of(Path(arguments.tokens) / "bank.json"),
     }
-    described = json.dumps(made_from)
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored["made_from"]) == described:
-                return {kind: stored[kind] for kind in KINDS}
+    return kept_logits(path, made_from, lambda: _compute(folder, test, arguments))
+
+
+def _compute(folder: Path, test: pd.DataFrame, arguments) -> dict[str, np.ndarray]:
     expert = load_expert(folder)
     if arguments.tokens:
         from studies.token_banks import token_logits
@@ -170,19 +171,34 @@ def _logits(run: Path, test: pd.DataFrame, arguments) -> dict[str, np.ndarray]:
         logits = token_logits(arguments.tokens, expert, test, precision, arguments.draws)
     else:
         policy = parse_policy(arguments.preset)
-        drawn = [_image_logits(expert, test, policy=policy, seed=draw) for draw in range(arguments.draws)]
-        logits = {"clean": _image_logits(expert, test)[None], "distorted": np.stack(drawn)}
+        draws = range(arguments.draws)
+        drawn = [image_logits([expert], test, policy=policy, seed=draw)[0] for draw in draws]
+        logits = {"clean": image_logits([expert], test), "distorted": np.stack(drawn)}
     if unread := int(np.isnan(logits["clean"]).sum()):
         raise UserError(f"{counted(unread, 'test image')} not readable")
+    return logits
+
+
+def kept_logits(
+    path: Path, made_from: Any, compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a file if they were made from the same; else compute them and write the file."""
+    described = json.dumps(made_from)
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["made_from"]) == described:
+                return {kind: stored[kind] for kind in stored if kind != "made_from"}
+    logits = compute()
     with replace_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, made_from=described, **logits)
     return logits
 
 
-def _image_logits(expert, rows: pd.DataFrame, **distortions) -> np.ndarray:
-    logits = np.full(len(rows), np.nan)
-    for batch in score([expert], rows, batch_size=64, workers=2, **distortions):
-        logits[batch.rows] = batch.logits[0]
+def image_logits(experts: Sequence[Expert], rows: pd.DataFrame, **distortions) -> np.ndarray:
+    """Return logits (experts, N) under distortions of `score`; NaN for an image that cannot be read."""
+    logits = np.full((len(experts), len(rows)), np.nan)
+    for batch in score(experts, rows, batch_size=64, workers=2, **distortions):
+        logits[:, batch.rows] = batch.logits
     return logits
 
 

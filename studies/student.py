@@ -15,7 +15,6 @@ seeds, draws and folds with its 95 % interval (DeLong, over images), and the dif
 same command continues a study that was stopped.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,18 +27,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import distill
 import train
 from featdistill import command_line, text_tables
-from featdistill.atomic import replace_file, sha256_of, write_text
+from featdistill.atomic import sha256_of, write_text
 from featdistill.bank import probe_plan
 from featdistill.bank.figures import MeanAuc, mean_auc
 from featdistill.bank.probe import folder_name, probe
 from featdistill.command_line import Parser, UserError, within
 from featdistill.distortions.presets import parse_policy
-from featdistill.inference.scoring import score
 from featdistill.models.expert import WEIGHTS_FILE, load_expert
 from featdistill.records.logits import logits_of, probabilities
 from featdistill.records.manifest import read_manifest, split_holdout, write_manifest
 from featdistill.records.predictions import read_predictions
-from studies.method import difference, recipe_flag, shown
+from studies.method import difference, image_logits, kept_logits, recipe_flag, shown
 
 _HOLDOUT, _LABELS, _STUDENT, _TEACHERS = "hold-out", "labels alone", "student", "teachers"
 _RUNS = {_LABELS: "labels", _STUDENT: "student"}
@@ -144,25 +142,14 @@ class Part:
     def _scores(self, folder: Path, arguments) -> dict[str, np.ndarray]:
         """Return the logits of both networks' last experts, (2, views, N), `clean` and `robust`."""
         folders = [folder / run / "expert-last" for run in _RUNS.values()]
-        described = json.dumps([[sha256_of(each / WEIGHTS_FILE) for each in folders], arguments.preset])
-        path = folder / "logits.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as stored:
-                if str(stored["made_from"]) == described and stored["robust"].shape[1] == arguments.draws:
-                    return {kind: stored[kind] for kind in ("clean", "robust")}
-        experts, policy = [load_expert(each) for each in folders], parse_policy(arguments.preset)
-        drawn = [self._logits(experts, policy=policy, seed=draw) for draw in range(arguments.draws)]
-        logits = {"clean": self._logits(experts)[:, None], "robust": np.stack(drawn, axis=1)}
-        with replace_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, made_from=described, **logits)
-        return logits
+        made_from = [sha256_of(each / WEIGHTS_FILE) for each in folders], arguments.preset, arguments.draws
+        return kept_logits(folder / "logits.npz", made_from, lambda: self._compute(folders, arguments))
 
-    def _logits(self, experts: list, **distortions) -> np.ndarray:
-        logits = np.full((len(experts), len(self.scored)), np.nan)
-        rows = self.scored.assign(is_distorted=0)
-        for batch in score(experts, rows, batch_size=64, workers=2, **distortions):
-            logits[:, batch.rows] = batch.logits
-        return logits
+    def _compute(self, folders: list[Path], arguments) -> dict[str, np.ndarray]:
+        experts, policy = [load_expert(each) for each in folders], parse_policy(arguments.preset)
+        rows, draws = self.scored.assign(is_distorted=0), range(arguments.draws)
+        drawn = [image_logits(experts, rows, policy=policy, seed=draw) for draw in draws]
+        return {"clean": image_logits(experts, rows)[:, None], "robust": np.stack(drawn, axis=1)}
 
 
 def _parts(arguments) -> Iterator[Part]:

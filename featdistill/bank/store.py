@@ -167,11 +167,9 @@ def open_bank(path: str | Path) -> Bank:
         UserError: it is not a bank, it is not finished, or this version cannot read it.
     """
     path = Path(path)
-    record = read_record(path / RECORD_FILE, _REMEDY)
+    record = read_record(path / RECORD_FILE, _REMEDY, format=FORMAT)
     if record is None:
         raise UserError(f"{path} is not a bank: it has no {RECORD_FILE}; make one with embed")
-    if record.get("format") != FORMAT:
-        raise UserError(f"{path / RECORD_FILE} has a format that this version cannot read; {_REMEDY}")
     if not record.get("finished"):
         raise UserError(f"the bank {path} is not finished; run its embed command again to continue")
     bank = Bank(path, record)

@@ -94,14 +94,9 @@ class Calibrator:
         Raises:
             UserError: it is missing, of another kind or version, or damaged.
         """
-        record = read_record(path, _REMEDY)
+        record = read_record(path, _REMEDY, format=FORMAT, version=FORMAT_VERSION)
         if record is None:
             raise UserError(f"calibrator {path} does not exist; {_REMEDY}")
-        if record.get("format") != FORMAT:
-            raise UserError(f"{path} is not a calibrator; {_REMEDY}")
-        if record.get("version") != FORMAT_VERSION:
-            version = record.get("version")
-            raise UserError(f"{path} has version {version}, this program reads {FORMAT_VERSION}; {_REMEDY}")
         try:
             return cls(**{one.name: record[one.name] for one in fields(cls)})
         except (ValueError, KeyError, TypeError) as error:

@@ -62,11 +62,9 @@ def read_baseline(path: str | Path) -> dict[str, pd.DataFrame]:
         UserError: it is missing, of another kind or version, or damaged.
     """
     remedy = "keep one with evaluate.py --keep-baseline"
-    record = read_record(path, remedy)
+    record = read_record(path, remedy, format=FORMAT, version=FORMAT_VERSION)
     if record is None:
         raise UserError(f"baseline {path} does not exist; {remedy}")
-    if record.get("format") != FORMAT or record.get("version") != FORMAT_VERSION:
-        raise UserError(f"{path} is not a baseline that this version reads; {remedy}")
     try:
         frames = {}
         for name, kept in record["splits"].items():

@@ -199,8 +199,7 @@ def _score_part(
     show: bool,
 ) -> None:
     """Score one part and write it, unless another worker has done so meanwhile."""
-    mark = parts.mark(name)
-    rows, sha256 = read_part(parts, name)
+    rows, stamp = read_part(parts, name)
     check_access(rows["image"])
     logits, reasons = _logits(predictor, rows, sidecar, Path(name).stem, show)
     columns: dict[str, Any] = {"name": rows["name"].tolist()}
@@ -217,7 +216,8 @@ def _score_part(
         fused_logits = logits_of(fused)
         columns["verdict"] = _spread(calibrator.verdicts(fused_logits), good, len(rows))
         columns["probability"] = _spread(calibrator.probability(fused_logits), good, len(rows))
-    facts = {"rows": len(rows), "errors": len(reasons), "manifest_sha256": sha256, "manifest_mark": mark}
+    facts = {"rows": len(rows), "errors": len(reasons)}
+    facts |= {"manifest_sha256": stamp.sha256, "manifest_mark": stamp.mark}
     # A column of nulls alone has the type of the others.
     types = {title: pa.string() if title in _TEXT else pa.float64() for title in columns}
     arrays = {title: pa.array(values, types[title]) for title, values in columns.items()}

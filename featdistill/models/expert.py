@@ -222,11 +222,9 @@ def load_expert(folder: str | Path) -> Expert:
 def read_card(folder: str | Path) -> dict[str, Any]:
     """Return the content of an expert's `expert.json`."""
     path = Path(folder) / CARD_FILE
-    card = read_record(path, "copy the expert again, or train it again")
+    card = read_record(path, "copy the expert again, or train it again", format=_FORMAT)
     if card is None:
         raise UserError(f"{folder} is not an expert: it has no {CARD_FILE}")
-    if card.get("format") != _FORMAT:
-        raise UserError(f"{path} has a format that this version cannot read")
     return card
 
 

@@ -34,7 +34,7 @@ from featdistill.images.listing import (
     printable,
     split_location,
 )
-from featdistill.records.parts import Parts, has_parts
+from featdistill.records.parts import Parts, Stamp, has_parts
 from featdistill.seeds import hash_ranks
 
 COLUMNS = ("image", "name", "label", "source", "generator", "group", "is_distorted", "distortions", "licence")
@@ -112,10 +112,10 @@ def manifest_chunks(path: str | Path, rows: int | None = None) -> Iterator[pd.Da
         raise UserError(f"{path} is not a readable CSV: {error}") from error
 
 
-def read_part(parts: Parts, name: str) -> tuple[pd.DataFrame, str]:
-    """Return a part of a manifest like `read_manifest`, and the SHA-256 of its file."""
-    frame, sha256 = parts.read(name)
-    return checked(frame, parts.where(name), parts.folder.address), sha256
+def read_part(parts: Parts, name: str) -> tuple[pd.DataFrame, Stamp]:
+    """Return a part of a manifest like `read_manifest`, and the hashes of its file."""
+    frame, stamp = parts.read(name)
+    return checked(frame, parts.where(name), parts.folder.address), stamp
 
 
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> None:

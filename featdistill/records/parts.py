@@ -8,6 +8,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,13 @@ _END_BYTES = 1 << 16
 def has_parts(path: str | Path) -> bool:
     """Return whether this names a folder of parts, not a CSV."""
     return not str(path).lower().endswith(".csv") if is_remote(path) else Path(path).is_dir()
+
+
+class Stamp(NamedTuple):
+    """Hashes of a part: of its file, and of the file's size and end, which change with its rows."""
+
+    sha256: str
+    mark: str
 
 
 class Parts:
@@ -54,8 +62,8 @@ class Parts:
         """Return the path or address of a part, for messages."""
         return f"{self.folder.address}/{name}"
 
-    def read(self, name: str) -> tuple[pd.DataFrame, str]:
-        """Return the cells of a part as they are, and the SHA-256 of its file.
+    def read(self, name: str) -> tuple[pd.DataFrame, Stamp]:
+        """Return the cells of a part as they are, and the hashes of its file.
 
         Raises:
             UserError: it is not a readable parquet file, or lacks a column.
@@ -67,7 +75,8 @@ class Parts:
             raise self._unreadable(name, error) from error
         if missing := [column for column in ("image", "name") if column not in frame]:
             raise UserError(f"{self.where(name)} is not a part of a manifest: column {missing[0]} is missing")
-        return frame.reset_index(drop=True), hashlib.sha256(data).hexdigest()
+        stamp = Stamp(hashlib.sha256(data).hexdigest(), _mark(len(data), data[-_END_BYTES:]))
+        return frame.reset_index(drop=True), stamp
 
     def count(self, name: str) -> int:
         """Return the number of a part's rows, from the end of its file alone."""
@@ -78,11 +87,11 @@ class Parts:
             raise self._unreadable(name, error) from error
 
     def mark(self, name: str) -> str:
-        """Return a hash of the size and the end of a part, which change with its rows; cheap to read."""
+        """Return the `mark` of a part's `Stamp`; cheap to read."""
         with self.folder.open(name) as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(max(0, size - _END_BYTES))
-            return hashlib.sha256(f"{size}:".encode() + file.read()).hexdigest()
+            return _mark(size, file.read())
 
     def columns(self, names: Iterable[str]) -> Iterator[pd.DataFrame]:
         """Yield these columns of each part."""
@@ -100,6 +109,10 @@ class Parts:
 
     def _unreadable(self, name: str, error: Exception) -> UserError:
         return UserError(f"{self.where(name)} is not a readable parquet file: {' '.join(str(error).split())}")
+
+
+def _mark(size: int, end: bytes) -> str:
+    return hashlib.sha256(f"{size}:".encode() + end).hexdigest()
 
 
 def content_sha256(manifest: str | Path) -> str:

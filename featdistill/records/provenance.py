@@ -80,15 +80,16 @@ def as_json(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_record(
-    path: str | Path, remedy: str = "remove it and run the command again"
+    path: str | Path, remedy: str = "remove it and run the command again", **expected: Any
 ) -> dict[str, Any] | None:
     """Return the JSON object in a file, or None without a file.
 
     Args:
         remedy: ends the messages.
+        expected: values that the object must have, such as its `format`.
 
     Raises:
-        UserError: the file does not hold a JSON object.
+        UserError: the file does not hold a JSON object, or one with other values.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,6 +100,9 @@ def read_record(
         raise UserError(f"{path} is not readable JSON: {error}; {remedy}") from error
     if not isinstance(record, dict):
         raise UserError(f"{path} must hold a JSON object; {remedy}")
+    for key, value in expected.items():
+        if (found := record.get(key)) != value:
+            raise UserError(f"{path} has {key} {found!r}; this version reads {key} {value!r}; {remedy}")
     return record
 
 

@@ -85,11 +85,9 @@ def load_exported(reference: str | Path) -> Loaded:
 
 def read_export_card(folder: Path) -> dict[str, Any]:
     """Return the content of a folder's `export.json`, or raise a `UserError` if it is not as written."""
-    card = read_record(folder / CARD_FILE, "export it again")
+    card = read_record(folder / CARD_FILE, "export it again", format=FORMAT)
     if card is None:
         raise UserError(f"{folder} is not an export: it has no {CARD_FILE}")
-    if card.get("format") != FORMAT:
-        raise UserError(f"{folder / CARD_FILE} has a format that this version cannot read")
     if card.pop("sha256", None) != _sha256_of(card):
         raise UserError(
             f"{folder / CARD_FILE} was changed after the export (its SHA-256 differs); export it again, or "

@@ -256,7 +256,7 @@ def test_what_is_not_a_bank_is_refused(manifest, tmp_path):
         bank.feature("pool")
     record = json.loads((tmp_path / "bank" / "bank.json").read_text())
     (tmp_path / "bank" / "bank.json").write_text(json.dumps(record | {"format": 0}))
-    with pytest.raises(UserError, match="a format that this version cannot read"):
+    with pytest.raises(UserError, match="has format 0; this version reads format 1; "):
         open_bank(tmp_path / "bank")
 
 

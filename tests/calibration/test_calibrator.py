@@ -75,8 +75,8 @@ def test_the_promise_is_one_sentence():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "fusion"}, "is not a calibrator"),
-        ({"version": 2}, "has version 2, this program reads 1"),
+        ({"format": "fusion"}, "has format 'fusion'; this version reads format 'featdistill calibrator'"),
+        ({"version": 2}, "has version 2; this version reads version 1; fit one"),
         ({"ai_threshold": None}, "damaged"),
         ({"ai_threshold": "2"}, "damaged"),
         ({"real_threshold": 2.5}, "damaged: the thresholds"),

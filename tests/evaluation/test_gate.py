@@ -143,7 +143,7 @@ def test_other_images_labels_or_files_are_refused_in_one_line(runs):
             gate.compare(splits, file)
     other = runs.folder / "other.json"
     other.write_text("{}")
-    with pytest.raises(UserError, match="not a baseline that"):
+    with pytest.raises(UserError, match="this version reads format 'featdistill baseline'; keep one"):
         gate.compare(splits, other)
     with pytest.raises(UserError, match="was not written by this command"):
         gate.write_baseline(other, splits)

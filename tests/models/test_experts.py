@@ -89,7 +89,7 @@ def test_saving_over_an_expert_replaces_it_whole(expert, tmp_path):
         (lambda folder: (folder / WEIGHTS_FILE).unlink(), "has no expert.safetensors"),
         (lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"x" * 99), "its SHA-256 differs"),
         (lambda folder: (folder / CARD_FILE).write_text("{"), "is not readable JSON"),
-        (lambda folder: (folder / CARD_FILE).write_text("{}"), "has a format that this version cannot read"),
+        (lambda folder: (folder / CARD_FILE).write_text("{}"), "has format None; this version reads"),
         (lambda folder: edit(folder, head={"hidden": 8, "dropout": 0.3}), "cannot be loaded: RuntimeError"),
         (lambda folder: edit(folder, backbone={"library": "tiny"}), "cannot be loaded: TypeError"),
         (lambda folder: edit(folder, backbone=TIMM | {"name": "hf-hub:me/any"}), "not just an architecture"),

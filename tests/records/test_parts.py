@@ -53,8 +53,8 @@ def test_parts_hold_the_rows_of_the_csv(csv, capsys):
 
 def test_images_below_the_folder_have_relative_paths(csv):
     out = parts_of(csv, name=".")
-    cells, _ = Parts(out).read("part-000000.parquet")
-    assert cells["image"][3] == "images/3.jpg"
+    cells, stamp = Parts(out).read("part-000000.parquet")
+    assert cells["image"][3] == "images/3.jpg" and stamp.mark == Parts(out).mark("part-000000.parquet")
     assert read_manifest(out)["image"][3] == str(csv.parent / "images" / "3.jpg")
 
 

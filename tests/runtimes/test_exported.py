@@ -84,7 +84,7 @@ def test_what_needs_layers_is_refused(exported, tmp_path):
     ("damage", "message"),
     [
         (lambda folder, card: (folder / CARD_FILE).unlink(), r"is not an export: it has no export\.json"),
-        (lambda folder, card: card.update(format="x"), "format that this version cannot read"),
+        (lambda folder, card: card.update(format="x"), "has format 'x'; this version reads format"),
         (lambda folder, card: card.pop("experts"), "is incomplete"),
         (lambda folder, card: card.update(files={}), r"does not give the SHA-256 of model\.onnx"),
         (lambda folder, card: card["files"].update({"../x": "0"}), r"has no \.\./x"),
