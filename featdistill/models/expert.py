@@ -6,6 +6,7 @@ their softmax equals the sigmoid of their difference.)
 
 import dataclasses
 import importlib.metadata
+import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
@@ -188,6 +189,17 @@ def save_expert(expert: Expert, folder: str | Path, card: dict[str, Any] | None 
         atomic.write_json(temporary / CARD_FILE, content)
         # safetensors ignores the umask and writes files that only their owner can read.
         shutil.copymode(temporary / CARD_FILE, temporary / WEIGHTS_FILE)
+
+
+def copy_expert(folder: str | Path, copy: str | Path) -> None:
+    """Write an expert a second time, atomically: the weights are stored once where the file system can."""
+    with atomic.replace_folder(copy) as temporary:
+        shutil.copy(Path(folder, CARD_FILE), temporary)
+        weights = Path(folder, WEIGHTS_FILE)
+        try:
+            os.link(weights, temporary / WEIGHTS_FILE)
+        except OSError:
+            shutil.copy(weights, temporary)
 
 
 def load_expert(folder: str | Path) -> Expert:

@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from featdistill import atomic
-from featdistill.command_line import UserError
+from featdistill.command_line import UserError, counted
 from featdistill.records.provenance import Claim, claim, read_record
 from featdistill.training.recipe import RUNTIME_KEYS
 
@@ -156,6 +156,13 @@ class RunFolder:
             return {}
         with self.unreadable_csv.open(encoding="utf-8", newline="") as file:
             return dict(list(csv.reader(file))[1:])
+
+    def report(self) -> int:
+        """Log how many images could not be read, and return the exit status: 1 if there are any, else 0."""
+        count = len(self.unreadable())
+        if count:
+            _log.info(f"{counted(count, 'image')} could not be read, listed in {self.unreadable_csv}")
+        return 1 if count else 0
 
 
 def git_commit() -> str | None:

@@ -26,13 +26,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from featdistill.command_line import UserError, counted, progress
+from featdistill.command_line import UserError, progress
 from featdistill.data.loading import make_loader
 from featdistill.data.mixed_sizes import batch_pieces
 from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
 from featdistill.inference import compute
-from featdistill.models.expert import Expert, load_expert, save_expert
+from featdistill.models.expert import Expert, copy_expert, load_expert, save_expert
 from featdistill.training import averages, compilation, finetuning, optimizer, passes, sharding
 from featdistill.training.from_tokens import TokenDataset, TokenHoldout
 from featdistill.training.holdout import score_holdout
@@ -102,6 +102,11 @@ class Trainer:
         """Whether all epochs are scored, or enough of them without a better one."""
         return self.scored_epochs == self.recipe.epochs or self.best.waited_enough(self.scored_epochs)
 
+    @property
+    def _is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() - self.saved_at >= self.recipe.checkpoint_every_s
+
     def fit(self) -> int:
         """Train until the run is finished or SIGTERM arrives; do nothing if it is finished already.
 
@@ -115,7 +120,7 @@ class Trainer:
             self.skipped_in_a_row = state["skipped_in_a_row"]
         if self.is_finished:
             _log.info(f"{self.run.path} is finished; nothing to do")
-            return self._report()
+            return self.run.report()
         previous = signal.signal(signal.SIGTERM, self._request_stop)
         try:
             start_trackers(self.accelerator, self.recipe, self.run)
@@ -134,14 +139,7 @@ class Trainer:
             self.accelerator.wait_for_everyone()
         finally:
             signal.signal(signal.SIGTERM, previous)
-        return self._report() if self.is_finished else 0
-
-    def _report(self) -> int:
-        """Log how many images could not be read, and return the exit status."""
-        count = len(self.run.unreadable())
-        if count:
-            _log.info(f"{counted(count, 'image')} could not be read, listed in {self.run.unreadable_csv}")
-        return 1 if count else 0
+        return self.run.report() if self.is_finished else 0
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         """Handle SIGTERM: stop after the current step; a second signal, during the save, changes nothing.
@@ -203,8 +201,7 @@ class Trainer:
                 bar.update(recipe.batch_size)
                 if self.step % recipe.log_every == 0:
                     bar.set_postfix(self.log.write(self.step, epoch), refresh=False)
-                is_due = time.monotonic() - self.saved_at >= recipe.checkpoint_every_s
-                must_leave, must_save = self._agree(self.must_stop, is_due)
+                must_leave, must_save = self._agree(self.must_stop, self._is_due)
                 if must_leave or must_save:
                     self._save()
                 if must_leave:
@@ -331,7 +328,7 @@ class Trainer:
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
 
     def _score_epoch(self) -> None:
-        """Score the hold-out, save the expert (also as the best one, if it is), and write a checkpoint."""
+        """Score the hold-out, save the expert (also as the best one, if it is), and, if due, a checkpoint."""
         self.task.after_epoch(self.scored_epochs + 1)
         self._renew_statistics()
         expert = self._whole_expert()
@@ -346,9 +343,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             reached = {"epoch": self.scored_epochs, "finished": self.is_finished}
             card = self.card | reached | {"metrics": {"holdout": holdout}}
-            for folder in (self.run.expert_last, self.run.expert) if is_best else (self.run.expert_last,):
-                save_expert(expert, folder, card)
-        self._save()
+            save_expert(expert, self.run.expert_last, card)
+            if is_best:
+                copy_expert(self.run.expert_last, self.run.expert)
+        if self.is_finished or any(self._agree(self._is_due)):
+            self._save()
 
     def _renew_statistics(self) -> None:
         """Compute the statistics of an average's BatchNorm layers from images of the epoch that has ended."""

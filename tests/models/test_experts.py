@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from featdistill.command_line import UserError
 from featdistill.models.expert import (
     CARD_FILE,
     WEIGHTS_FILE,
+    copy_expert,
     create_expert,
     load_expert,
     read_card,
@@ -116,3 +119,23 @@ def test_the_weights_can_be_read_by_those_who_can_read_the_card(expert, tmp_path
     save_expert(expert, tmp_path / "expert")
     modes = {path.stat().st_mode for path in (tmp_path / "expert").iterdir()}
     assert len(modes) == 1
+
+
+@pytest.mark.parametrize("can_link", [True, False])
+def test_a_copy_is_an_expert_of_its_own(expert, tmp_path, can_link, monkeypatch):
+    if not can_link:
+        monkeypatch.setattr(os, "link", refuse_links)
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    save_expert(expert, first)
+    copy_expert(first, copy)
+    files = [folder / "expert.safetensors" for folder in (first, copy)]
+    assert os.path.samefile(*files) == can_link
+    saved = load_expert(copy).head[0].weight
+    with torch.no_grad():
+        expert.head[0].weight.zero_()
+    save_expert(expert, first)
+    assert torch.equal(load_expert(copy).head[0].weight, saved) and saved.any()
+
+
+def refuse_links(source: Path, target: Path) -> None:
+    raise PermissionError(1, "Operation not permitted", str(source))

@@ -5,13 +5,14 @@ import time
 
 import pytest
 from processes import fork, needs_fork, statuses
-from training_runs import SMALL
+from training_runs import SMALL, weights
 
 import train
 from featdistill.command_line import UserError
 from featdistill.records.provenance import Claim
 from featdistill.training import run_folder
 from featdistill.training.run_folder import RunFolder, git_commit
+from featdistill.training.trainer import Trainer
 
 DESCRIPTION = {
     "stage": 2,
@@ -121,3 +122,24 @@ def test_a_lock_ends_with_its_process(tmp_path):
     assert statuses(fork(killed)) == [-signal.SIGKILL]
     with RunFolder(tmp_path).locked():
         pass
+
+
+def test_epochs_shorter_than_the_time_between_checkpoints_write_none(sets, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        """Stands for SIGKILL."""
+
+    def step(trainer, stream):
+        if trainer.scored_epochs == 1:
+            raise Killed
+        take_step(trainer, stream)
+
+    take_step, whole, run = Trainer._step, tmp_path / "whole", tmp_path / "run"
+    train.main([*SMALL, *sets, "--out", str(whole)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", step)
+        with pytest.raises(Killed):
+            train.main([*SMALL, *sets, "--out", str(run)])
+    assert (run / "expert").is_dir() and not (run / "resume").exists()
+    assert train.main([*SMALL, *sets, "--out", str(run)]) == 0
+    assert weights(run) == weights(whole)
+    assert RunFolder(run).load_state()["task"] is None
