@@ -36,6 +36,7 @@ from featdistill.models.expert import Expert, create_expert
 from featdistill.recipe_groups import Distillation, Objective, Optimization
 from featdistill.training.optimizer import make_optimizer, set_learning_rates
 from featdistill.training.tasks import ClassifyTask, DistillTask
+from featdistill.training.teachers import cast_frozen
 
 STAGES = ("stage 1", "reading A", "reading B")
 OPTIONS = ("eager", "compiled", "checkpointing")
@@ -138,6 +139,7 @@ def measure_step(
     else:
         expert.backbone.set_gradient_checkpointing(option == "checkpointing")
         task = _task(expert, stage).to(device).train()
+        cast_frozen(task, arguments.precision)
         if option == "compiled":
             set_up_compiler(device)
             task.compile()

@@ -3,8 +3,8 @@
 The sum of two parts, in bytes:
 
 - weights: 6 per parameter (4, and 2 for its copy in bf16) and 12 more for each that is trained (gradient and
-  AdamW); 4 more per parameter for an average of the weights and 6 for the teacher of stage 2; 4 more per
-  trained one for SAM
+  AdamW); 4 more per parameter for an average of the weights, and for the teacher of stage 2 6, or 2 if it is
+  frozen and in bf16; 4 more per trained one for SAM
 - activations, for each image of a pass: 2.5 per value that a module returns and that depends on what is
   trained
 
@@ -51,7 +51,9 @@ def estimate(recipe: Recipe) -> Estimate:
     total, trained, values, sizes = _measure(architecture, Finetuning(**values_of(Finetuning, recipe)))
     is_fp32, is_second = recipe.precision == "fp32", isinstance(recipe, DistillRecipe)
     weight = 4 if is_fp32 else 6
-    fixed = total * (weight + 4 * bool(recipe.ema or recipe.swa_start) + weight * is_second)
+    is_cast = is_second and recipe.precision == "bf16" and recipe.teacher_kind == "frozen"
+    teacher = 2 if is_cast else weight * is_second
+    fixed = total * (weight + 4 * bool(recipe.ema or recipe.swa_start) + teacher)
     fixed += trained * (12 + 4 * bool(recipe.sam_rho))
     activations = values * (4 if is_fp32 else _BYTES_PER_VALUE)
     if recipe.gradient_checkpointing:

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from featdistill.inference import compute
 from featdistill.models.expert import Encoded, Expert
 
 
@@ -48,10 +49,15 @@ class FrozenTeacher(Untrained):
 
     # Whether it changes in training, so that a killed run needs it.
     moves = False
+    # Whether its weights have the type in which it computes.
+    is_cast = False
 
     @torch.no_grad()
     def forward(self, images: Tensor, layers: int = 1) -> Encoded:
         """Return `Expert.encode` of images (B, 3, S, S)."""
+        if self.is_cast:
+            with torch.autocast(images.device.type, enabled=False):
+                return self.expert.encode(images, layers)
         return self.expert.encode(images, layers)
 
     def follow(self, student: Expert, momentum: float) -> None:
@@ -66,3 +72,17 @@ class MomentumTeacher(FrozenTeacher):
     def follow(self, student: Expert, momentum: float) -> None:
         """Move towards the student by 1 - momentum; see `momentum_at`."""
         follow(self.expert, student, momentum)
+
+
+def cast_frozen(task: nn.Module, precision: str) -> None:
+    """In bf16, cast the backbones of frozen teachers, as for scoring: less memory, and no casting at a step.
+
+    Teachers that move need float32, see `follow`.
+
+    Args:
+        precision: of the run; with sharded weights, which have one type, fp32.
+    """
+    for module in task.modules():
+        if precision == "bf16" and isinstance(module, FrozenTeacher) and not module.moves:
+            compute.cast(module.expert, precision)
+            module.is_cast = True

@@ -33,7 +33,7 @@ from featdistill.data.sampling import TrainBatches
 from featdistill.data.train_dataset import TrainDataset
 from featdistill.inference import compute
 from featdistill.models.expert import Expert, copy_expert, load_expert, save_expert
-from featdistill.training import averages, compilation, finetuning, optimizer, passes, sharding
+from featdistill.training import averages, compilation, finetuning, optimizer, passes, sharding, teachers
 from featdistill.training.from_tokens import TokenDataset, TokenHoldout
 from featdistill.training.holdout import score_holdout
 from featdistill.training.log import TrainingLog, start_trackers
@@ -156,6 +156,7 @@ class Trainer:
         if self.is_sharded:
             # FSDP does not support weights in the channels-last format.
             self.task.to(memory_format=torch.contiguous_format)
+        teachers.cast_frozen(self.task, "fp32" if self.is_sharded else recipe.precision)
         if recipe.gradient_checkpointing:
             selective = recipe.checkpointing == "selective"
             self.task.expert.backbone.set_gradient_checkpointing(True, selective)

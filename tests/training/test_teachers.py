@@ -4,10 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from featdistill.inference import compute
 from featdistill.models.expert import create_expert
+from featdistill.recipe_groups import Distillation
+from featdistill.training.tasks import DistillTask
 from featdistill.training.teachers import (
     FrozenTeacher,
     MomentumTeacher,
+    cast_frozen,
     follow,
     momentum_at,
 )
@@ -77,3 +81,51 @@ def test_a_frozen_teacher_does_not_follow(expert):
     start = copy.deepcopy(teacher.state_dict())
     teacher.follow(moved(expert), 0.5)
     assert all(torch.equal(value, start[key]) for key, value in teacher.state_dict().items())
+
+
+def stage_2(expert, kind: str = "frozen", precision: str = "bf16") -> DistillTask:
+    """A task of the expert, ready to run in a precision."""
+    task = DistillTask(copy.deepcopy(expert), Distillation(teacher_kind=kind))
+    cast_frozen(task, precision)
+    return task
+
+
+def types_of(module: nn.Module) -> set[torch.dtype]:
+    return {parameter.dtype for parameter in module.parameters()}
+
+
+def test_only_the_backbone_of_a_frozen_teacher_is_cast_and_only_in_bf16(expert):
+    task = stage_2(expert)
+    assert types_of(task.teacher.expert.backbone) == {torch.bfloat16}
+    assert types_of(task.teacher.expert.head) == types_of(task.expert) == {torch.float32}
+    for kind, precision in (("momentum", "bf16"), ("frozen", "fp16"), ("frozen", "fp32")):
+        assert types_of(stage_2(expert, kind, precision)) == {torch.float32}
+
+
+def test_a_cast_teacher_computes_what_is_scored_in_bf16_and_nearly_what_it_was(expert):
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    cast, plain = stage_2(expert).teacher, stage_2(expert, precision="fp16").teacher
+    scored = compute.cast(copy.deepcopy(expert).eval(), "bf16")
+    with torch.autocast("cpu", torch.bfloat16):
+        found, before = cast(images), plain(images)
+    with torch.no_grad():
+        assert torch.equal(found.logit, scored(images)) and found.logit.dtype == torch.float32
+    assert found.tokens[-1].dtype == torch.bfloat16
+    torch.testing.assert_close(found.logit, before.logit, atol=0.01, rtol=0)
+    torch.testing.assert_close(found.tokens[-1].float(), before.tokens[-1].float(), atol=0.1, rtol=0)
+
+
+def test_a_step_with_a_cast_teacher_trains_the_student_alone(expert):
+    task = stage_2(expert).train()
+    batch = {
+        "images": torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8),
+        "images_clean": torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8),
+        "label": torch.tensor([0.0, 1, 0, 1]),
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        output = task(batch)
+    assert output["dense"] > 0 and output["loss"].isfinite()
+    output["loss"].backward()
+    assert all(parameter.grad is None for parameter in task.teacher.parameters())
+    assert all(p.grad.isfinite().all() for p in task.expert.parameters() if p.grad is not None)
+    assert "teacher" not in task.checkpoint()

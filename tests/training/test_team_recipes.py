@@ -165,7 +165,10 @@ def test_the_estimate_follows_what_a_recipe_trains_and_keeps():
 
     assert more_bytes(ema=0.9) == pytest.approx(4 * total)
     assert more_bytes(sam_rho=0.1) == pytest.approx(4 * total)
-    assert more_bytes(DistillRecipe) == pytest.approx(6 * total)
+    # A frozen teacher in bf16, and others.
+    assert more_bytes(DistillRecipe) == pytest.approx(2 * total)
+    assert more_bytes(DistillRecipe, teacher_kind="momentum") == pytest.approx(6 * total)
+    assert more_bytes(DistillRecipe, precision="fp16") == pytest.approx(6 * total)
     assert more_bytes(finetune="frozen") < more_bytes(finetune="last_n", last_n=1) < -12 * total / 3
     per_image = more_bytes(batch_size=65)
     assert more_bytes(batch_size=96) == pytest.approx(32 * per_image)
