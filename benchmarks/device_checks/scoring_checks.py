@@ -20,7 +20,7 @@ from featdistill.models.expert import Expert
 from featdistill.models.head_width import with_head_width
 
 # By how much logits of these experts may move, which spread over about one unit.
-_MOST = {"fp32": 2e-3, "fp16": 0.02, "bf16": 0.1, "fp8": 1.0}
+MOST = {"fp32": 2e-3, "fp16": 0.02, "bf16": 0.1, "fp8": 1.0}
 _PAPER = ("clip_l14", "siglip_so400m")
 
 
@@ -59,22 +59,31 @@ def precisions(bench: Bench) -> dict[str, float]:
             model = compute.cast(copy.deepcopy(expert), precision)
             logits = logits_of(model, images, bench.device)
             what = f"{name} {precision}"
-            found[what] = must_be_close(logits, expected, _MOST[precision], what)
+            found[what] = must_be_close(logits, expected, MOST[precision], what)
     return found
 
 
 def compiled(bench: Bench) -> dict[str, float]:
-    """Compare compiled experts with the same ones eager, also with wider heads."""
+    """Compare compiled experts with the same ones eager, also with wider heads and with CUDA graphs."""
     found = {}
     for name in _PAPER:
         expert = family(name, bench)
         images = images_for(expert, 8, bench.device)
-        expected = logits_of(expert, images, bench.device)
-        for title, plain in ((name, expert), (f"{name}, heads 128", with_head_width(expert, 128))):
+        graphs = {"mode": "reduce-overhead"} if bench.is_gpu else bench.compiler
+        for title, plain, options in (
+            (name, expert, bench.compiler),
+            (f"{name}, heads 128", with_head_width(expert, 128), bench.compiler),
+            (f"{name}, CUDA graphs", expert, graphs),
+        ):
+            torch._dynamo.reset()
             model = compute.cast(copy.deepcopy(plain), "bf16" if bench.is_gpu else "fp32")
-            [model] = compute.compile_experts([model], 8, bench.device, **bench.compiler)
-            most = _MOST["bf16" if bench.is_gpu else "fp32"]
-            found[title] = must_be_close(logits_of(model, images, bench.device), expected, most, title)
+            [model] = compute.compile_experts([model], 8, bench.device, **options)
+            most = MOST["bf16" if bench.is_gpu else "fp32"]
+            # A graph computes other images than those that it was recorded with.
+            for order in (images, images.flip(0)):
+                logits = logits_of(model, order, bench.device)
+                expected = logits_of(expert, order, bench.device)
+                found[title] = must_be_close(logits, expected, most, title)
     return found
 
 
@@ -124,7 +133,7 @@ def float8(bench: Bench) -> dict[str, float]:
         try:
             logits = logits_of(with_float8(expert), images, bench.device)
             expected = logits_of(expert, images, bench.device)
-            found[name] = must_be_close(logits, expected, _MOST["fp8"], name)
+            found[name] = must_be_close(logits, expected, MOST["fp8"], name)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             failed.append(f"{name}: {str(error).splitlines()[0][:120]}")
     if failed:
@@ -140,7 +149,7 @@ def float8_compiled(bench: Bench) -> dict[str, float]:
         images = images_for(expert, 16, bench.device)
         [model] = compute.compile_experts([with_float8(expert)], 16, bench.device, **bench.compiler)
         expected = logits_of(expert, images, bench.device)
-        found[name] = must_be_close(logits_of(model, images, bench.device), expected, _MOST["fp8"], name)
+        found[name] = must_be_close(logits_of(model, images, bench.device), expected, MOST["fp8"], name)
     return found
 
 
@@ -164,7 +173,7 @@ def views(bench: Bench) -> dict[str, float]:
         found, expected = (_mean_logits(one, stacks, eight, 8).float().cpu() for one in (model, expert))
     if torch.allclose(found, logits_of(expert, images, bench.device), atol=1e-6):
         raise AssertionError("the mirrored view changes nothing")
-    return {"difference": must_be_close(found, expected, _MOST["fp32"], "views")}
+    return {"difference": must_be_close(found, expected, MOST["fp32"], "views")}
 
 
 def pgd(bench: Bench) -> dict[str, float]:
@@ -189,7 +198,7 @@ FIRST = Part("device and rate of matrix products", 10, the_device)
 PARTS = [
     Part("precisions against float32 on the CPU", 20, precisions, shares=True),
     Part("cuDNN attention at head width 72", 25, attention, shares=True),
-    Part("compiled experts", 35, compiled, shares=True),
+    Part("compiled experts", 45, compiled, shares=True),
     Part("fp8 of every family", 30, float8, shares=True),
     Part("fp8 compiled", 40, float8_compiled, shares=True),
     Part("automatic batch size", 10, batch_size),
