@@ -28,6 +28,13 @@ def verdicts_path(predictions: str | Path) -> Path:
     return path.with_name(f"{path.stem}.verdicts.csv")
 
 
+def refuse_foreign(predictions: str | Path) -> None:
+    """Raise a `UserError` if something else is where the verdicts would be: asked before images are scored."""
+    out = verdicts_path(predictions)
+    recorded = read_record(_record_of(out))
+    claim(out, recorded, recorded or {}, occupied=out.exists(), remedy="remove it")
+
+
 def write_verdicts(
     predictions: str | Path,
     calibrator: Calibrator | None,
@@ -46,7 +53,7 @@ def write_verdicts(
         UserError: there is a file that was made from something else.
     """
     out = verdicts_path(predictions)
-    record = out.with_name(f"{out.name}.json")
+    record = _record_of(out)
     requested: dict[str, Any] = {"predictions_sha256": atomic.sha256_of(Path(predictions))}
     if calibrator:
         requested |= calibrator.settings()
@@ -70,6 +77,10 @@ def write_verdicts(
     atomic.write_json(record, requested)
     atomic.write_text(out, atomic.csv_text([*columns], zip(*columns.values(), strict=True)))
     return out
+
+
+def _record_of(verdicts: Path) -> Path:
+    return verdicts.with_name(f"{verdicts.name}.json")
 
 
 def copies_path(predictions: str | Path) -> Path:

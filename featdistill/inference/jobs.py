@@ -28,7 +28,7 @@ from featdistill.calibration.stability import (
     parse_request,
     stability_of,
 )
-from featdistill.calibration.verdict_files import copies_path, read_copies, write_verdicts
+from featdistill.calibration.verdict_files import copies_path, read_copies, refuse_foreign, write_verdicts
 from featdistill.command_line import UserError, counted
 from featdistill.data.loading import ScoreDataset
 from featdistill.distortions.presets import PRESETS
@@ -86,6 +86,8 @@ def run(args: Namespace, processes: Processes) -> int:
     predictor.profile = Profile()
     for manifest, out in jobs:
         there = processes.on_main(lambda out=out: remote_output.fetch(out))
+        if calibrator or request:
+            processes.on_main(lambda out=out: refuse_foreign(out))
         statuses.append(predict(predictor, manifest, out, processes))
         if calibrator or request:
             judge(predictor, manifest, out, processes, calibrator, request)

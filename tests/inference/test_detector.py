@@ -203,6 +203,11 @@ def test_files_of_predictions_get_verdicts_and_stability_and_are_continued(
     settings = ["--experts", *experts, "--device", "cpu", "--batch-size", "1", "--tta", "hflip+blur"]
     verdicts = ["--calibrator", str(tmp_path / "calibrator.json"), "--stability", "3"]
     command = [*paths[:3], *settings, "--workers", "0", "--out", str(tmp_path / "scores.csv")]
+    (tmp_path / "scores.verdicts.csv").write_text("mine")
+    with pytest.raises(UserError, match="was not written by this command"):
+        predict.main([*command, *verdicts])
+    assert not (tmp_path / "scores.csv").exists()
+    (tmp_path / "scores.verdicts.csv").unlink()
     predict.main([*command, *verdicts])
     found = pd.read_csv(tmp_path / "scores.verdicts.csv")
     rows = Detector(detector.predictor, calibrator, parse_request("3"))(paths[:3])
