@@ -74,7 +74,7 @@ def _refine(arguments: Namespace) -> int:
     recipe = dataclasses.replace(recipe, **values)
 
     def make_task() -> DistillTask:
-        student = load_expert(folder)
+        student = load_expert(folder, draws=True)
         return DistillTask(student, recipe, make_masking(student, recipe, stage_seed(recipe.seed, 2)))
 
     teacher = {"path": name, "weights_sha256": card["weights_sha256"]}

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from featdistill.models import features
 from featdistill.models.backbones import build, resolve_spec, with_any_size
 from featdistill.models.encoders import Backbone, BackboneSpec, Reading
 from featdistill.models.features import Atom
+from featdistill.models.weights import Undrawn
 from featdistill.records.provenance import read_record
 
 WEIGHTS_FILE, CARD_FILE = "expert.safetensors", "expert.json"
@@ -202,8 +204,11 @@ def copy_expert(folder: str | Path, copy: str | Path) -> None:
             shutil.copy(weights, temporary)
 
 
-def load_expert(folder: str | Path) -> Expert:
+def load_expert(folder: str | Path, *, draws: bool = False) -> Expert:
     """Load an expert in evaluation mode, on the CPU, in float32.
+
+    Args:
+        draws: change torch's random state as `create_expert` does, for what a run draws after it.
 
     Raises:
         UserError: a file is missing or damaged, or the weights do not fit the description.
@@ -223,7 +228,9 @@ def load_expert(folder: str | Path) -> Expert:
         head, fitted = card["head"], card["preprocessing"]
         limit = fitted.get("max_side_px")  # missing in older cards
         sizes = tuple(fitted.get("sizes", ()))
-        expert = Expert(build(spec), spec, head["hidden"], head["dropout"], fitted["resize"], limit, sizes)
+        how = head["hidden"], head["dropout"], fitted["resize"], limit, sizes
+        with nullcontext() if draws else Undrawn():
+            expert = Expert(build(spec), spec, *how)
         expert.load_state_dict(safetensors.torch.load_file(weights), strict=True)
     except (KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -121,6 +121,18 @@ def test_the_weights_can_be_read_by_those_who_can_read_the_card(expert, tmp_path
     assert len(modes) == 1
 
 
+def test_loading_draws_no_random_weights_unless_asked_to(expert, tmp_path):
+    save_expert(expert, tmp_path / "expert")
+    # What the fixture has drawn for a new one.
+    drawn = torch.get_rng_state()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    load_expert(tmp_path / "expert")
+    assert torch.equal(torch.get_rng_state(), before)
+    load_expert(tmp_path / "expert", draws=True)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 @pytest.mark.parametrize("can_link", [True, False])
 def test_a_copy_is_an_expert_of_its_own(expert, tmp_path, can_link, monkeypatch):
     if not can_link:
