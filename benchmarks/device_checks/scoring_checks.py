@@ -1,6 +1,7 @@
 """Does scoring compute the right thing on this device, in every precision and compiled?"""
 
 import copy
+import gc
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.device import find_device, matrix_flops_per_s
+from benchmarks.device import GIB, find_device, matrix_flops_per_s
 from benchmarks.device_checks.runner import Bench, Part, Skip
 from benchmarks.device_checks.zoo import FAMILIES, OPEN_CLIP, family, images_for, new_expert, on_cpu
 from data_prep.attacks.adversarial import Attack, attack, score
 from featdistill.data.views import parse_tta
 from featdistill.inference import compute
 from featdistill.inference.float8 import with_float8
+from featdistill.inference.fusion import Fusion
+from featdistill.inference.predictor import Predictor
 from featdistill.inference.scoring import _mean_logits
 from featdistill.models.expert import Expert
 from featdistill.models.head_width import with_head_width
@@ -153,6 +156,20 @@ def float8_compiled(bench: Bench) -> dict[str, float]:
     return found
 
 
+def float8_memory(bench: Bench) -> dict[str, float]:
+    """An ensemble that scores in fp8 must not keep its weights in bfloat16 on the GPU."""
+    bench.need_gpu()
+    experts = {"one": family("siglip_so400m", bench)}
+    predictor = Predictor(experts, {"one": ""}, Fusion(), bench.device, "fp8", 8, 0)
+    [model] = predictor.models("fp8", 8)
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    gc.collect()
+    kept = torch.cuda.memory_allocated(bench.device)
+    if kept > 1.1 * weights:
+        raise AssertionError(f"{kept / GIB:.2f} GiB are in use for {weights / GIB:.2f} GiB of weights")
+    return {"GiB": kept / GIB}
+
+
 def batch_size(bench: Bench) -> dict[str, int]:
     bench.need_gpu()
     expert = compute.cast(family("siglip_so400m", bench), "bf16")
@@ -201,6 +218,7 @@ PARTS = [
     Part("compiled experts", 45, compiled, shares=True),
     Part("fp8 of every family", 30, float8, shares=True),
     Part("fp8 compiled", 40, float8_compiled, shares=True),
+    Part("memory in fp8", 10, float8_memory, shares=True),
     Part("automatic batch size", 10, batch_size),
     Part("test-time views, compiled", 15, views, shares=True),
     Part("PGD", 10, pgd, shares=True),

@@ -29,7 +29,7 @@ def verdicts_path(predictions: str | Path) -> Path:
 
 
 def refuse_foreign(predictions: str | Path) -> None:
-    """Raise a `UserError` if something else is where the verdicts would be: asked before images are scored."""
+    """Raise a `UserError` if a foreign file is where verdicts would be; asked before images are scored."""
     out = verdicts_path(predictions)
     recorded = read_record(_record_of(out))
     claim(out, recorded, recorded or {}, occupied=out.exists(), remedy="remove it")

@@ -130,6 +130,10 @@ class Predictor:
     def models(self, precision: str, batch_size: int) -> list[nn.Module]:
         """Return the experts as they score, compiled if that is requested."""
         experts, key = self._experts_in(precision), (precision, batch_size)
+        if precision == "fp8":
+            # Those in bfloat16 are needed again only to try fp8 on other images.
+            for expert in self.experts.values():
+                expert.to("cpu")
         if self.compiled and key not in self._ready:
             self._ready[key] = compute.compile_experts(experts, batch_size, self.device)
         return self._ready[key] if self.compiled else experts
@@ -154,11 +158,12 @@ class Predictor:
         return float(np.abs(fused[0] - fused[1]).max(initial=0))
 
     def _experts_in(self, precision: str) -> list[nn.Module]:
-        if precision != "fp8":
-            return list(self.experts.values())
-        if precision not in self._ready:
-            self._ready[precision] = [with_float8(expert) for expert in self.experts.values()]
-        return self._ready[precision]
+        if precision == "fp8" and precision in self._ready:
+            return self._ready[precision]
+        experts = [expert.to(self.device) for expert in self.experts.values()]
+        if precision == "fp8":
+            experts = self._ready[precision] = [with_float8(expert) for expert in experts]
+        return experts
 
 
 def load_ensemble(
