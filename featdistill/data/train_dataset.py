@@ -167,14 +167,20 @@ class TrainDataset(Dataset):
             image: (H, W, 3) uint8 RGB, as `load_image` returns it with the policy's `max_side_px`.
             side: S; None for that of the preprocessing. Where it depends on the image, all views get that of
                 `images`.
+
+        Views that look alike share an array, which must not be altered.
         """
         if self.policy.distort_at == "native":
-            squares = {}
+            squares, made = {}, {}
             for view, plan in plans.items():
                 distorted = apply_plan(image, plan)
                 side = side or side_of(distorted, self.preprocessing.sides)
                 for name, key in self._cuts(view, side).items():
-                    squares[name] = fit(distorted, *key, place=places[view])
+                    # An image that is not distorted by chance is its clean view.
+                    what = (plan, places[view], key)
+                    if what not in made:
+                        made[what] = fit(distorted, *key, place=places[view])
+                    squares[name] = made[what]
             return squares
         side = side or side_of(image, self.preprocessing.sides)
         cropped = {place: self._fit(image, place, side) for place in dict.fromkeys(places.values())}
@@ -276,9 +282,12 @@ class TrainDataset(Dataset):
             other = self._load(rows[rng.integers(len(rows))])
         except BrokenImage:
             return
+        fitted = {}
         for view, place in places.items():
             for name, key in self._cuts(view, len(squares[view])).items():
-                squares[name] = mix_amplitudes(squares[name], fit(other, *key, place=place), share)
+                if (place, key) not in fitted:
+                    fitted[place, key] = fit(other, *key, place=place)
+                squares[name] = mix_amplitudes(squares[name], fitted[place, key], share)
 
 
 def input_name(view: str, key: InputKey) -> str:
