@@ -25,7 +25,7 @@ from featdistill.distortions.presets import parse_policy
 from featdistill.images.equalization import read_settings
 from featdistill.models import expert as experts
 from featdistill.process_setup import keep_freed_memory
-from featdistill.records.manifest import fingerprint, join_rows, read_manifest, read_manifests
+from featdistill.records.manifest import fingerprint, join_rows, read_manifest
 from featdistill.records.provenance import Claim, read_record
 from featdistill.training import from_tokens, top_tokens
 from featdistill.training.processes import make_accelerator
@@ -70,8 +70,9 @@ def run(
         targets: see `Targets`; None: teachers, if any, run along.
     """
     policy = parse_policy(recipe.distortions)
-    rows, weights = _training_rows(arguments, recipe)
-    holdout = _labeled(arguments.val, "--val")
+    manifests = _manifests(arguments)
+    rows, weights = _training_rows(manifests, recipe)
+    holdout = _labeled(manifests["val"], "--val")
     folder = RunFolder(arguments.out)
     if recipe.compile == "auto" and (made := read_record(folder.path / "run.json")):
         # A run that began with true or false goes on with that.
@@ -84,7 +85,8 @@ def run(
     if accelerator.device.type == "cpu":
         # Activations of one step are the memory of the next.
         keep_freed_memory()
-    description = describe(arguments, recipe, stage, teacher)
+    description = describe(arguments, recipe, stage, teacher, manifests)
+    del manifests
     state = folder.claim(description, arguments.resume)
     torch.manual_seed(recipe.seed)
     task = make_task()
@@ -179,12 +181,13 @@ def _image_set(
 
 
 def describe(
-    arguments: argparse.Namespace, recipe: Recipe, stage: int, teacher: dict[str, Any] | None = None
+    arguments: argparse.Namespace,
+    recipe: Recipe,
+    stage: int,
+    teacher: dict[str, Any] | None = None,
+    manifests: dict[str, list[pd.DataFrame]] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of `run.json`."""
-    data = {"train": arguments.train or [], "val": arguments.val}
-    if unlabeled := getattr(arguments, "unlabeled", None):
-        data["unlabeled"] = unlabeled
+    """Return the content of `run.json`; `manifests` are those that the arguments name, if already read."""
     files = {"equalize": recipe.equalize} if recipe.equalize else {}
     banks = {"tokens": arguments.tokens, "val_tokens": arguments.val_tokens}
     if stage == 1 and os.path.isfile(recipe.weights):
@@ -193,8 +196,8 @@ def describe(
         "stage": stage,
         "recipe": dataclasses.asdict(recipe),
         "data": {
-            name: [{"path": str(path), "sha256": fingerprint(read_manifest(path))} for path in paths]
-            for name, paths in data.items()
+            name: [{"path": frame.attrs["path"], "sha256": fingerprint(frame)} for frame in frames]
+            for name, frames in (manifests or _manifests(arguments)).items()
         },
         "files": {key: {"path": path, "sha256": atomic.sha256_of(path)} for key, path in files.items()}
         | {key: from_tokens.identity(path) for key, path in banks.items() if path},
@@ -204,17 +207,27 @@ def describe(
     }
 
 
-def _training_rows(arguments: argparse.Namespace, recipe: Recipe) -> tuple[pd.DataFrame, np.ndarray | None]:
+def _manifests(arguments: argparse.Namespace) -> dict[str, list[pd.DataFrame]]:
+    """Return the manifests of `--train` and `--val`, and of `--unlabeled` if there are any."""
+    paths = {"train": arguments.train or [], "val": arguments.val}
+    if unlabeled := getattr(arguments, "unlabeled", None):
+        paths["unlabeled"] = unlabeled
+    return {name: [read_manifest(path) for path in paths[name]] for name in paths}
+
+
+def _training_rows(
+    manifests: dict[str, list[pd.DataFrame]], recipe: Recipe
+) -> tuple[pd.DataFrame, np.ndarray | None]:
     """Return the training rows and `balance_weights` of them; rows without a label keep their own weight."""
     parts, weights = [], []
-    if arguments.train:
-        rows = _labeled(arguments.train, "--train")
+    if manifests["train"]:
+        rows = _labeled(manifests["train"], "--train")
         parts.append(limit_per_class(rows, recipe.limit_per_class, recipe.seed))
         weights.append(balance_weights(parts[0], recipe.balance))
-    if unlabeled := getattr(arguments, "unlabeled", None):
-        rows = read_manifests(unlabeled)
+    if unlabeled := manifests.get("unlabeled"):
+        rows = join_rows(unlabeled)
         if count := int(rows["label"].notna().sum()):
-            _log.info(f"--unlabeled: {count} labels of {', '.join(unlabeled)} are not used")
+            _log.info(f"--unlabeled: {count} labels of {_names(unlabeled)} are not used")
         parts.append(rows.assign(label=pd.array([pd.NA] * len(rows), dtype="Int8")))
         weights.append(balance_weights(rows))
     rows = join_rows(parts)
@@ -224,11 +237,15 @@ def _training_rows(arguments: argparse.Namespace, recipe: Recipe) -> tuple[pd.Da
     return rows, np.concatenate([one if own is None else own for one, own in zip(ones, weights, strict=True)])
 
 
-def _labeled(paths: list[str], flag: str) -> pd.DataFrame:
-    rows, files = read_manifests(paths), ", ".join(paths)
+def _labeled(manifests: list[pd.DataFrame], flag: str) -> pd.DataFrame:
+    rows, files = join_rows(manifests), _names(manifests)
     unlabeled = int(rows["label"].isna().sum())
     if unlabeled:
         raise UserError(f"{flag}: {unlabeled} of {len(rows)} rows have no label in {files}")
     if rows["label"].nunique() < 2:
         raise UserError(f"{flag}: all {len(rows)} rows of {files} have the same label; both are needed")
     return rows
+
+
+def _names(manifests: list[pd.DataFrame]) -> str:
+    return ", ".join(frame.attrs["path"] for frame in manifests)

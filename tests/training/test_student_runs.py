@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pandas as pd
@@ -96,18 +95,18 @@ def test_images_without_labels_are_added_and_labels_in_them_do_not_count(student
 def test_balance_and_limit_are_for_labeled_rows(make_set, tmp_path):
     rows = read_manifest(make_set("some", 12)).assign(weight="")
     labeled, unlabeled = rows.iloc[[0, 1, 2, 4, 6, 8]], rows.iloc[9:].assign(weight=["", "3", ""])
-    paths = {"train": [str(tmp_path / "l.csv")], "unlabeled": [str(tmp_path / "u.csv")]}
-    for frame, (path,) in zip((labeled, unlabeled), paths.values(), strict=True):
-        write_manifest(frame.copy(), path)
-    found, weights = stages._training_rows(Namespace(**paths), StudentRecipe(balance="class"))
+    manifests = {}
+    for name, frame in {"train": labeled, "unlabeled": unlabeled}.items():
+        write_manifest(frame, tmp_path / f"{name}.csv")
+        manifests[name] = [read_manifest(tmp_path / f"{name}.csv")]
+    found, weights = stages._training_rows(manifests, StudentRecipe(balance="class"))
     # One of six is AI-generated: it appears three times.
     assert weights.tolist() == pytest.approx([0.6, 3, *[0.6] * 4, 1, 3, 1])
     assert found["label"].isna().tolist() == [False] * 6 + [True] * 3
-    found, weights = stages._training_rows(Namespace(**paths), StudentRecipe(limit_per_class=1))
+    found, weights = stages._training_rows(manifests, StudentRecipe(limit_per_class=1))
     assert len(found) == 2 + 3 and weights.tolist() == [1, 1, 1, 3, 1]
-    paths["unlabeled"] = None
-    write_manifest(labeled.drop(columns="weight"), paths["train"][0])
-    assert stages._training_rows(Namespace(**paths), StudentRecipe())[1] is None
+    manifests = {"train": [manifests["train"][0].drop(columns="weight")]}
+    assert stages._training_rows(manifests, StudentRecipe())[1] is None
 
 
 def test_a_student_needs_no_labels_at_all(student, make_set, sets):
