@@ -17,14 +17,14 @@ def restrict(expert: Expert, options: Finetuning) -> None:
     """Freeze what `options.finetune` does not train, or add the low-rank adapters.
 
     Raises:
-        UserError: peft is not installed, or this backbone has no adapters or no norms.
+        UserError: peft is not installed, or this backbone has no adapters, no norms, or fewer layers.
     """
     if options.finetune == "lora":
         _add_adapters(expert, options)
     elif options.finetune != "full":
         trained = _norms(expert) if options.finetune.startswith("norms") else set()
         if options.finetune.endswith("last_n"):
-            trained |= _last_layers(expert, options.last_n)
+            trained |= _last_layers(expert, "last_n", options.last_n)
         for name, parameter in expert.backbone.named_parameters():
             parameter.requires_grad_(name in trained)
 
@@ -42,9 +42,16 @@ def _norms(expert: Expert) -> set[str]:
     return names
 
 
-def _last_layers(expert: Expert, count: int) -> set[str]:
-    """Return the names of the parameters of the last layers and of what follows them (norm, projection)."""
-    return {name for names in expert.backbone.layers()[-(count + 1) :] for name in names}
+def _last_layers(expert: Expert, key: str, count: int) -> set[str]:
+    """Return the names of the parameters of the last layers and of what follows them (norm, projection).
+
+    Args:
+        key: of the recipe, that `count` is the value of.
+    """
+    layers = expert.backbone.layers()
+    if count > (depth := len(layers) - 2):  # without the stem and what follows
+        raise UserError(f"{key} {count}: {expert.spec.name} has {depth} layers; use at most {depth}")
+    return {name for names in layers[-(count + 1) :] for name in names}
 
 
 def train_mode(module: nn.Module) -> None:
@@ -84,7 +91,7 @@ def _add_adapters(expert: Expert, options: Finetuning) -> None:
         targets = [name for name in targets if _part_of_block(name) == options.lora_layers]
         kind, hint = f" of kind {options.lora_layers}", "use lora_layers all"
     if options.lora_last_n:
-        last = _last_layers(expert, options.lora_last_n)
+        last = _last_layers(expert, "lora_last_n", options.lora_last_n)
         targets = [name for name in targets if f"{name}.weight" in last]
     if not targets:
         raise UserError(f"finetune lora: {expert.spec.name} has no linear layers{kind} to adapt; {hint}")

@@ -8,6 +8,7 @@ second on top. Precedence: defaults < recipes < `--config my.yaml` < flags.
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -95,6 +96,11 @@ class Recipe(
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}"
             )
+        if self.supcon_weight and self.batch_size == self.accumulation:
+            raise UserError(
+                f"supcon_weight compares the images of a forward pass, and batch_size {self.batch_size} with "
+                f"accumulation {self.accumulation} has one for each; use a larger batch_size"
+            )
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,14 @@ def list_recipes() -> list[str]:
 
 
 def about(*names: str) -> About:
-    """Return what recipes say besides settings, each on top of the one before it."""
+    """Return what recipes say besides settings, each on top of the one before it; `predict` flag by flag."""
     values: dict[str, Any] = {}
+    flags: dict[str, str] = {}
     for name in names:
         values |= _read_recipe(name, "stage1")
+        given = re.split(r"\s+(?=--)", (values.get("predict") or "").strip())
+        flags |= {text.split()[0]: text for text in given if text}
+        values["predict"] = " ".join(flags.values()) or None
     return from_values(About, {key: values[key] for key in keys_of(About) if key in values})
 
 
@@ -219,7 +229,8 @@ def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe
     """Merge defaults, recipes, `--config` and flags into one checked recipe.
 
     Raises:
-        UserError: an unknown recipe or key (the nearest one is named), or a value of the wrong type or range.
+        UserError: an unknown recipe or key (the nearest one is named), a value of the wrong type or range, or
+            a flag that has no effect.
     """
     section = next(name for name, kind in _SECTIONS.items() if kind is recipe_class)
     values = settings(arguments.recipe, section)
@@ -231,7 +242,14 @@ def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe
         for key, value in vars(arguments).items()
         if key.startswith("recipe_")
     }
-    return from_values(recipe_class, values)
+    recipe = from_values(recipe_class, values)
+    if recipe.finetune != "lora":
+        adapters = [key for key in keys_of(Finetuning) if key.startswith("lora_")]
+        refuse_flags(arguments, adapters, f"no effect with --finetune {recipe.finetune}, only with lora")
+    if not recipe.finetune.endswith("last_n"):
+        reason = f"no effect with --finetune {recipe.finetune}, only with last_n and norms_last_n"
+        refuse_flags(arguments, ["last_n"], reason)
+    return recipe
 
 
 def settings(names: Iterable[str], section: str = "stage1") -> dict[str, Any]:

@@ -82,6 +82,9 @@ def run(
     shared = int(holdout["image"].isin(rows["image"]).sum())
     if shared and accelerator.is_main_process:
         _log.warning(f"{shared} of {len(holdout)} hold-out images are trained on: their scores say little")
+    repeated = int(rows["image"].duplicated().sum())
+    if repeated and accelerator.is_main_process:
+        _log.warning(f"{repeated} of {len(rows)} training rows name an image again: it counts more than once")
     if accelerator.device.type == "cpu":
         # Activations of one step are the memory of the next.
         keep_freed_memory()

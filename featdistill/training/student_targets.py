@@ -3,6 +3,7 @@
 Banks and files are computed once, for any number of students.
 """
 
+import itertools
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +39,7 @@ def find(
     """Return the teachers that the flags of `distill.py` name, or their stored logits, and a description.
 
     Raises:
-        UserError: an expert cannot be loaded, or see `StoredTargets` and `BankTargets`.
+        UserError: an expert cannot be loaded, or is named twice; or see `StoredTargets` and `BankTargets`.
     """
     fusion, weights = arguments.fusion, arguments.fusion_weights
     if arguments.predictions:
@@ -46,6 +47,13 @@ def find(
         stored = StoredTargets(arguments.predictions, manifests, fusion, weights)
         return None, stored, stored.description
     ensemble = load_ensemble(arguments.teachers, device="cpu", precision="fp32", workers=0)
+    for name, other in itertools.combinations(ensemble.names, 2):
+        if ensemble.hashes[name] == ensemble.hashes[other]:
+            folders = [ensemble.sources[each]["folder"] for each in (name, other)]
+            raise UserError(
+                f"--teachers: {' and '.join(folders)} have the same weights; name each teacher once, with "
+                "more weight through --fusion-weights"
+            )
     fused = make_fusion(fusion, weights, ensemble.names)
     experts = {
         name: {"path": ensemble.sources[name]["folder"], "sha256": ensemble.hashes[name]}

@@ -200,6 +200,7 @@ def test_maps_are_drawn_at_the_size_of_the_image(experts):
     "backbone,sizes,message",
     [
         ("timm:vit_tiny_patch16_224", "64,90", "does not accept inputs of 64, 90 px: Input height"),
+        ("tiny_clip", "64,50", "input size 50 px of tiny_clip is not a multiple of 16 px"),
         ("timm:beit_base_patch16_224", "64,96", "does not accept inputs of 64, 96 px"),
         ("open_clip:ViT-B-16", "224,448", "for input_sizes, use a backbone of timm"),
         ("tiny_clip", "64-96", "must be sides in px, such as 384,768,1152"),

@@ -93,4 +93,4 @@ def test_a_study_from_tokens_scores_the_test_images_as_one_from_images_does(make
             np.testing.assert_allclose(logits[batch.rows], batch.logits[0], atol=1e-4)
         assert len(stored["distorted"]) == 2 and stored["clean"].shape == (1, 8)
     with pytest.raises(UserError, match="--tokens needs --set finetune=last_n"):
-        main([*study, "--set", *settings, "finetune=full"])
+        main([*study, "--set", *settings, "finetune=norms_last_n"])

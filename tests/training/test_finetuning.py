@@ -51,6 +51,14 @@ def test_last_n_trains_the_last_layers_and_what_comes_behind_them():
     assert not expert.backbone.model.blocks[0].training and expert.backbone.model.blocks[1].training
 
 
+@pytest.mark.parametrize("key", ["last_n", "lora_last_n"])
+def test_more_layers_than_there_are_is_one_clear_error(key):
+    kind = "last_n" if key == "last_n" else pytest.importorskip("peft") and "lora"
+    finetuning.restrict(expert_of("timm:test_vit"), Finetuning(finetune=kind, **{key: 6}))
+    with pytest.raises(UserError, match=f"^{key} 7: test_vit has 6 layers; use at most 6"):
+        finetuning.restrict(expert_of("timm:test_vit"), Finetuning(finetune=kind, **{key: 7}))
+
+
 @pytest.mark.parametrize("backbone", ["tiny_clip", "timm:test_vit", "timm:test_efficientnet"])
 def test_norms_trains_the_scales_and_shifts_of_all_norms_and_the_head(backbone):
     expert = expert_of(backbone)

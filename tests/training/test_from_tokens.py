@@ -77,8 +77,8 @@ def test_stage_1_from_tokens_ends_with_the_weights_of_a_run_from_images(feature,
 def test_adapters_in_the_last_layers_are_trained_from_tokens_as_well(sets, banks, tmp_path):
     pytest.importorskip("peft")
     arguments = [*RUN, *sets, "--distortions", "official", "--epochs", "1", "--learning-rate", "1e-3"]
-    arguments[arguments.index("last_n")] = "lora"
-    arguments += ["--lora-last-n", "2", "--lora-rank", "2"]
+    at = arguments.index("last_n")
+    arguments[at : at + 3] = ["lora", "--lora-last-n", "2", "--lora-rank", "2"]
     train.main([*arguments, "--out", str(tmp_path / "images")])
     train.main([*arguments, "--tokens", banks["drawn"], "--out", str(tmp_path / "tokens")])
     assert_alike(tmp_path / "tokens", tmp_path / "images")
@@ -148,7 +148,11 @@ def test_some_rows_of_a_bank_can_be_trained_on_and_unreadable_ones_are_listed(se
             "--weights random --seed 0",
         ),
         ("drawn", ["--last-n", "4"], "the last 3 blocks receive, and the run trains 4; use --last-n 3"),
-        ("drawn", ["--finetune", "full"], "finetune full trains earlier layers; use --finetune last_n"),
+        (
+            "drawn",
+            ["--finetune", "norms_last_n"],
+            "norms_last_n trains earlier layers; use",
+        ),
         ("drawn", ["--feature", "layers:2,6"], "reads layer 2, and the tokens are those after 3"),
         ("drawn", ["--crop", "center"], "other settings: crop is random in the bank and center in the run"),
         (

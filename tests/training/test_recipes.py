@@ -162,6 +162,7 @@ def test_the_paper_recipes_hold_what_the_paper_states():
         ("{ema: 0.9, swa_start: 1}", "ema and swa_start are two averages of the weights"),
         ("{swa_start: 4, epochs: 3}", "swa_start 4 comes after the last of 3 epochs"),
         ("accumulation: 3", "is not a multiple of accumulation"),
+        ("{supcon_weight: 0.5, batch_size: 4, accumulation: 4}", "has one for each; use a larger batch_size"),
         ("base: demo_clip_x", "unknown recipe 'demo_clip_x' (did you mean demo_clip_"),
         ("- a list", "must hold keys and values"),
         ("a: [1", "is not valid YAML"),
@@ -173,6 +174,18 @@ def test_a_bad_value_is_one_clear_error(tmp_path, text, message):
     with pytest.raises(UserError) as error:
         resolve(Recipe, "--recipe", "demo_clip_a", "--config", str(config))
     assert message in str(error.value)
+
+
+def test_flags_of_another_kind_of_finetuning_are_refused():
+    given = ["--recipe", "demo_clip_a", "--lora-rank", "4", "--lora-last-n", "1"]
+    for kind in ("full", "last_n"):
+        with pytest.raises(UserError, match=f"--lora-rank, --lora-last-n: no effect with --finetune {kind}"):
+            resolve(Recipe, *given, "--finetune", kind)
+    assert resolve(Recipe, *given, "--finetune", "lora").lora_rank == 4
+    with pytest.raises(UserError, match="--last-n: no effect with --finetune norms, only with last_n and"):
+        resolve(Recipe, "--recipe", "demo_clip_a", "--finetune", "norms", "--last-n", "2")
+    # What a recipe says about another kind does no harm: one on top may choose another.
+    assert resolve(Recipe, "--recipe", "teams/shallow_real", "--finetune", "full").lora_rank == 32
 
 
 def test_unknown_names_on_the_command_line_name_the_nearest():

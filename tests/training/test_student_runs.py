@@ -1,6 +1,7 @@
 """`distill.py --teachers`: from experts, or from their predictions, to an ordinary expert."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,20 @@ def test_images_without_labels_are_added_and_labels_in_them_do_not_count(student
     assert len(losses(labeled)) == 2 * (40 + 16) // 8
     data = json.loads((labeled / "run.json").read_text())["data"]
     assert [len(data[name]) for name in ("train", "val", "unlabeled")] == [1, 1, 1]
+
+
+def test_an_image_that_is_listed_twice_is_told(student, make_set, sets, capsys):
+    student("once", "--epochs", "1", "--unlabeled", str(make_set("more", 8, first=3000)))
+    assert "name an image again" not in capsys.readouterr().err
+    student("twice", "--epochs", "1", "--unlabeled", sets[1])
+    assert "warning: 40 of 80 training rows name an image again" in capsys.readouterr().err
+
+
+def test_the_same_teacher_twice_is_refused(student, teachers, tmp_path):
+    copied = shutil.copytree(teachers[0], tmp_path / "copy")
+    with pytest.raises(UserError, match=r"a/expert and .*copy have the same weights; name each teacher once"):
+        student("run", taught=("--teachers", *teachers, str(copied)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_balance_and_limit_are_for_labeled_rows(make_set, tmp_path):

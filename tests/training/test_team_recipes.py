@@ -95,6 +95,10 @@ def test_the_plan_of_a_team_is_what_it_published():
     # Recipes on top can add a second stage, or another fusion.
     assert next(plan(["teams/vincentlc"], ["featdistill_crd"])) == "expert teams/vincentlc 2"
     assert list(plan(["demo_clip_a"], ["strong"])) == ["expert demo_clip_a 2", "predict --fusion logit_mean"]
+    # They change flags one by one.
+    assert [*plan(["teams/intsig"], ["strong"])][-1] == scored
+    *_, last, measured = plan(["teams/psu"], ["strong"])
+    assert (last, measured) == ("predict --fusion logit_mean --tta hflip", "weights_by robust_auc")
 
 
 @pytest.mark.parametrize(

@@ -364,10 +364,11 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(sets, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("mode", ["frozen", "lora"])
 def test_an_expert_that_was_trained_in_part_is_saved_as_a_plain_one(mode, sets, tmp_path):
+    arguments = [*SMALL, *sets, "--finetune", mode, "--checkpoint-every-s", "0"]
     if mode == "lora":
         pytest.importorskip("peft")
+        arguments += ["--lora-rank", "2"]
     run = tmp_path / "run"
-    arguments = [*SMALL, *sets, "--finetune", mode, "--lora-rank", "2", "--checkpoint-every-s", "0"]
     train.main([*arguments, "--out", str(run)])
     stopped = tmp_path / "stopped"
     stop_at(3, [*arguments, "--out", str(stopped)])
