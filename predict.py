@@ -77,7 +77,7 @@ def build_parser() -> Parser:
         help="say what the signed Content Credentials of a file state; only with IMAGE, needs c2pa-python",
     )
     speed = parser.add_argument_group("speed")
-    add_flags(speed, "batch_size", "workers", "precision", "compile", "device")
+    add_flags(speed, "batch_size", "workers", "precision", "compile", "decode", "device")
     speed.add_argument("--profile", action="store_true", help="say at the end where the time went")
     return parser
 

@@ -125,6 +125,12 @@ def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:
     return batch
 
 
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a batch with its images on the device; the copies may still be under way."""
+    images = {key: pixels.to(device, non_blocking=True) for key, pixels in batch.get("images", {}).items()}
+    return batch | ({"images": images} if images else {})
+
+
 class Loader(DataLoader):
     """A loader that does not use torch's global random generator, and says what its workers lack.
 
@@ -166,11 +172,11 @@ _LACKS = {
 
 
 def make_loader(dataset: Dataset, batches: Any, workers: int) -> Loader:
-    """Return a loader over lists of items."""
+    """Return a loader over lists of items; a data set may have its own `collate`."""
     return Loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=getattr(dataset, "collate", collate),
         pin_memory=torch.cuda.is_available(),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -144,7 +145,7 @@ def fit(
     size = side_of(image, size)
     if place.area is not None:
         image, resize = _part(image, *_box(image, place.area, place.aspect), place).copy(), "squash"
-    elif _is_strip(image, resize):
+    elif _is_strip(image.shape, resize):
         # Only a part of a strip is ever seen, and an enlarged strip could fill the memory.
         longest = _MAX_ASPECT * min(image.shape[:2])
         image = _part(image, longest, longest, place).copy()
@@ -167,7 +168,7 @@ def before_crop(image: np.ndarray, size: int, resize: str) -> np.ndarray:
     Returns:
         (h, w, 3) uint8; `image` itself where nothing is resized before the crop.
     """
-    return image if _is_strip(image, resize) else _resized(image, size, resize)
+    return image if _is_strip(image.shape, resize) else _resized(image, size, resize)
 
 
 def to_planes(image: np.ndarray) -> Tensor:
@@ -177,8 +178,35 @@ def to_planes(image: np.ndarray) -> Tensor:
     return torch.from_numpy(planes)
 
 
-def _is_strip(image: np.ndarray, resize: str) -> bool:
-    shorter, longer = sorted(image.shape[:2])
+def fit_stack(images: Tensor, size: int, resize: str) -> Tensor:
+    """Fit images of one size to a backbone's input, on the device that holds them.
+
+    As in `fit`, the width is resized and rounded before the height, but by weights in float32 where `fit` has
+    integers: a few values differ, by up to 2 levels. What is not resized is equal.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        size: side S of the result in px.
+        resize: `shorter`, `squash` or `crop`.
+
+    Returns:
+        (N, 3, S, S) uint8.
+    """
+    if _is_strip(images.shape[2:], resize):
+        longest = _MAX_ASPECT * min(images.shape[2:])
+        images = images[..., *_window(images.shape[2:], longest, longest, CENTER)]
+    target = images.shape[2:] if resize == "crop" else _target(*images.shape[2:], size, resize)
+    for shape in ((images.shape[2], target[1]), target):
+        if shape != images.shape[2:]:
+            resized = interpolate(images.float(), shape, mode="bicubic", antialias=True)
+            images = resized.round_().clamp_(0, 255).byte()
+    if min(target) < size:
+        images = images.repeat(1, 1, *(-(-size // side) for side in target))
+    return images[..., *_window(images.shape[2:], size, size, CENTER)]
+
+
+def _is_strip(shape: Sequence[int], resize: str) -> bool:
+    shorter, longer = sorted(shape[:2])
     return (resize == "shorter" or ":" in resize) and longer > _MAX_ASPECT * shorter
 
 
@@ -186,14 +214,13 @@ def _resized(image: np.ndarray, size: int, resize: str) -> np.ndarray:
     height, width = image.shape[:2]
     if resize in ("crop", "pad"):
         return image
-    shorter, side = min(height, width), shorter_side(size, resize)
     if resize.startswith(_ROUNDED):
-        scale = side / shorter
+        scale = shorter_side(size, resize) / min(height, width)
         image = _resampled(image, round(height * scale), round(width * scale), "bilinear")
         # The middle of what is left is at the position that is rounded down.
         height, width = image.shape[:2]
         return image[: height - (height - size) % 2, : width - (width - size) % 2]
-    target = (size, size) if resize == "squash" else (side * height // shorter, side * width // shorter)
+    target = _target(height, width, size, resize)
     if target == (height, width):
         return image
     if ":" in resize:
@@ -202,6 +229,12 @@ def _resized(image: np.ndarray, size: int, resize: str) -> np.ndarray:
     pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     pixels = interpolate(pixels, target, mode="bicubic", antialias=True)
     return pixels[0].permute(1, 2, 0).numpy()
+
+
+def _target(height: int, width: int, size: int, resize: str) -> tuple[int, int]:
+    """Return height and width of a resized image, before the crop."""
+    shorter, side = min(height, width), shorter_side(size, resize)
+    return (size, size) if resize == "squash" else (side * height // shorter, side * width // shorter)
 
 
 def _resampled(image: np.ndarray, height: int, width: int, how: str) -> np.ndarray:
@@ -229,9 +262,12 @@ def _box(image: np.ndarray, area: float, aspect: float) -> tuple[int, int]:
 
 
 def _part(image: np.ndarray, height: int, width: int, place: Place) -> np.ndarray:
-    top = offset(place.top, image.shape[0] - height)
-    left = offset(place.left, image.shape[1] - width)
-    return image[top : top + height, left : left + width]
+    return image[_window(image.shape, height, width, place)]
+
+
+def _window(shape: Sequence[int], height: int, width: int, place: Place) -> tuple[slice, slice]:
+    top, left = offset(place.top, shape[0] - height), offset(place.left, shape[1] - width)
+    return slice(top, top + height), slice(left, left + width)
 
 
 def offset(share: float, space: int) -> int:

@@ -36,6 +36,7 @@ import threading
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -59,7 +60,7 @@ from featdistill.images.parquet import ParquetImages
 PARQUET_SUFFIX = ".parquet"
 # Pillow's own limit for a decompression bomb: a quarter of a GiB of RGB samples.
 MAX_PIXELS = 89_478_485
-_JPEG_START = b"\xff\xd8\xff"
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _WHITE_IS_ZERO = 0  # a TIFF's PhotometricInterpretation
 _PHOTOMETRIC, _BITS_PER_SAMPLE = 0x0106, 0x0102
 # Operations that turn an image upright, by EXIF orientation (EXIF 2.32, tag 0x0112); 1 is upright already.
@@ -86,6 +87,14 @@ class BrokenImage(Exception):
 
 class TooManyPixels(BrokenImage):
     """The image is larger than allowed; its pixels were not decoded."""
+
+
+class JpegHeader(NamedTuple):
+    """Size in px, and how chroma is stored: `444`, `422`, `420`, ..., or `Gray` without any."""
+
+    height: int
+    width: int
+    subsampling: str
 
 
 def read_bytes(location: str) -> bytes:
@@ -203,6 +212,23 @@ def upright_size(data: bytes) -> tuple[int, int]:
             return (image.width, image.height) if turn in (5, 6, 7, 8) else (image.height, image.width)
     except Exception as error:  # as above
         raise BrokenImage(_reason(error)) from error
+
+
+def plain_jpeg_header(data: bytes) -> JpegHeader | None:
+    """Return the header of a JPEG of which any decoder makes the same picture; None for all other bytes.
+
+    It is gray or YCbCr, upright, of at most `MAX_PIXELS`, and ends where a JPEG ends.
+    """
+    if not (data.startswith(_JPEG_START) and data.endswith(_JPEG_END)):
+        return None
+    with contextlib.suppress(Exception):  # as above
+        height, width, colors, subsampling = simplejpeg.decode_jpeg_header(data)
+        image, turn, _ = _open(data)
+        with image:
+            is_plain = image.format == "JPEG" and colors in ("YCbCr", "Gray") and turn not in _UPRIGHT
+        if is_plain and height * width <= MAX_PIXELS:
+            return JpegHeader(height, width, subsampling)
+    return None
 
 
 def _open(data: bytes) -> tuple[Image.Image, int, bytes]:

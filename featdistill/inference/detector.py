@@ -36,6 +36,8 @@ from featdistill.calibration.stability import (
     parse_request,
     stability_of,
 )
+from featdistill.command_line import UserError
+from featdistill.data.gpu_decoding import GPU
 from featdistill.data.loading import Broken
 from featdistill.data.preprocessing import InputKey
 from featdistill.data.views import View, cut_views
@@ -118,7 +120,7 @@ class Detector:
 
     Raises:
         UserError: the calibrator was fitted for other scores, or is missing where near scores are requested;
-            or a package is missing.
+            a package is missing; or images are to be decoded on the GPU.
     """
 
     def __init__(
@@ -132,6 +134,8 @@ class Detector:
         self.credentials = credentials
         if credentials:
             require_credentials()
+        if predictor.decode == GPU:
+            raise UserError("--decode gpu is for files of predictions; leave it out, or use --out")
         if calibrator:
             calibrator.check(predictor.sidecar(), "these experts")
         check_request(stability, calibrator)

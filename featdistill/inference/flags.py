@@ -53,11 +53,16 @@ FLAGS: dict[str, dict[str, Any]] = {
         "dest": "compiled",
         "help": "compile the experts first; takes a minute",
     },
+    "decode": {
+        "choices": ("cpu", "gpu"),
+        "default": "cpu",
+        "help": "gpu: decode JPEGs on the GPU, where it waits for the loader; scores change a little",
+    },
     "device": {"help": "cuda, cuda:1, cpu, ... (default: a GPU if there is one)"},
 }
 # What becomes arguments of `load_ensemble`.
 _SETTINGS = ("released", "resize", "fusion", "weights", "tta")
-_SETTINGS += ("device", "precision", "batch_size", "workers", "compiled")
+_SETTINGS += ("device", "precision", "batch_size", "workers", "compiled", "decode")
 
 
 def add_flags(group: Any, *names: str, **changes: dict[str, Any]) -> None:

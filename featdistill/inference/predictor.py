@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from featdistill.command_line import MAX_WORKERS, UserError
+from featdistill.command_line import MAX_WORKERS, UserError, one_of
+from featdistill.data.gpu_decoding import CPU, GPU, JpegDataset, check_input, require_decoder
 from featdistill.data.loading import ScoreDataset
 from featdistill.data.views import PLAIN, View, parse_tta
 from featdistill.inference import compute
@@ -53,6 +54,7 @@ class Predictor:
         precision: one of `compute.PRECISIONS`.
         batch_size: images per batch, or None while it is open.
         tta, views: see `featdistill.data.views`.
+        decode: `cpu`, or `gpu` for `featdistill.data.gpu_decoding`.
         training: further entries of the sidecar: title -> expert's name -> text.
         profile: where the time of its runs goes.
         sources: name -> `folder` (or file) and `backbone` of the expert, for people to read.
@@ -71,6 +73,7 @@ class Predictor:
     training: dict[str, dict[str, str]] = field(default_factory=dict)
     sources: dict[str, dict[str, str]] = field(default_factory=dict)
     profile: Profile = field(default_factory=Profile)
+    decode: str = CPU
     _ready: dict[Any, list[nn.Module]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -99,6 +102,7 @@ class Predictor:
             "precision": self.precision,
             "compile": self.compiled,
             "batch_size": self.batch_size,
+            **({"decode": GPU} if self.decode == GPU else {}),
         }
         return as_json(sidecar)
 
@@ -125,7 +129,7 @@ class Predictor:
     def dataset(self, rows: pd.DataFrame) -> Dataset:
         """Return the rows' images as the experts and the views need them."""
         keys = [expert.preprocessing.key for expert in self.experts.values()]
-        return ScoreDataset(rows, keys, views=self.views)
+        return (JpegDataset if self.decode == GPU else ScoreDataset)(rows, keys, views=self.views)
 
     def models(self, precision: str, batch_size: int) -> list[nn.Module]:
         """Return the experts as they score, compiled if that is requested."""
@@ -179,6 +183,7 @@ def load_ensemble(
     batch_size: int | str = "auto",
     workers: int | None = None,
     compiled: bool = False,
+    decode: str = CPU,
 ) -> Predictor:
     """Load an ensemble; the settings are the flags of `predict.py`.
 
@@ -204,6 +209,8 @@ def load_ensemble(
     chosen = compute.choose_device(device)
     # Here, so that a precision that does not exist is reported before anything is loaded.
     computed_in = compute.choose_precision(precision, chosen)
+    if one_of("--decode", decode, (CPU, GPU)) == GPU:
+        require_decoder(chosen)
     images_per_batch = _batch_size(str(batch_size), chosen)
     tta, views = parse_tta(tta)
     fused = parse_fusion(fusion)
@@ -234,6 +241,8 @@ def load_ensemble(
             backbone += f", {spec.feature}"
         if compiled:
             fitted.require_one_size("--compile")
+        if decode == GPU:
+            check_input(name, fitted, views)
         sources[name] = {"folder": str(folders[name]), "backbone": backbone}
     if weights:
         if fused.weights is not None:
@@ -252,6 +261,7 @@ def load_ensemble(
         views,
         _history(opened),
         sources,
+        decode=decode,
     )
 
 

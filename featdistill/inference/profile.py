@@ -12,8 +12,8 @@ IMAGES, COMPUTING, DEVICE = "waiting for images", "computing", "waiting for the 
 class Profile:
     """The seconds that the main process spends on each part of a run.
 
-    On a GPU, `computing` is the time to start copies and kernels, and the GPU works during `waiting for the
-    GPU`, which includes copies.
+    On a GPU, `computing` is the time to start kernels, and the GPU works during `waiting for the GPU`, which
+    includes copies. With `--decode gpu`, `waiting for images` includes the time until they are decoded.
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from featdistill.data.loading import Broken, ScoreDataset, make_loader
+from featdistill.data.loading import Broken, ScoreDataset, make_loader, to_device
 from featdistill.data.mixed_sizes import Images, MixedSizes, pieces, stacks
 from featdistill.data.views import PLAIN, View
 from featdistill.distortions.policy import DistortionPolicy
@@ -105,7 +105,7 @@ def score_dataset(
 
     Args:
         experts: in evaluation mode, on `device`, perhaps compiled.
-        dataset: a `ScoreDataset` with these `views`.
+        dataset: a `ScoreDataset` with these `views`; it may have its own `collate` and `to_device`.
         precision: of the arithmetic of experts whose weights are float32 (autocast); experts that have been
             cast keep their own.
         views: each expert's logits are averaged over them.
@@ -119,7 +119,8 @@ def score_dataset(
     parts = [range(len(dataset))[n * batch_size : (n + 1) * batch_size] for n in numbers]
     loader = make_loader(dataset, parts, workers)
     pending: list[Callable[[], ScoredBatch]] = []
-    for number, part, batch in zip(numbers, parts, on_device(profile.waited(loader), device), strict=True):
+    ready = profile.waited(on_device(loader, device, getattr(dataset, "to_device", to_device)))
+    for number, part, batch in zip(numbers, parts, ready, strict=True):
         rows = batch["index"].tolist() if "images" in batch else []
         logits = torch.zeros((len(experts), 0))
         slots = [row - part.start for row in rows]
@@ -158,24 +159,24 @@ def _fetcher(
     return fetch
 
 
-def on_device(batches: Iterable[dict], device: torch.device) -> Iterator[dict]:
-    """Copy each batch to the device; on a GPU in a stream of its own, while another batch is scored."""
-    if device.type == "cpu":
-        yield from batches
-        return
+def on_device(
+    batches: Iterable[dict],
+    device: torch.device,
+    move: Callable[[dict, torch.device], dict] = to_device,
+) -> Iterator[dict]:
+    """Move each batch to the device; on a GPU in a stream of its own, while another batch is scored."""
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for batch in batches:
-        images = batch.get("images", {})
         # A stream of None has no effect.
         with torch.cuda.stream(stream):
-            images = {key: pixels.to(device, non_blocking=True) for key, pixels in images.items()}
+            batch = move(batch, device)
         if stream:
             computing = torch.cuda.current_stream(device)
             computing.wait_stream(stream)
-            for pixels in itertools.chain.from_iterable(map(stacks, images.values())):
+            for pixels in itertools.chain.from_iterable(map(stacks, batch.get("images", {}).values())):
                 # Their memory must not be reused before the computation is done with it.
                 pixels.record_stream(computing)
-        yield batch | ({"images": images} if images else {})
+        yield batch
 
 
 def in_slots(images: dict, slots: list[int], size: int) -> dict:
