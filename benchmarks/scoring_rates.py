@@ -82,6 +82,7 @@ def from_files_per_s(
     *,
     workers: int,
     max_per_s: float,
+    kind: type[ScoreDataset] = ScoreDataset,
 ) -> float:
     """Return images per second from files, by the inference engine once it has started.
 
@@ -90,12 +91,13 @@ def from_files_per_s(
 
     Args:
         max_per_s: what no loader could exceed; it decides how many rows there are.
+        kind: of the data set, which decides where JPEGs are decoded.
     """
     warmup, ahead = max(1, workers), 2 * workers
     counted = max(1, math.ceil(1.5 * seconds * max_per_s / batch_size))
     images = list(islice(cycle(paths), (warmup + counted + ahead) * batch_size))
     rows = pd.DataFrame({"image": images, "name": images})
-    dataset = ScoreDataset(rows, [model.preprocessing.key for model in models])
+    dataset = kind(rows, [model.preprocessing.key for model in models])
     settings = {"device": device, "batch_size": batch_size, "workers": workers}
     done, spent_s = 0, 0.0
     with closing(score_dataset(models, dataset, **settings)) as batches:

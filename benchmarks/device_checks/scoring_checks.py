@@ -5,14 +5,19 @@ import gc
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.device import GIB, find_device, matrix_flops_per_s
 from benchmarks.device_checks.runner import Bench, Part, Skip
 from benchmarks.device_checks.zoo import FAMILIES, OPEN_CLIP, family, images_for, new_expert, on_cpu
+from benchmarks.scenes import fitted, synthetic_scene
 from data_prep.attacks.adversarial import Attack, attack, score
+from featdistill.data.gpu_decoding import JpegDataset, decode, repeats_chroma
+from featdistill.data.loading import ScoreDataset, collate, to_device
 from featdistill.data.views import parse_tta
 from featdistill.inference import compute
 from featdistill.inference.float8 import with_float8
@@ -211,6 +216,40 @@ def pgd(bench: Bench) -> dict[str, float]:
     return {"scores moved by": float(moved.mean())}
 
 
+def decoding(bench: Bench) -> dict[str, Any]:
+    """Decode JPEGs on the device: pixels and logits against those of the CPU, alone and among others."""
+    expert = family("clip_l14", bench)
+    key = expert.preprocessing.key
+    keys, kinds = [key, (key[0], "crop")], {"420": {}, "422": {"subsampling": 1}, "444": {"subsampling": 0}}
+    kinds |= {"progressive": {"progressive": True}, "gray": {}}
+    paths = [bench.folder / f"{number} {kind}.jpg" for kind in kinds for number in range(3)]
+    for number, path in enumerate(paths):
+        kind = path.stem.partition(" ")[2]
+        scene = Image.fromarray(fitted(synthetic_scene(number % 3), (600 + 10 * (number % 3), 450)))
+        scene.convert("L" if kind == "gray" else "RGB").save(path, quality=90, **kinds[kind])
+    names = [str(path) for path in paths]
+    rows = pd.DataFrame({"image": names, "name": names})
+    normal, ours = ScoreDataset(rows, keys), JpegDataset(rows, keys)
+    items, jpegs = ([dataset[row] for row in range(len(rows))] for dataset in (normal, ours))
+    expected = to_device(collate(items), bench.device)["images"]
+    found = ours.to_device(ours.collate(jpegs), bench.device)["images"]
+    if None in decode([torch.from_numpy(jpeg.data.copy()) for jpeg in jpegs], bench.device):
+        raise AssertionError("a plain JPEG is refused")
+    for row, jpeg in enumerate(jpegs):
+        alone = ours.to_device(ours.collate([jpeg]), bench.device)["images"]
+        if not all(torch.equal(alone[key][0], found[key][row]) for key in keys):
+            raise AssertionError(f"{paths[row].stem} has other pixels alone than among others")
+    figures: dict[str, Any] = {"repeats chroma": repeats_chroma(bench.device)}
+    for number, kind in enumerate(kinds):
+        part = slice(3 * number, 3 * number + 3)
+        levels = (found[keys[1]][part].int() - expected[keys[1]][part].int()).abs().float()
+        figures[f"{kind} levels"] = f"{levels.mean():.3f} at most {levels.max():.0f}"
+        if not levels.mean() <= 1.5:
+            raise AssertionError(f"pixels of {kind} differ by {levels.mean():.3g} levels on average")
+    logits = [logits_of(expert, images[key], bench.device) for images in (found, expected)]
+    return figures | {"logits": must_be_close(*logits, MOST["bf16"], "decoding on the device")}
+
+
 FIRST = Part("device and rate of matrix products", 10, the_device)
 PARTS = [
     Part("precisions against float32 on the CPU", 20, precisions, shares=True),
@@ -221,5 +260,6 @@ PARTS = [
     Part("memory in fp8", 10, float8_memory, shares=True),
     Part("automatic batch size", 10, batch_size),
     Part("test-time views, compiled", 15, views, shares=True),
+    Part("JPEGs decoded on the device", 10, decoding, shares=True),
     Part("PGD", 10, pgd, shares=True),
 ]

@@ -19,7 +19,9 @@ from benchmarks.device_checks.runner import Bench, Part, Skip
 from benchmarks.device_checks.scoring_checks import MOST, is_attention, logits_of, must_be_close
 from benchmarks.device_checks.zoo import images_for, new_expert
 from benchmarks.scenes import jpegs
-from benchmarks.scoring_rates import model_only_per_s
+from benchmarks.scoring_rates import from_files_per_s, model_only_per_s
+from featdistill.data.gpu_decoding import JpegDataset
+from featdistill.data.loading import ScoreDataset
 from featdistill.inference import compute
 from featdistill.inference.float8 import with_float8
 from featdistill.inference.predictor import default_workers
@@ -48,6 +50,21 @@ def scoring(bench: Bench, precision: str, variants: list[bool]) -> dict[str, Any
     for row in rows:
         rates = f"{row['from_files_per_s']:.0f} images/s from files, {row['model_only_per_s']:.0f} alone"
         found[row["expert"] + " compiled" * row["compiled"]] = rates
+    return found
+
+
+def decoding(bench: Bench) -> dict[str, float]:
+    """Measure the first expert, compiled, from files that the workers decode, then the device."""
+    expert = compute.cast(new_expert(resolve_spec((_TINY if bench.tiny else _PAPER)[0]), bench), "bf16")
+    batch, workers = (4, 0) if bench.tiny else (_BATCH, default_workers(bench.device))
+    [model] = [expert] if bench.tiny else compute.compile_experts([expert], batch, bench.device)
+    alone = model_only_per_s([model], batch, bench.device, _seconds(bench))
+    found = {"alone": alone}
+    for title, kind in (("decoded by workers", ScoreDataset), ("decoded on the device", JpegDataset)):
+        settings = {"workers": workers, "max_per_s": alone, "kind": kind}
+        found[title] = from_files_per_s(
+            [model], _files(bench), batch, bench.device, _seconds(bench), **settings
+        )
     return found
 
 
@@ -268,6 +285,7 @@ PARTS = [
     Part("time of So400M by kind of kernel", 25, kernels),
     Part("scoring speed in fp8", 40, lambda bench: _float8(bench)),
     Part("speed of the authors' release", 45, release),
+    Part("scoring speed by where JPEGs are decoded", 20, decoding),
     Part("scoring speed of other ways", 200, candidates),
 ]
 
