@@ -22,6 +22,7 @@ GIVEN = {
     "batch_size": "4",
     "workers": 0,
     "precision": "bf16",
+    "decode": "gpu",
     "device": "cpu",
 }
 
@@ -48,7 +49,7 @@ def test_flags_are_the_arguments_of_load_ensemble_with_their_defaults():
 @pytest.mark.parametrize(
     ("parser", "arguments", "expected"),
     [
-        (predict.build_parser(), [], {"batch_size": "auto", "compiled": False}),
+        (predict.build_parser(), [], {"batch_size": "auto", "compiled": False, "decode": "cpu"}),
         (evaluate.sweep_parser(), ["m.csv", "--out", "o"], {"batch_size": "auto"}),
         (app.build_parser(), [], {}),
         (parser_of(service_flags.add_arguments), ["--experts", "e"], {"batch_size": "auto"}),
