@@ -25,6 +25,7 @@ from pathlib import Path
 from featdistill import atomic, command_line
 from featdistill.command_line import Parser, UserError, one_of, within
 from featdistill.inference.flags import add_flags
+from featdistill.records.flags import add_labels
 
 _log = logging.getLogger("featdistill.evaluate")
 
@@ -323,13 +324,7 @@ COMMANDS = {
 
 
 def _add_labels_and_out(parser: Parser) -> None:
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        metavar="FILE",
-        help="manifests or official label files: one for each predictions file, or one for all (default: the "
-        "manifest in each sidecar)",
-    )
+    add_labels(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
 
 

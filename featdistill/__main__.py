@@ -13,6 +13,7 @@ from featdistill.cluster import flags as cluster_flags
 from featdistill.command_line import Parser, UserError, counted, within
 from featdistill.export import flags as export_flags
 from featdistill.hub import push_flags
+from featdistill.records.flags import add_labels
 from featdistill.service import flags as serve_flags
 
 _log = logging.getLogger(__name__)
@@ -39,13 +40,7 @@ def calibrate(arguments: list[str]) -> None:
     parser.add_argument(
         "--predictions", nargs="+", default=[], metavar="FILE", help="predictions of labeled images"
     )
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        metavar="FILE",
-        help="manifests or official label files: one for each predictions file, or one for all (default: the "
-        "manifest in each sidecar)",
-    )
+    add_labels(parser)
     rate = within(0, 1, float, exclusive=True)
     parser.add_argument(
         "--fpr", type=rate, required=True, metavar="RATE", help="share of real images that may be called AI"
@@ -170,13 +165,7 @@ def fuse(arguments: list[str]) -> None:
     parser.add_argument(
         "--predictions", nargs="+", required=True, metavar="FILE.csv", help="files written by predict.py"
     )
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        metavar="FILE",
-        help="manifests or official label files: one per predictions file, in the same order, or one for all "
-        "(default: the manifests named in the sidecars)",
-    )
+    add_labels(parser)
     parser.add_argument("--out", required=True, metavar="FILE.json", help="where to write the fusion")
     parser.add_argument(
         "--method", default="logit_mean", choices=("probability_mean", "logit_mean"), help="what is averaged"

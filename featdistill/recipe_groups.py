@@ -8,6 +8,7 @@ import dataclasses
 import math
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from featdistill.command_line import MAX_WORKERS, UserError, one_of
@@ -347,3 +348,9 @@ class About(Group):
     weights_by: Literal["given", "robust_auc"] = option(
         "given", "robust_auc: run_all.sh has the weights of the committee measured by fuse --weights-by"
     )
+
+
+def check_weights(weights: str) -> None:
+    """Raise a `UserError` unless a backbone's weights are `hub`, `random` or the path of a file."""
+    if weights not in ("hub", "random") and not Path(weights).is_file():
+        raise UserError(f"weights file {weights} does not exist; use hub, random, or the path of a file")

@@ -63,6 +63,13 @@ def located(path: str | os.PathLike) -> str | Path:
     return os.fspath(path) if is_remote(path) else Path(path)
 
 
+def check_manifests(paths: Iterable[str | os.PathLike]) -> None:
+    """Raise a `UserError` if one on this machine, a file or a folder of parts, does not exist."""
+    for path in map(located, paths):
+        if isinstance(path, Path) and not path.exists():
+            raise UserError(f"manifest {path} does not exist")
+
+
 def is_web(address: str | os.PathLike) -> bool:
     """Return whether an address is that of a web server, which neither lists folders nor takes files."""
     return os.fspath(address).lower().startswith(("http://", "https://"))

@@ -12,6 +12,7 @@ import pandas as pd
 from featdistill.command_line import Parser, UserError, within
 from featdistill.images.reading import BrokenImage, read_image
 from featdistill.inference import flags
+from featdistill.recipe_groups import check_weights
 
 if TYPE_CHECKING:
     from featdistill.bank.store import Bank
@@ -52,9 +53,7 @@ def check(arguments: Namespace, purpose: str, *, used: Sequence[str] = FLAGS) ->
     for flag in FLAGS:
         if flag not in used and getattr(arguments, flag) is not None:
             raise UserError(f"--{flag.replace('_', '-')} has an effect with {purpose} only")
-    weights = arguments.weights
-    if weights not in (None, "hub", "random") and not Path(weights).is_file():
-        raise UserError(f"weights file {weights} does not exist; use hub, random, or the path of a file")
+    check_weights(arguments.weights or "hub")
 
 
 def default_side(locations: Sequence[str]) -> int:

@@ -1,10 +1,11 @@
 """The flags of `python -m featdistill embed`, and which of them exclude each other; without PyTorch."""
 
 from argparse import Namespace
-from pathlib import Path
 
 from featdistill.command_line import Parser, UserError, within
 from featdistill.inference.flags import add_flags
+from featdistill.recipe_groups import check_weights
+from featdistill.remote_files import check_manifests
 
 
 def add_arguments(parser: Parser) -> None:
@@ -99,15 +100,13 @@ def check(args: Namespace) -> None:
     Raises:
         UserError: there is one.
     """
-    for manifest in args.manifest:
-        if not Path(manifest).is_file():
-            raise UserError(f"manifest {manifest} does not exist")
+    check_manifests(args.manifest)
     if args.expert:
         for flag in ("weights", "input_size", "resize"):
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag.replace('_', '-')} is for --backbone; an expert has its own")
-    elif args.weights not in (None, "hub", "random") and not Path(args.weights).is_file():
-        raise UserError(f"weights file {args.weights} does not exist; use hub, random, or the path of a file")
+    else:
+        check_weights(args.weights or "hub")
     if args.views > 1 and args.distortions is None:
         raise UserError(
             f"--views {args.views} needs --distortions, such as official; with --distortions none, the other "

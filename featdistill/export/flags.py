@@ -1,10 +1,10 @@
 """The flags of `python -m featdistill export`; without PyTorch."""
 
 from argparse import Namespace
-from pathlib import Path
 
 from featdistill.command_line import Parser, UserError, within
 from featdistill.inference.flags import add_flags
+from featdistill.remote_files import check_manifests
 
 
 def add_arguments(parser: Parser) -> None:
@@ -49,8 +49,6 @@ def check(args: Namespace) -> None:
     Raises:
         UserError: a manifest is missing, or int8 has no labels.
     """
-    for manifest in args.manifest or ():
-        if not Path(manifest).is_file():
-            raise UserError(f"manifest {manifest} does not exist")
+    check_manifests(args.manifest or ())
     if args.precision == "int8" and not args.manifest:
         raise UserError("--precision int8 is checked by the AUC; name labeled images with --manifest")

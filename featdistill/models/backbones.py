@@ -12,7 +12,6 @@ The libraries are imported when a backbone of theirs is built or looked up: each
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ import torch
 from featdistill.command_line import UserError, nearest
 from featdistill.models.encoders import Backbone, BackboneSpec
 from featdistill.models.weights import FILE_WEIGHTS, first_line
+from featdistill.recipe_groups import check_weights
 from featdistill.text_tables import table
 
 # Paper, Table 2 and section 4.5 (which adds DINO and CoCa), then those of the challenge's other teams, and
@@ -118,8 +118,7 @@ def build(spec: BackboneSpec, weights: str = "random") -> Backbone:
     Raises:
         UserError: the weights are not available or do not fit the architecture, or the input size does not.
     """
-    if weights not in ("hub", "random") and not Path(weights).is_file():
-        raise UserError(f"weights file {weights} does not exist; use hub, random, or the path of a file")
+    check_weights(weights)
     if spec.input_size is not None and spec.input_size < 1:
         raise UserError(f"input_size must be at least 1, not {spec.input_size}")
     if spec.library == "open_clip":

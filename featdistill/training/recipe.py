@@ -34,6 +34,7 @@ from featdistill.recipe_groups import (
     Runtime,
     Selection,
     Student,
+    check_weights,
     choices_of,
     typed_fields,
 )
@@ -288,21 +289,14 @@ def check_paths(arguments: argparse.Namespace, recipe: Recipe) -> None:
             are missing.
     """
     given = {"teacher": None, "teachers": None, "unlabeled": None} | vars(arguments)
-    for path in map(
-        remote_files.located, (*(arguments.train or ()), *arguments.val, *(given["unlabeled"] or ()))
-    ):
-        if isinstance(path, Path) and not path.is_file():
-            raise UserError(f"manifest {path} does not exist")
+    remote_files.check_manifests([*(arguments.train or ()), *arguments.val, *(given["unlabeled"] or ())])
     for flag, bank in (("--tokens", arguments.tokens), ("--val-tokens", arguments.val_tokens)):
         if bank and not (Path(bank) / "bank.json").is_file():
             raise UserError(f"{flag} {bank} is not a bank: it has no bank.json; make one with embed")
     if arguments.val_tokens and not arguments.tokens:
         raise UserError("--val-tokens is for a run from tokens; add --tokens, or leave it out")
-    has_file = recipe.weights not in ("hub", "random") and given["teacher"] is None
-    if has_file and not Path(recipe.weights).is_file():
-        raise UserError(
-            f"weights file {recipe.weights} does not exist; use hub, random, or the path of a file"
-        )
+    if given["teacher"] is None:
+        check_weights(recipe.weights)
     for teacher in [given["teacher"]] if given["teacher"] else given["teachers"] or ():
         folder = Path(teacher) / ("expert-last" if given["teacher"] else "expert")
         if hub.is_hub(teacher):

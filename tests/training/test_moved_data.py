@@ -12,7 +12,7 @@ from quoted_commands import ROOT
 from training_runs import SMALL, SMALL_STAGE_2, weights
 
 import train
-from data_prep import equalize
+from data_prep import combine, equalize
 from featdistill.command_line import UserError
 from featdistill.models.expert import create_expert, save_expert
 from featdistill.records.manifest import fingerprint, read_manifest
@@ -52,6 +52,17 @@ def test_a_run_continues_after_its_data_have_moved(make_set, tmp_path, monkeypat
     moved = Path(shutil.move(data, tmp_path / "elsewhere"))
     assert train.main(arguments(moved, "run")) == 0
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_run_from_manifests_in_parts_is_the_one_from_files(sets, tmp_path):
+    in_parts = list(sets)
+    for at in (1, 3):
+        in_parts[at] = str(tmp_path / f"parts{at}")
+        flags = ["--no-duplicates-check", "--rows-per-part", "8", "--out", in_parts[at]]
+        assert combine.main([sets[at], *flags]) == 0
+    for name, data in (("files", sets), ("parts", in_parts)):
+        train.main([*SMALL, *data, "--epochs", "1", "--out", str(tmp_path / name)])
+    assert weights(tmp_path / "parts") == weights(tmp_path / "files")
 
 
 def test_other_images_labels_or_contents_are_other_data(make_set):
