@@ -11,7 +11,8 @@ covers several pixels, where libjpeg interpolates. Experts that do not resize lo
 libjpeg told to repeat; so we interpolate in its place (`interpolate_chroma`). What remains is rounding, RGB
 that was cut off at 0 and 255, and nvJPEG's own inverse transform; resizing adds next to nothing.
 
-Tests run this with torchvision's decoder for the CPU; it has not run on a GPU yet.
+Tests run this with torchvision's decoder for the CPU; it has not run on a GPU yet. From 0.29 on, torchvision
+recommends torchcodec in place of its decoders, which work as before.
 """
 
 import functools
