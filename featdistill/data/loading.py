@@ -1,5 +1,7 @@
 """Rows of a manifest to uint8 batches: read each image once, fit it to every input size needed, stack."""
 
+import bisect
+import itertools
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -104,6 +106,35 @@ class ScoreDataset(Dataset):
         except BrokenImage as error:
             return Broken(index, str(error))
         return {"index": index, "images": cut_views(image, self.keys, self.views)}
+
+
+class Joined(Dataset):
+    """Data sets to score one after the other, with the same workers; `index` counts through all of them.
+
+    The items of one call of `__getitems__` have to come from the same data set.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset]) -> None:
+        self.datasets = tuple(datasets)
+        self.starts = [0, *itertools.accumulate(map(len, datasets))]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any] | Broken]:
+        place = bisect.bisect_right(self.starts, indices[0]) - 1
+        dataset, start = self.datasets[place], self.starts[place]
+        inside = [index - start for index in indices]
+        several = getattr(dataset, "__getitems__", None)
+        items = several(inside) if several else [dataset[index] for index in inside]
+        return [_moved(item, start) for item in items]
+
+
+def _moved(item: dict[str, Any] | Broken, start: int) -> dict[str, Any] | Broken:
+    """Return an item whose index is counted from `start` on."""
+    if isinstance(item, Broken):
+        return item._replace(index=item.index + start)
+    return item | {"index": item["index"] + start}
 
 
 def collate(items: list[dict[str, Any] | Broken]) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def score_dataset(
     views: Sequence[View] = PLAIN,
     full_batches: bool = False,
     batches: Sequence[int] | None = None,
+    lengths: Sequence[int] | None = None,
     profile: Profile | None = None,
 ) -> Iterator[ScoredBatch]:
     """Score the items of a data set batch by batch.
@@ -111,12 +112,14 @@ def score_dataset(
         views: each expert's logits are averaged over them.
         full_batches: fill up the last batch, so that every forward pass has the same shape.
         batches: numbers of the batches to score; all by default.
+        lengths: of the parts of the data set, one after the other: no batch has items of two of them.
         profile: what the time is added to.
     """
     profile = profile or Profile()
     device = torch.device(device)
-    numbers = range(-(-len(dataset) // batch_size)) if batches is None else batches
-    parts = [range(len(dataset))[n * batch_size : (n + 1) * batch_size] for n in numbers]
+    divided = batch_rows([len(dataset)] if lengths is None else lengths, batch_size)
+    numbers = range(len(divided)) if batches is None else batches
+    parts = [divided[number] for number in numbers]
     loader = make_loader(dataset, parts, workers)
     pending: list[Callable[[], ScoredBatch]] = []
     ready = profile.waited(on_device(loader, device, getattr(dataset, "to_device", to_device)))
@@ -134,6 +137,13 @@ def score_dataset(
         if device.type == "cpu" or len(pending) > 1:
             yield _fetched(pending.pop(0), profile)
     yield from (_fetched(fetch, profile) for fetch in pending)
+
+
+def batch_rows(lengths: Sequence[int], batch_size: int) -> list[range]:
+    """Return the rows of each batch of parts that follow each other; see `score_dataset`."""
+    ends = itertools.accumulate(lengths)
+    parts = [range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    return [part[at : at + batch_size] for part in parts for at in range(0, len(part), batch_size)]
 
 
 def _fetched(fetch: Callable[[], ScoredBatch], profile: Profile) -> ScoredBatch:

@@ -2,6 +2,7 @@
 
 import io
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from featdistill.command_line import UserError
-from featdistill.data.loading import ScoreDataset
+from featdistill.data.loading import Joined, ScoreDataset
 from featdistill.data.preprocessing import fit, prepare
 from featdistill.data.views import View, cut_view, cut_views, parse_tta
 from featdistill.distortions.official import OFFICIAL
@@ -27,7 +28,7 @@ from featdistill.inference.compute import (
     set_up_compiler,
 )
 from featdistill.inference.float8 import E4M3, Float8Linear, quantize, with_float8
-from featdistill.inference.scoring import score, score_dataset
+from featdistill.inference.scoring import score, score_all, score_dataset
 from featdistill.models.backbones import BackboneSpec, build
 from featdistill.models.expert import Expert, create_expert
 from featdistill.records.manifest import read_manifest
@@ -60,6 +61,19 @@ def test_scores_are_those_of_each_expert_on_its_own_batches(make_set, experts):
     some = list(score(experts, rows, batch_size=3, batches=[2, 0], workers=1))
     assert [batch.number for batch in some] == [2, 0]
     assert np.array_equal(some[1].logits, found[0].logits)
+
+
+def test_sets_that_are_scored_together_have_the_scores_of_each(make_set, experts):
+    manifests = [make_set("one", 7), make_set("two", 5, first=20)]
+    Path(read_manifest(manifests[1])["image"][3]).write_bytes(b"broken")
+    keys = [expert.preprocessing.key for expert in experts]
+    one, two = map(read_manifest, manifests)
+    sets = [ScoreDataset(rows, keys) for rows in (one, one[:0], two)]
+    alone = [score_all(experts, dataset, batch_size=3) for dataset in sets]
+    lengths = list(map(len, sets))
+    logits, broken = score_all(experts, Joined(sets), batch_size=3, lengths=lengths, workers=1)
+    assert np.array_equal(logits, np.concatenate([part for part, _ in alone], axis=1), equal_nan=True)
+    assert broken == {7 + row: reason for row, reason in alone[2][1].items()} and list(broken) == [10]
 
 
 def test_what_an_image_scores_does_not_depend_on_whether_its_neighbors_can_be_read(make_set, experts):
