@@ -39,7 +39,7 @@ from featdistill.training.tasks import ClassifyTask, DistillTask
 from featdistill.training.teachers import cast_frozen
 
 STAGES = ("stage 1", "reading A", "reading B")
-OPTIONS = ("eager", "compiled", "checkpointing")
+OPTIONS = ("eager", "compiled", "checkpointing", "selective")
 PLAIN = "plain"
 # So many that schedules stay at their start.
 _TOTAL_STEPS = 10**9
@@ -137,7 +137,8 @@ def measure_step(
     if option == PLAIN:
         step = _plain_step(expert, batch, device)
     else:
-        expert.backbone.set_gradient_checkpointing(option == "checkpointing")
+        checkpoints = option in ("checkpointing", "selective")
+        expert.backbone.set_gradient_checkpointing(checkpoints, option == "selective")
         task = _task(expert, stage).to(device).train()
         cast_frozen(task, arguments.precision)
         if option == "compiled":

@@ -260,7 +260,13 @@ _CLIP = [
     ("reading A", "compiled"),
     ("stage 1", training.PLAIN),
 ]
-_SO400M = [("stage 1", "eager"), ("stage 1", "compiled"), ("reading A", "compiled")]
+_SO400M = [
+    ("stage 1", "eager"),
+    ("stage 1", "compiled"),
+    ("reading A", "compiled"),
+    ("stage 1", "selective"),
+    ("reading A", "eager"),
+]
 
 AHEAD = [
     Part("compiling experts ahead", 90, experts_ahead, shares=True),
@@ -278,7 +284,7 @@ PARTS = [
     Part("training speed of CLIP", 40, lambda bench: training_steps(bench, 0, _eager_if_tiny(bench, _CLIP))),
     Part(
         "training speed of So400M",
-        55,
+        70,
         lambda bench: training_steps(bench, 1, _eager_if_tiny(bench, _SO400M)),
     ),
     Part("speed of attention by kernel and head width", 10, attention_kernels),

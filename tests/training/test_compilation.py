@@ -12,7 +12,7 @@ from training_runs import SMALL, losses, weights
 
 import train
 from featdistill.command_line import UserError
-from featdistill.models.backbones import BACKBONES
+from featdistill.models.backbones import BACKBONES, build, resolve_spec
 from featdistill.training import compilation
 from featdistill.training.recipe import DistillRecipe, Recipe, StudentRecipe, from_values, settings
 
@@ -114,3 +114,34 @@ def test_the_key_is_a_switch_with_a_third_value():
     with pytest.raises(UserError, match="compile needs inputs of one size"):
         recipe(input_sizes="224,448", compile=True)
     assert dataclasses.replace(recipe(input_sizes="224,448"), compile=False).compile is False
+
+
+@pytest.mark.filterwarnings("ignore:A saved_tensors_hooks context:FutureWarning")
+def test_compiled_blocks_with_selective_checkpointing_keep_less_and_have_the_same_gradients():
+    torch.manual_seed(0)
+    backbone = build(resolve_spec("timm:test_vit", 32)).train()
+    [block, *_] = backbone._block_list
+    tokens = torch.rand(8, 5, block.norm1.weight.numel())
+    weights = {value.untyped_storage().data_ptr() for value in block.parameters()}
+
+    def step() -> tuple[list[torch.Tensor], int]:
+        """Return the gradients, and how many bytes of activations were kept for them."""
+        block.zero_grad()
+        kept = {}
+
+        def keep(value: torch.Tensor) -> torch.Tensor:
+            kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            block(tokens).square().sum().backward()
+        gradients = [value.grad.clone() for value in block.parameters()]
+        return gradients, sum(count for place, count in kept.items() if place not in weights)
+
+    gradients, kept = step()
+    backbone.set_gradient_checkpointing(True, selective=True)
+    # Without generated C++, which takes minutes.
+    block.compile(backend="aot_eager")
+    found, kept_compiled = step()
+    torch.testing.assert_close(found, gradients)
+    assert 0 < kept_compiled < 0.8 * kept
