@@ -6,7 +6,12 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+)
 
 from featdistill.command_line import UserError
 from featdistill.models.expert import Expert
@@ -47,6 +52,12 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
         # One process reports for all.
         logging.getLogger("featdistill").setLevel(logging.WARNING)
     return accelerator
+
+
+def raise_first(failure: str | None) -> None:
+    """Raise a `UserError` in all processes if any of them has a failure."""
+    if failures := [each for each in gather_object([failure]) if each]:
+        raise UserError(failures[0])
 
 
 def gradient_options(expert: Expert, has_statistics: bool) -> DistributedDataParallelKwargs:

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 
 from featdistill import atomic
@@ -28,7 +27,7 @@ from featdistill.process_setup import keep_freed_memory
 from featdistill.records.manifest import fingerprint, join_rows, read_manifest
 from featdistill.records.provenance import Claim, read_record
 from featdistill.training import from_tokens, top_tokens
-from featdistill.training.processes import make_accelerator
+from featdistill.training.processes import make_accelerator, raise_first
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder, git_commit
 from featdistill.training.trainer import Trainer
@@ -125,8 +124,7 @@ def run(
                 folder.start(description)
         except UserError as error:
             failure = str(error)
-        if failures := [each for each in gather_object([failure]) if each]:
-            raise UserError(failures[0])
+        raise_first(failure)
         top_tokens.choose(task, rows, clean, recipe, folder, accelerator, is_new=state is Claim.NEW)
         status = trainer.fit()
         accelerator.end_training()

@@ -37,7 +37,7 @@ from featdistill.training import averages, compilation, finetuning, optimizer, p
 from featdistill.training.from_tokens import TokenDataset, TokenHoldout
 from featdistill.training.holdout import score_holdout
 from featdistill.training.log import TrainingLog, start_trackers
-from featdistill.training.processes import gradient_options
+from featdistill.training.processes import gradient_options, raise_first
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder
 from featdistill.training.selection import BestEpoch
@@ -289,9 +289,7 @@ class Trainer:
         Raises:
             UserError: a process cannot go on, or too many steps in a row were skipped.
         """
-        failures = [failure for failure in gather_object([self.failure]) if failure]
-        if failures:
-            raise UserError(failures[0])
+        raise_first(self.failure)
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.update()

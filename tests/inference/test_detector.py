@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import smooth_picture
 from PIL import Image
+from tiny_experts import save_tiny_pair
 
 import featdistill
 import predict
@@ -25,20 +25,12 @@ from featdistill.calibration.stability import NEAR_LOGITS, parse_request
 from featdistill.command_line import UserError
 from featdistill.images.reading import TooManyPixels, decode, from_pillow, read_image
 from featdistill.inference.detector import Detector, redelivered
-from featdistill.models.expert import create_expert, save_expert
 from featdistill.records.predictions import read_predictions
 
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory) -> list[str]:
-    root = tmp_path_factory.mktemp("experts")
-    for seed, (name, backbone, size) in enumerate([("alpha", "tiny_clip", 48), ("beta", "tiny_siglip", 32)]):
-        torch.manual_seed(seed)
-        expert = create_expert(backbone, "random", input_size=size, head_hidden=8)
-        with torch.no_grad():
-            expert.head[3].weight.mul_(40)
-        save_expert(expert.eval(), root / name / "expert")
-    return [str(root / name / "expert") for name in ("alpha", "beta")]
+    return save_tiny_pair(tmp_path_factory.mktemp("experts"))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_experts import save_tiny_pair
 
 import predict
 from featdistill.command_line import UserError
@@ -12,7 +13,7 @@ from featdistill.data.preprocessing import prepare
 from featdistill.images.reading import read_image
 from featdistill.inference import predictor
 from featdistill.inference.fusion import FORMAT_VERSION, Fusion
-from featdistill.models.expert import create_expert, load_expert, save_expert
+from featdistill.models.expert import load_expert
 from featdistill.records.manifest import read_manifest
 from featdistill.records.predictions import read_predictions, read_sidecar
 
@@ -21,12 +22,7 @@ from featdistill.records.predictions import read_predictions, read_sidecar
 def ensemble_folder(tmp_path_factory) -> Path:
     """Two experts of different input sizes, as two finished runs of one stage."""
     root = tmp_path_factory.mktemp("project") / "runs" / "stage2"
-    for seed, (name, backbone, size) in enumerate([("alpha", "tiny_clip", 48), ("beta", "tiny_siglip", 32)]):
-        torch.manual_seed(seed)
-        expert = create_expert(backbone, "random", input_size=size, head_hidden=8)
-        with torch.no_grad():
-            expert.head[3].weight.mul_(40)
-        save_expert(expert.eval(), root / name / "expert", {"data": {"train": [{"path": "data/train.csv"}]}})
+    save_tiny_pair(root, {"data": {"train": [{"path": "data/train.csv"}]}})
     return root
 
 

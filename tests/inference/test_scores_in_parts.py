@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import smooth_picture
 from PIL import Image
+from tiny_experts import save_tiny_expert
 
 import predict
 from data_prep import combine
@@ -23,7 +24,6 @@ from featdistill.command_line import UserError
 from featdistill.inference import parts as parts_module
 from featdistill.inference.parts import score_parts
 from featdistill.inference.predictor import load_ensemble
-from featdistill.models.expert import create_expert, save_expert
 from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
 from featdistill.records.predictions import read_errors, read_predictions, read_sidecar
 
@@ -44,11 +44,7 @@ def root(tmp_path_factory):
     write_manifest(make_manifest({"image": paths, "name": names, "label": labels}), root / "all.csv")
     settings = ["--no-duplicates-check", "--rows-per-part", "3", "--out", str(root / "parts")]
     assert combine.main([str(root / "all.csv"), *settings]) == 0
-    torch.manual_seed(0)
-    expert = create_expert("tiny_clip", "random", input_size=48, head_hidden=8)
-    with torch.no_grad():
-        expert.head[3].weight.mul_(40)
-    save_expert(expert.eval(), root / "expert")
+    save_tiny_expert(root / "expert", size=48)
     return root
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tiny_experts import save_tiny_pair
 
 import app
 from featdistill.calibration import Calibrator
@@ -26,7 +26,6 @@ from featdistill.images.reading import BrokenImage, decode
 from featdistill.inference.detector import Detection, Detector
 from featdistill.interactive import page as app_page
 from featdistill.interactive import session as interactive
-from featdistill.models.expert import create_expert, save_expert
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 2**20
@@ -44,14 +43,7 @@ CHROMIUM_FLAGS = [
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory) -> list[str]:
-    root = tmp_path_factory.mktemp("experts")
-    for seed, (name, backbone, size) in enumerate([("alpha", "tiny_clip", 48), ("beta", "tiny_siglip", 32)]):
-        torch.manual_seed(seed)
-        expert = create_expert(backbone, "random", input_size=size, head_hidden=8)
-        with torch.no_grad():
-            expert.head[3].weight.mul_(40)
-        save_expert(expert.eval(), root / name / "expert")
-    return [str(root / name / "expert") for name in ("alpha", "beta")]
+    return save_tiny_pair(tmp_path_factory.mktemp("experts"))
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
-from featdistill.models.expert import create_expert, save_expert
 from featdistill.service.app import Service
 from featdistill.service.flags import Limits
 from featdistill.service.server import Server, bind
@@ -74,15 +72,6 @@ def until(condition, timeout_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.01)
-
-
-def save_tiny_expert(folder) -> str:
-    torch.manual_seed(0)
-    expert = create_expert("tiny_clip", "random", input_size=32, head_hidden=8)
-    with torch.no_grad():
-        expert.head[3].weight.mul_(40)
-    save_expert(expert.eval(), folder)
-    return str(folder)
 
 
 def picture(seed: int = 0, side: int = 48) -> bytes:

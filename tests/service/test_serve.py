@@ -11,7 +11,8 @@ import urllib.request
 
 import pytest
 from processes import fork, needs_fork, statuses
-from service_clients import picture, save_tiny_expert, until
+from service_clients import picture, until
+from tiny_experts import save_tiny_expert
 
 from featdistill.__main__ import serve
 from featdistill.command_line import UserError

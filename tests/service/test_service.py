@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from service_clients import as_base64, form, picture, png, save_tiny_expert, serving, until
+from service_clients import as_base64, form, picture, png, serving, until
+from tiny_experts import save_tiny_expert
 
 import predict
 from featdistill.inference.detector import Detection, Detector

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tiny_experts import save_tiny_pair
 
 import evaluate
 from featdistill.command_line import UserError
@@ -24,7 +25,7 @@ from featdistill.images.reading import read_image
 from featdistill.inference import journal as partial_scores
 from featdistill.inference.fusion import Fusion
 from featdistill.inference.scoring import score
-from featdistill.models.expert import create_expert, load_expert, save_expert
+from featdistill.models.expert import load_expert
 from featdistill.records.manifest import make_manifest, read_manifest, write_manifest
 from featdistill.sweep import run as sweep
 from featdistill.sweep.plan import Cell, choose_cells, sample_rows
@@ -37,12 +38,7 @@ SETTINGS = ["--operations", "jpeg", "gausblur", "colorshift", "--levels", "1", "
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory) -> list[str]:
-    root = tmp_path_factory.mktemp("experts")
-    for seed, (name, backbone, size) in enumerate([("alpha", "tiny_clip", 48), ("beta", "tiny_siglip", 32)]):
-        torch.manual_seed(seed)
-        expert = create_expert(backbone, "random", input_size=size, head_hidden=8)
-        save_expert(expert.eval(), root / name / "expert")
-    return [str(root / name / "expert") for name in ("alpha", "beta")]
+    return save_tiny_pair(tmp_path_factory.mktemp("experts"))
 
 
 def run(manifest: Path, experts: list[str], out: Path, *flags: str) -> int:

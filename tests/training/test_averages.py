@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from processes import fork, needs_fork, statuses
 from torch import nn
-from training_runs import SMALL, losses, weights
+from training_runs import SMALL, kill_at, losses, weights
 
 import train
 from featdistill.models.expert import Expert, create_expert, load_expert
@@ -14,7 +14,6 @@ from featdistill.recipe_groups import Finetuning, Objective
 from featdistill.training import finetuning
 from featdistill.training.averages import EqualAverage, WeightAverage, average_decay_at, renew_statistics
 from featdistill.training.tasks import ClassifyTask
-from featdistill.training.trainer import Trainer
 
 
 def make_expert(backbone: str = "tiny_clip") -> Expert:
@@ -205,17 +204,7 @@ def test_a_run_saves_the_average_with_renewed_statistics_and_a_killed_one_too(se
         elif "num_batches" not in name:
             torch.testing.assert_close(value, (states[1][name] + states[2][name]) / 2)
     # Every epoch has 5 steps; the run dies in the third epoch, when the average holds one epoch.
-    step = Trainer._step
-
-    def die(trainer, stream):
-        if trainer.step == 12:
-            raise KeyboardInterrupt
-        step(trainer, stream)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", die)
-        with pytest.raises(KeyboardInterrupt):
-            train.main([*arguments, "--out", str(run)])
+    kill_at(12, arguments, run)
     train.main([*arguments, "--out", str(run)])
     assert weights(run) == weights(whole) and losses(run) == losses(whole)
     assert load_expert(run / "expert-last").preprocessing == load_expert(whole / "expert-last").preprocessing

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import erf
 from task_steps import make_batch, take_steps
-from training_runs import SMALL, SMALL_STAGE_2, losses, weights
+from training_runs import SMALL, SMALL_STAGE_2, kill_at, losses, weights
 
 import distill
 import train
@@ -20,7 +20,6 @@ from featdistill.training.extras import LayerHeads
 from featdistill.training.optimizer import parameter_groups
 from featdistill.training.recipe import Recipe
 from featdistill.training.tasks import ClassifyTask, DistillTask
-from featdistill.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -171,21 +170,12 @@ def test_stage_2_has_them_too(options, expert, batch):
 
 
 @pytest.mark.parametrize("options", EXTRAS.values(), ids=EXTRAS)
-def test_a_killed_run_with_extras_ends_like_an_undisturbed_one(options, sets, tmp_path, monkeypatch):
+def test_a_killed_run_with_extras_ends_like_an_undisturbed_one(options, sets, tmp_path):
     flags = [text for key, value in options.items() for text in (f"--{key.replace('_', '-')}", str(value))]
     arguments = [*SMALL, *sets, *flags, "--checkpoint-every-s", "0"]
-    whole, run, step = tmp_path / "whole", tmp_path / "run", Trainer._step
+    whole, run = tmp_path / "whole", tmp_path / "run"
     train.main([*arguments, "--out", str(whole)])
-
-    def die(trainer, stream):
-        if trainer.step == 7:
-            raise KeyboardInterrupt
-        step(trainer, stream)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", die)
-        with pytest.raises(KeyboardInterrupt):
-            train.main([*arguments, "--out", str(run)])
+    kill_at(7, arguments, run)
     train.main([*arguments, "--out", str(run)])
     assert weights(run) == weights(whole) and losses(run) == losses(whole)
     assert not any("extras" in name for name in load_expert(run / "expert").state_dict())

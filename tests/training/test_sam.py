@@ -7,7 +7,7 @@ import pytest
 import torch
 from processes import fork, needs_fork, statuses
 from torch import nn
-from training_runs import SMALL, SMALL_STAGE_2, lines, losses, weights
+from training_runs import SMALL, SMALL_STAGE_2, kill_at, lines, losses, weights
 
 import distill
 import train
@@ -76,20 +76,11 @@ def test_the_gradient_of_a_step_is_that_at_the_weights_uphill(sets, tmp_path, mo
 SAM = ["--sam-rho", "0.05", "--checkpoint-every-s", "0", "--accumulation", "2"]
 
 
-def test_a_killed_run_with_sam_ends_like_an_undisturbed_one(sets, tmp_path, monkeypatch):
-    arguments, step = [*SMALL, *sets, *SAM, "--ema", "0.9"], Trainer._step
+def test_a_killed_run_with_sam_ends_like_an_undisturbed_one(sets, tmp_path):
+    arguments = [*SMALL, *sets, *SAM, "--ema", "0.9"]
     train.main([*arguments, "--out", str(tmp_path / "whole")])
     train.main([*arguments, "--sam-rho", "0", "--out", str(tmp_path / "plain")])
-
-    def die(trainer, stream):
-        if trainer.step == 6:
-            raise KeyboardInterrupt
-        step(trainer, stream)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", die)
-        with pytest.raises(KeyboardInterrupt):
-            train.main([*arguments, "--out", str(tmp_path / "run")])
+    kill_at(6, arguments, tmp_path / "run")
     train.main([*arguments, "--out", str(tmp_path / "run")])
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")

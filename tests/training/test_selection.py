@@ -4,14 +4,13 @@ import json
 
 import pytest
 import torch
-from training_runs import SMALL, lines, losses, weights
+from training_runs import SMALL, kill_at, lines, losses, weights
 
 import train
 from featdistill.models.expert import read_card
 from featdistill.recipe_groups import Selection
 from featdistill.training import trainer
 from featdistill.training.selection import BestEpoch, quality
-from featdistill.training.trainer import Trainer
 
 # Clean and robust AUC of six epochs: the robust one peaks in epoch 2, the mix of .7 and .3 in epoch 3.
 AUCS = [(0.50, 0.60), (0.60, 0.80), (0.95, 0.78), (0.90, 0.79), (0.80, 0.80), (0.99, 0.70)]
@@ -75,11 +74,7 @@ def scripted(monkeypatch):
     return score
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-def test_a_run_ends_early_and_a_killed_one_ends_alike(sets, tmp_path, monkeypatch, scripted, capsys):
+def test_a_run_ends_early_and_a_killed_one_ends_alike(sets, tmp_path, scripted, capsys):
     common = [*SMALL, *sets, "--epochs", "6", "--checkpoint-every-s", "0"]
     arguments = [*common, "--best-robust-share", "0.7", "--patience", "2"]
     scripted.epoch = 0
@@ -93,18 +88,8 @@ def test_a_run_ends_early_and_a_killed_one_ends_alike(sets, tmp_path, monkeypatc
     assert torch.load(whole / "resume" / "state.pt", weights_only=True)["task"] is None
 
     # Killed in the second epoch of the wait, after which only the checkpoint says how long it has lasted.
-    step = Trainer._step
-
-    def die(run, stream):
-        if run.step == 22:
-            raise Killed
-        step(run, stream)
-
     scripted.epoch = 0
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", die)
-        with pytest.raises(Killed):
-            train.main([*arguments, "--out", str(tmp_path / "run")])
+    kill_at(22, arguments, tmp_path / "run")
     assert train.main([*arguments, "--out", str(tmp_path / "run")]) == 0
     assert weights(tmp_path / "run") == weights(whole) and losses(tmp_path / "run") == losses(whole)
     capsys.readouterr()
