@@ -7,6 +7,6 @@
 several experts, `student_targets`, `student_banks` and `student_flags` its teachers; `trainer` the loop,
 `stages` the path from a recipe to a finished run, and `run_folder` its files.
 `from_tokens` lets a run start before the last blocks, and `top_tokens` chooses those of a feature.
-`finetuning`, `optimizer`, `passes`, `processes`, `sharding`, `holdout`, `selection` (the best epoch) and
-`log` are parts of the loop; `plot_run` plots its progress.
+`finetuning`, `compilation`, `optimizer`, `passes`, `processes`, `sharding`, `holdout`, `selection` (the best
+epoch) and `log` are parts of the loop; `plot_run` plots its progress.
 """
