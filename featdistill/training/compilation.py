@@ -32,7 +32,8 @@ def is_wanted(recipe: Recipe, expert: Expert, accelerator: Accelerator, steps: i
     if recipe.compile == "auto":
         reason = reason_against(recipe, expert, device.type, accelerator.num_processes, steps)
         reason = reason or _failure(device)
-        _log.info("compile auto: " + (f"not compiled ({reason})" if reason else "compiled"))
+        level = logging.INFO if device.type == "cuda" else logging.DEBUG
+        _log.log(level, "compile auto: %s", f"not compiled ({reason})" if reason else "compiled")
         return not reason
     if recipe.compile:
         compute.set_up_compiler(device)

@@ -3,6 +3,7 @@
 import logging
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -52,6 +53,18 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
         # One process reports for all.
         logging.getLogger("featdistill").setLevel(logging.WARNING)
     return accelerator
+
+
+def end_group(accelerator: Accelerator, trainer: Any) -> None:
+    """End the trackers and the group of processes after a run.
+
+    DDP, which a trainer holds as `wrapped`, goes first: if its reducer is the last to hold a gloo group, it
+    waits for the group's threads without releasing Python's lock, which they may need (seen with PyTorch 2.8).
+    """
+    if accelerator.num_processes > 1:
+        trainer.wrapped = None
+        accelerator.free_memory()
+    accelerator.end_training()
 
 
 def raise_first(failure: str | None) -> None:

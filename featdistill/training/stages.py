@@ -27,7 +27,7 @@ from featdistill.process_setup import keep_freed_memory
 from featdistill.records.manifest import fingerprint, join_rows, read_manifest
 from featdistill.records.provenance import Claim, read_record
 from featdistill.training import from_tokens, top_tokens
-from featdistill.training.processes import make_accelerator, raise_first
+from featdistill.training.processes import end_group, make_accelerator, raise_first
 from featdistill.training.recipe import Recipe
 from featdistill.training.run_folder import RunFolder, git_commit
 from featdistill.training.trainer import Trainer
@@ -127,7 +127,7 @@ def run(
         raise_first(failure)
         top_tokens.choose(task, rows, clean, recipe, folder, accelerator, is_new=state is Claim.NEW)
         status = trainer.fit()
-        accelerator.end_training()
+        end_group(accelerator, trainer)
         return status
 
 
