@@ -31,9 +31,10 @@ def is_wanted(recipe: Recipe, expert: Expert, accelerator: Accelerator, steps: i
     device = accelerator.device
     if recipe.compile == "auto":
         reason = reason_against(recipe, expert, device.type, accelerator.num_processes, steps)
+        if reason and device.type == "cpu":
+            return False
         reason = reason or _failure(device)
-        level = logging.INFO if device.type == "cuda" else logging.DEBUG
-        _log.log(level, "compile auto: %s", f"not compiled ({reason})" if reason else "compiled")
+        _log.info("compile auto: " + (f"not compiled ({reason})" if reason else "compiled"))
         return not reason
     if recipe.compile:
         compute.set_up_compiler(device)

@@ -59,7 +59,7 @@ def end_group(accelerator: Accelerator, trainer: Any) -> None:
     """End the trackers and the group of processes after a run.
 
     DDP, which a trainer holds as `wrapped`, goes first: if its reducer is the last to hold a gloo group, it
-    waits for the group's threads without releasing Python's lock, which they may need (seen with PyTorch 2.8).
+    waits for the group's threads without releasing Python's lock, which they may need (seen in PyTorch 2.8).
     """
     if accelerator.num_processes > 1:
         trainer.wrapped = None
