@@ -23,6 +23,7 @@ from argparse import Namespace
 
 from featdistill import command_line
 from featdistill.command_line import Parser
+from featdistill.process_setup import large_imports
 from featdistill.recipe_groups import Architecture, values_of
 from featdistill.seeds import stage_seed
 from featdistill.training import recipe as recipes
@@ -60,11 +61,12 @@ def _refine(arguments: Namespace) -> int:
     recipe = recipes.resolve(DistillRecipe, arguments)
     recipes.check_paths(arguments, recipe)
     # Loading PyTorch takes seconds; --help and mistakes in the arguments do not need it.
-    from featdistill.inference.references import located
-    from featdistill.models.expert import load_expert, read_card
-    from featdistill.models.masking import make_masking
-    from featdistill.training import stages
-    from featdistill.training.tasks import DistillTask
+    with large_imports():
+        from featdistill.inference.references import located
+        from featdistill.models.expert import load_expert, read_card
+        from featdistill.models.masking import make_masking
+        from featdistill.training import stages
+        from featdistill.training.tasks import DistillTask
 
     folder, name = located(arguments.teacher)
     card = read_card(folder)
@@ -86,10 +88,11 @@ def _teach(arguments: Namespace) -> int:
     student_flags.check_student(arguments)
     recipe = recipes.resolve(StudentRecipe, arguments)
     recipes.check_paths(arguments, recipe)
-    from featdistill.models.expert import create_expert
-    from featdistill.models.masking import make_masking
-    from featdistill.training import stages, student_targets
-    from featdistill.training.student import StudentTask
+    with large_imports():
+        from featdistill.models.expert import create_expert
+        from featdistill.models.masking import make_masking
+        from featdistill.training import stages, student_targets
+        from featdistill.training.student import StudentTask
 
     teachers, targets, description = student_targets.find(arguments, recipe)
 

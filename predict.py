@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError, file_name, within
 from featdistill.inference.flags import FLAGS, add_flags
+from featdistill.process_setup import large_imports
 
 
 def build_parser() -> Parser:
@@ -86,8 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     _check_input(args)
     # Here, so that --help and mistakes are answered without loading PyTorch.
-    from featdistill.inference import jobs
-    from featdistill.inference.processes import Processes
+    with large_imports():
+        from featdistill.inference import jobs
+        from featdistill.inference.processes import Processes
 
     return Processes().run(lambda processes: jobs.run(args, processes))
 

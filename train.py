@@ -10,6 +10,7 @@ checkpoints, from which the same command continues a killed run. Images that can
 
 from featdistill import command_line
 from featdistill.command_line import Parser
+from featdistill.process_setup import large_imports
 from featdistill.recipe_groups import Architecture, values_of
 from featdistill.seeds import stage_seed
 from featdistill.training import recipe as recipes
@@ -31,10 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     recipe = recipes.resolve(Recipe, arguments)
     recipes.check_paths(arguments, recipe)
     # Loading PyTorch takes seconds; --help and mistakes in the arguments do not need it.
-    from featdistill.models.expert import create_expert
-    from featdistill.models.masking import make_masking
-    from featdistill.training import stages
-    from featdistill.training.tasks import ClassifyTask
+    with large_imports():
+        from featdistill.models.expert import create_expert
+        from featdistill.models.masking import make_masking
+        from featdistill.training import stages
+        from featdistill.training.tasks import ClassifyTask
 
     def make_task() -> ClassifyTask:
         expert = create_expert(**values_of(Architecture, recipe))

@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.device_checks import scoring_checks, speed, training_checks
+from benchmarks.device_checks import scoring_checks, speed, start_up, training_checks
 from benchmarks.device_checks.runner import Bench, run_parts
 from featdistill import command_line
 from featdistill.command_line import Parser, UserError, within
@@ -35,7 +35,7 @@ from featdistill.training.run_folder import git_commit
 # The device and its rate of matrix products, to which all figures are compared.
 FIRST = scoring_checks.FIRST
 PARTS = sorted(
-    [*speed.AHEAD, *scoring_checks.PARTS, *training_checks.PARTS, *speed.PARTS],
+    [*speed.AHEAD, *scoring_checks.PARTS, *training_checks.PARTS, *start_up.PARTS, *speed.PARTS],
     key=lambda part: not part.shares,
 )
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

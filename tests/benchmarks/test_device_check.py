@@ -4,12 +4,14 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 
 import pytest
 import torch
 
 from benchmarks import device_check
+from benchmarks.device_checks import start_up
 from benchmarks.device_checks.runner import Bench, Part, Skip, run_parts
 from featdistill.command_line import UserError
 
@@ -95,6 +97,22 @@ def test_parts_that_share_the_device_run_together_and_others_alone(tmp_path):
     results = run_parts(parts, bench, 2, None, jobs=2)
     assert [one["status"] for one in results] == ["ok"] * 3 and results[-1]["part"] == "c"
     assert results[-1]["figures"] == {"seen": 2, "met": True}
+
+
+def test_the_times_of_a_run_are_those_of_the_lines_in_its_log(tmp_path, monkeypatch):
+    script = "import pathlib, time; log = pathlib.Path('log').open('a')\n"
+    script += "for number in range(3): print(number, file=log, flush=True); time.sleep(.1)\n"
+    monkeypatch.setattr(start_up, "ROOT", tmp_path)
+    found, ended = start_up._timed([sys.executable, "-c", script], tmp_path / "log", dict(os.environ))
+    times = [at for at, _ in found]
+    assert [line for _, line in found] == [0, 1, 2] and times == sorted(times)
+    assert times[2] - times[0] > 0.15 and ended - times[2] > 0.05
+    steps = [(4, 0), (5, 0), (8, 1), (9, 1), (13, 2), (14, 2)]
+    lines = [(at, {"loss": 1, "epoch": epoch}) for at, epoch in steps]
+    monkeypatch.setattr(start_up, "_timed", lambda *arguments: (lines, 17))
+    figures = start_up.start_up(Bench(torch.device("cpu"), True, tmp_path))
+    names = ("to the first step", "between epochs", "a step", "after the last step")
+    assert figures == dict(zip(names, (4, 3.5, 1, 3), strict=True))
 
 
 def test_what_makes_no_sense_is_refused():
