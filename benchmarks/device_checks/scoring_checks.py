@@ -20,7 +20,7 @@ from featdistill.data.gpu_decoding import JpegDataset, decode, repeats_chroma
 from featdistill.data.loading import ScoreDataset, collate, to_device
 from featdistill.data.views import parse_tta
 from featdistill.inference import compute
-from featdistill.inference.float8 import with_float8
+from featdistill.inference.float8 import Float8Linear, with_float8
 from featdistill.inference.fusion import Fusion
 from featdistill.inference.predictor import Predictor
 from featdistill.inference.scoring import _mean_logits
@@ -129,8 +129,19 @@ def is_attention(kernel: str) -> bool:
     return any(part in kernel.lower() for part in ("sdpa", "flash", "fmha", "attention"))
 
 
+def computes_float8() -> bool:
+    """Return whether this PyTorch multiplies 8-bit floats with a scale per row on a CPU; 2.8 does not."""
+    try:
+        Float8Linear(nn.Linear(16, 16))(torch.zeros(1, 16))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
 def float8(bench: Bench) -> dict[str, float]:
     """Score with 8-bit layers of every family; on an error, name the family."""
+    if not (bench.is_gpu or computes_float8()):
+        raise Skip("this PyTorch has no such products on a CPU")
     found, failed = {}, []
     for name in (*FAMILIES, "open_clip"):
         if name == "open_clip" and bench.tiny:
