@@ -35,7 +35,7 @@ from featdistill.training.run_folder import git_commit
 # The device and its rate of matrix products, to which all figures are compared.
 FIRST = scoring_checks.FIRST
 PARTS = sorted(
-    [*speed.AHEAD, *scoring_checks.PARTS, *training_checks.PARTS, *start_up.PARTS, *speed.PARTS],
+    [*speed.AHEAD, *scoring_checks.PARTS, *training_checks.PARTS, *speed.PARTS, *start_up.PARTS],
     key=lambda part: not part.shares,
 )
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
