@@ -12,8 +12,10 @@ fails or crashes does not stop the others, and the status is then 1; a part that
 """
 
 import os
+import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 # As in predict.py.
@@ -28,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.device_checks import scoring_checks, speed, start_up, training_checks
 from benchmarks.device_checks.runner import Bench, run_parts
 from featdistill import command_line
+from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError, within
 from featdistill.models.expert import versions
 from featdistill.training.run_folder import git_commit
@@ -60,6 +63,13 @@ def build_parser() -> Parser:
     return parser
 
 
+def _device(name: str | None) -> torch.device:
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is not a device; use cuda, cuda:1 or cpu") from error
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     parts = [
@@ -71,17 +81,28 @@ def main(argv: list[str] | None = None) -> int:
     if not parts:
         raise UserError("no part has such a title; --list shows them")
     if arguments.list:
-        for part in parts:
-            print(f"{part.seconds:4.0f} s  {part.name}")
+        for part in [FIRST, *parts]:
+            print(f"{part.seconds:4.0f} s  {part.name}{' (always)' if part is FIRST else ''}")
         return 0
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(arguments.device)
     if device.type == "cpu" and not arguments.tiny:
         raise UserError("without a GPU, use --tiny: the paper's experts would take hours")
+    out = Path(arguments.out) if arguments.out else None
+    if out and out.exists():
+        raise UserError(f"{out} already exists; choose another --out, or remove it")
+    # As an interrupt does, it ends the parts, too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(device, arguments.tiny, Path(folder), {"versions": versions(), "commit": git_commit()})
         print(", ".join(f"{key} {value}" for key, value in bench.facts.items()), flush=True)
-        out = Path(arguments.out) if arguments.out else None
-        results = run_parts([FIRST, *parts], bench, arguments.minutes, out, arguments.jobs)
+        if out:
+            write_json(out, bench.facts)
+        start = time.monotonic()
+        results = run_parts([FIRST], bench, arguments.minutes, out)
+        if results[0]["status"] == "FAILED":
+            return 1
+        left = arguments.minutes - (time.monotonic() - start) / 60
+        results = run_parts(parts, bench, left, out, arguments.jobs, results)
     counts = {
         status: sum(one["status"] == status for one in results) for status in ("ok", "skipped", "FAILED")
     }
@@ -89,5 +110,13 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if counts["FAILED"] else 0
 
 
+def _interruptible(argv: list[str] | None = None) -> int:
+    try:
+        return main(argv)
+    except KeyboardInterrupt:
+        print("interrupted; what was done is in --out", file=sys.stderr)
+        return 130
+
+
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(_interruptible)

@@ -4,7 +4,6 @@ A part that crashes, or after which the GPU does not answer, costs only itself. 
 one that has imported everything and must not have used the GPU.
 """
 
-import contextlib
 import copy
 import multiprocessing
 import os
@@ -20,6 +19,8 @@ import torch
 
 from featdistill.atomic import write_json
 from featdistill.models.weights import first_line
+
+_PATIENCE_S = 5
 
 
 class Skip(Exception):
@@ -88,18 +89,24 @@ class _Running:
 
 
 def run_parts(
-    parts: Sequence[Part], bench: Bench, minutes: float, report: Path | None, jobs: int = 1
+    parts: Sequence[Part],
+    bench: Bench,
+    minutes: float,
+    report: Path | None,
+    jobs: int = 1,
+    before: Sequence[dict] = (),
 ) -> list[dict]:
-    """Start parts in their order, print a line for each as it ends, and return their results.
+    """Start parts in their order, print a line for each as it ends, and return all results.
 
     A part that no longer fits into the time is left out, and the line says so. The report is written after
     each part, so that it holds something if the process is killed.
 
     Args:
         jobs: how many parts that share the device run at the same time.
+        before: results of earlier parts.
     """
     end = time.monotonic() + 60 * minutes
-    waiting, running, results = list(parts), [], []
+    waiting, running, results = list(parts), [], [*before]
 
     def finish(result: dict[str, Any]) -> None:
         results.append(result)
@@ -107,21 +114,24 @@ def run_parts(
         if report:
             write_json(report, bench.facts | {"parts": results})
 
-    while waiting or running:
-        while waiting and _has_room(waiting[0], running, jobs):
-            part, left = waiting.pop(0), end - time.monotonic()
-            if left < (0 if bench.tiny else part.seconds):
-                why = f"takes {part.seconds:.0f} s, {left:.0f} s are left"
-                finish({"part": part.name, "status": "skipped", "why": why, "seconds": 0.0})
-            else:
-                running.append(_start(part, bench, end))
-        nearest = min((one.limit for one in running), default=0) - time.monotonic()
-        answered = wait([one.pipe for one in running], max(0, nearest))
-        for one in list(running):
-            if one.pipe in answered or time.monotonic() >= one.limit:
-                running.remove(one)
-                result = _result(one, bench)
-                finish(result | {"seconds": round(time.monotonic() - one.began, 1)})
+    try:
+        while waiting or running:
+            while waiting and _has_room(waiting[0], running, jobs):
+                part, left = waiting.pop(0), max(0, end - time.monotonic())
+                if not left or (left < part.seconds and not bench.tiny):
+                    why = f"takes {part.seconds:.0f} s, {left:.0f} s are left"
+                    finish({"part": part.name, "status": "skipped", "why": why, "seconds": 0.0})
+                else:
+                    running.append(_start(part, bench, end))
+            nearest = min((one.limit for one in running), default=0) - time.monotonic()
+            answered = wait([one.pipe for one in running], max(0, nearest))
+            for one in list(running):
+                if one.pipe in answered or time.monotonic() >= one.limit:
+                    running.remove(one)
+                    result = _result(one, bench, end)
+                    finish(result | {"seconds": round(time.monotonic() - one.began, 1)})
+    finally:
+        _stop([one.process for one in running])
     return results
 
 
@@ -141,11 +151,13 @@ def _start(part: Part, bench: Bench, end: float) -> _Running:
     return _Running(part, process, ours, began, end if bench.tiny else min(began + 3 * part.seconds, end))
 
 
-def _result(one: _Running, bench: Bench) -> dict[str, Any]:
+def _result(one: _Running, bench: Bench, end: float) -> dict[str, Any]:
     """Return what the process of a part has answered; stop it and all that it has started."""
     result: dict[str, Any] = {"part": one.part.name, "status": "FAILED"}
     if not one.pipe.poll():
         result["why"] = f"stopped after {time.monotonic() - one.began:.0f} s"
+        if time.monotonic() >= end:
+            result |= {"status": "skipped", "why": f"{result['why']}: the time is over"}
     else:
         try:
             answer, facts = one.pipe.recv()
@@ -154,15 +166,35 @@ def _result(one: _Running, bench: Bench) -> dict[str, Any]:
         except EOFError:
             one.process.join()
             result["why"] = f"its process ended with status {one.process.exitcode}"
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(one.process.pid, signal.SIGKILL)
+    _stop([one.process])
     one.process.join()
     return result
+
+
+def _stop(processes: list[multiprocessing.Process]) -> None:
+    """Stop processes and all that they have started; a launcher gets the time to stop its own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + _PATIENCE_S
+        groups = [process for process in processes if _signal(process, number)]
+        for process in groups:
+            process.join(max(0, end - time.monotonic()))
+            while _signal(process, 0) and time.monotonic() < end:
+                time.sleep(0.02)
+
+
+def _signal(process: multiprocessing.Process, number: int) -> bool:
+    """Send a signal to the group of a process; return whether there is one."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _run(part: Part, bench: Bench, pipe: Connection) -> None:
     """Run a part in this process, which leads a group of its own, and send its result and the new facts."""
     os.setpgrp()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.manual_seed(0)
     bench = replace(bench, folder=bench.folder / str(os.getpid()), facts=dict(bench.facts))
     bench.folder.mkdir()

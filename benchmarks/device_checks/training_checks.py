@@ -212,7 +212,7 @@ def _in_processes(bench: Bench, name: str, world: int, settings: dict[str, str])
 
 @contextmanager
 def _killed_after(seconds: float, command: list[str], environment: dict) -> Iterator[tuple[int, str]]:
-    """Run a command in a group of processes that ends with it."""
+    """Run a command, which is told to end when its time is over."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -220,14 +220,14 @@ def _killed_after(seconds: float, command: list[str], environment: dict) -> Iter
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=seconds)
         yield process.returncode, output
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, 9)
+            # The launcher stops the processes that it has started.
+            process.terminate()
             process.wait()
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 
 from featdistill.command_line import UserError
+from featdistill.data.views import parse_tta
 from featdistill.inference.detector import Detector
 from featdistill.inference.flags import load_settings
+from featdistill.inference.fusion import parse_fusion
 from featdistill.inference.parts import VERDICTS
-from featdistill.inference.references import is_folder
+from featdistill.inference.references import card_of, is_folder
 from featdistill.records.manifest import checked
 from featdistill.records.parts import SUFFIX, Parts
 from featdistill.storage import Folder
@@ -63,11 +65,16 @@ def run(args: Namespace) -> int:
     parts, folder = Parts(args.manifest), Folder(args.out)
     if existing := [*folder.names(SUFFIX), *folder.names(RECORD)]:
         raise UserError(f"{args.out} already holds {existing[0]}; choose another --out")
+    experts = [os.path.abspath(name) if is_folder(name) else name for name in args.experts]
+    # Here, since the error of an actor comes with pages of Ray's own.
+    for name in experts:
+        card_of(name)
+    parse_fusion(args.fusion)
+    parse_tta(args.tta)
     if not ray.is_initialized():
         ray.init(address=args.address, log_to_driver=False)
     _check_resources(ray.cluster_resources(), args)
     settings = load_settings(args) | {"calibrator": args.calibrator}
-    experts = [os.path.abspath(name) if is_folder(name) else name for name in args.experts]
     rows = ray.data.read_parquet([parts.where(name) for name in parts.names])
     scores = rows.map_batches(
         Scorer,

@@ -128,7 +128,10 @@ def set_up_compiler(device: torch.device) -> None:
     It is kept in `TORCHINDUCTOR_CACHE_DIR`, by default below the user's cache folder (`XDG_CACHE_HOME`, or
     `~/.cache`), where PyTorch's own default is a temporary folder. PyTorch looks compiled code up without
     asking which attention kernels were preferred, so that is added to the key.
+
+    Dropout draws the masks that it draws without compiling.
     """
+    torch._inductor.config.fallback_random = True
     # PyTorch itself sets the variable when it is loaded.
     temporary = os.path.join(tempfile.gettempdir(), "torchinductor_")
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", temporary).startswith(temporary):

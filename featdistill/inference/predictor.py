@@ -229,6 +229,9 @@ def load_ensemble(
             name = _unused_name(stem, loaded)
             loaded[name], hashes[name] = expert, their_hashes[stem]
             folders[name] = Path(released) / f"{stem}.pth"
+    for name, other in itertools.combinations(hashes, 2):
+        if hashes[name] == hashes[other]:
+            _log.warning("experts %s and %s have the same weights: they count twice", name, other)
     if precision is None:
         computed_in = compute.choose_precision(None, chosen, loaded.values())
     sources = {}

@@ -250,6 +250,8 @@ def resolve(recipe_class: type[Recipe], arguments: argparse.Namespace) -> Recipe
     if not recipe.finetune.endswith("last_n"):
         reason = f"no effect with --finetune {recipe.finetune}, only with last_n and norms_last_n"
         refuse_flags(arguments, ["last_n"], reason)
+    if not recipe.gradient_checkpointing:
+        refuse_flags(arguments, ["checkpointing"], "no effect without --gradient-checkpointing")
     return recipe
 
 

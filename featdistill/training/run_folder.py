@@ -90,6 +90,10 @@ class RunFolder:
         """Write `run.json`."""
         atomic.write_json(self.path / "run.json", description)
 
+    def forget(self) -> None:
+        """Remove `run.json`: a run that took no step may begin with other settings in the same folder."""
+        (self.path / "run.json").unlink(missing_ok=True)
+
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
         with self._metrics.open("a", encoding="utf-8") as file:

@@ -126,7 +126,12 @@ def run(
             failure = str(error)
         raise_first(failure)
         top_tokens.choose(task, rows, clean, recipe, folder, accelerator, is_new=state is Claim.NEW)
-        status = trainer.fit()
+        try:
+            status = trainer.fit()
+        except UserError:
+            if state is Claim.NEW and not trainer.step and accelerator.is_main_process:
+                folder.forget()
+            raise
         end_group(accelerator, trainer)
         return status
 

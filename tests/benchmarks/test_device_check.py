@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,8 +119,43 @@ def test_the_times_of_a_run_are_those_of_the_lines_in_its_log(tmp_path, monkeypa
     assert figures == dict(zip(names, (4, 3.5, 1, 3), strict=True))
 
 
-def test_what_makes_no_sense_is_refused():
+def test_what_makes_no_sense_is_refused(tmp_path):
     with pytest.raises(UserError, match="no part has such a title"):
         device_check.main(["--only", "nothing of the kind"])
     with pytest.raises(UserError, match="without a GPU, use --tiny"):
         device_check.main(["--device", "cpu"])
+    with pytest.raises(UserError, match="--device foo is not a device"):
+        device_check.main(["--device", "foo", "--tiny"])
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(UserError, match=r"mine\.json already exists"):
+        device_check.main(["--device", "cpu", "--tiny", "--out", str(tmp_path / "mine.json")])
+
+
+def test_without_the_device_nothing_else_is_tried(monkeypatch, capsys):
+    def fail(bench):
+        raise ValueError("no such device")
+
+    monkeypatch.setattr(device_check, "FIRST", Part("device", 1, fail))
+    assert device_check.main(["--device", "cpu", "--tiny"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].endswith("ValueError: no such device")
+
+
+def test_an_interrupt_ends_all_that_parts_have_started(tmp_path):
+    def launch(bench):
+        child = subprocess.Popen(["sleep", "600"])
+        (tmp_path / "started").write_text(str(child.pid))
+        child.wait()
+
+    def interrupt(bench):
+        while not ((tmp_path / "started").is_file() and (tmp_path / "started").read_text()):
+            time.sleep(0.01)
+        os.kill(parent, signal.SIGINT)
+        time.sleep(600)
+
+    parent, bench = os.getpid(), Bench(torch.device("cpu"), True, tmp_path)
+    parts = [Part("a", 1, launch, shares=True), Part("b", 1, interrupt, shares=True)]
+    with pytest.raises(KeyboardInterrupt):
+        run_parts(parts, bench, 0.5, None, jobs=2)
+    # Ended, even if nobody has asked for its status.
+    stat = Path("/proc", (tmp_path / "started").read_text(), "stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"

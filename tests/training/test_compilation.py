@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -145,3 +146,19 @@ def test_compiled_blocks_with_selective_checkpointing_keep_less_and_have_the_sam
     found, kept_compiled = step()
     torch.testing.assert_close(found, gradients)
     assert 0 < kept_compiled < 0.8 * kept
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_compiled_dropout_draws_the_masks_of_eager_dropout(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config, "fallback_random", False)
+
+    def twice(values):
+        return torch.nn.functional.dropout(2 * values, 0.3, True)
+
+    compilation.compute.set_up_compiler(torch.device("cpu"))
+    drawn = []
+    for function in (twice, torch.compile(twice)):
+        torch.manual_seed(0)
+        drawn.append(function(torch.ones(64, 64)))
+    assert torch.equal(*drawn) and 0 < drawn[0].count_nonzero() < drawn[0].numel()

@@ -162,3 +162,10 @@ def test_fsdp_refuses_what_needs_whole_weights_before_the_run_begins(
         with pytest.raises(UserError, match=message):
             train.main([*SMALL, *sets, "--ema", "0.9", "--out", str(tmp_path / "run")])
         assert not (tmp_path / "run").exists()
+
+
+def test_a_run_refused_before_its_first_step_binds_nobody_to_its_settings(sets, tmp_path):
+    flags = [*SMALL, *sets, "--out", str(tmp_path / "run"), "--finetune", "last_n"]
+    with pytest.raises(UserError, match="last_n 99"):
+        train.main([*flags, "--last-n", "99"])
+    assert train.main([*flags, "--last-n", "1"]) == 0

@@ -184,6 +184,8 @@ def test_flags_of_another_kind_of_finetuning_are_refused():
     assert resolve(Recipe, *given, "--finetune", "lora").lora_rank == 4
     with pytest.raises(UserError, match="--last-n: no effect with --finetune norms, only with last_n and"):
         resolve(Recipe, "--recipe", "demo_clip_a", "--finetune", "norms", "--last-n", "2")
+    with pytest.raises(UserError, match="--checkpointing: no effect without --gradient-checkpointing"):
+        resolve(Recipe, "--recipe", "demo_clip_a", "--checkpointing", "selective")
     # What a recipe says about another kind does no harm: one on top may choose another.
     assert resolve(Recipe, "--recipe", "teams/shallow_real", "--finetune", "full").lora_rank == 32
 
