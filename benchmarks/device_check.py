@@ -98,11 +98,15 @@ def main(argv: list[str] | None = None) -> int:
         if out:
             write_json(out, bench.facts)
         start = time.monotonic()
-        results = run_parts([FIRST], bench, arguments.minutes, out)
-        if results[0]["status"] == "FAILED":
-            return 1
-        left = arguments.minutes - (time.monotonic() - start) / 60
-        results = run_parts(parts, bench, left, out, arguments.jobs, results)
+        try:
+            results = run_parts([FIRST], bench, arguments.minutes, out)
+            if results[0]["status"] == "FAILED":
+                return 1
+            left = arguments.minutes - (time.monotonic() - start) / 60
+            results = run_parts(parts, bench, left, out, arguments.jobs, results)
+        except KeyboardInterrupt:
+            print("interrupted" + (f"; what was done is in {out}" if out else ""), file=sys.stderr)
+            return 130
     counts = {
         status: sum(one["status"] == status for one in results) for status in ("ok", "skipped", "FAILED")
     }
@@ -110,13 +114,5 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if counts["FAILED"] else 0
 
 
-def _interruptible(argv: list[str] | None = None) -> int:
-    try:
-        return main(argv)
-    except KeyboardInterrupt:
-        print("interrupted; what was done is in --out", file=sys.stderr)
-        return 130
-
-
 if __name__ == "__main__":
-    command_line.run(_interruptible)
+    command_line.run(main)
