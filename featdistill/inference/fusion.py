@@ -96,6 +96,8 @@ def parse_fusion(text: str) -> Fusion:
         return Fusion(text)
     if Path(text).is_file():
         return read_fusion(text)
+    if "." in text or "/" in text:
+        raise UserError(f"--fusion {text} does not exist")
     raise UserError(
         f"unknown fusion '{text}'{nearest(text, METHODS)}; known: {', '.join(METHODS)}, or a file written by "
         "python -m featdistill fuse"
@@ -148,7 +150,7 @@ def read_fusion(path: str | Path) -> Fusion:
 def _normalized(weights: dict[str, float]) -> dict[str, float]:
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(f"the weight of expert {name} is {weight}; it must be 0 or more")
+            raise UserError(f"the weight of expert {name} is {weight}; it must be 0 or more, and finite")
     total = math.fsum(weights.values())
     if total <= 0:
         raise UserError("all weights are 0; give at least one expert a weight above 0")

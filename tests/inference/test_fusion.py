@@ -176,6 +176,8 @@ def test_a_fusion_is_named_by_its_method_or_its_file(tmp_path):
     assert parse_fusion(str(file)) == thirds
     with pytest.raises(UserError, match=r"'probability_man' .did you mean probability_mean"):
         parse_fusion("probability_man")
+    with pytest.raises(UserError, match=r"--fusion nope/fusion\.json does not exist"):
+        parse_fusion("nope/fusion.json")
 
 
 @pytest.mark.parametrize(
