@@ -321,11 +321,11 @@ def test_compiled_experts_are_run_once_at_the_batch_size(experts, monkeypatch, t
 def test_on_hopper_compiled_code_is_kept_apart_from_that_with_other_attention(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     before = torch.compiler.config.cache_key_tag
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", before)
-    for capability, is_ours in (((8, 0), False), ((9, 0), True)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
-        set_up_compiler(torch.device("cuda"))
-        assert (torch.compiler.config.cache_key_tag != before) == is_ours
+    with torch.compiler.config.patch(cache_key_tag=before):
+        for capability, is_ours in (((8, 0), False), ((9, 0), True)):
+            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+            set_up_compiler(torch.device("cuda"))
+            assert (torch.compiler.config.cache_key_tag != before) == is_ours
 
 
 def test_a_full_gpu_is_an_error_that_says_what_to_do():

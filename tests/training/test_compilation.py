@@ -151,14 +151,14 @@ def test_compiled_blocks_with_selective_checkpointing_keep_less_and_have_the_sam
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 def test_compiled_dropout_draws_the_masks_of_eager_dropout(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch._inductor.config, "fallback_random", False)
 
     def twice(values):
         return torch.nn.functional.dropout(2 * values, 0.3, True)
 
-    compilation.compute.set_up_compiler(torch.device("cpu"))
     drawn = []
-    for function in (twice, torch.compile(twice)):
-        torch.manual_seed(0)
-        drawn.append(function(torch.ones(64, 64)))
+    with torch._inductor.config.patch(fallback_random=False):
+        compilation.compute.set_up_compiler(torch.device("cpu"))
+        for function in (twice, torch.compile(twice)):
+            torch.manual_seed(0)
+            drawn.append(function(torch.ones(64, 64)))
     assert torch.equal(*drawn) and 0 < drawn[0].count_nonzero() < drawn[0].numel()
