@@ -48,7 +48,9 @@ def build_parser() -> Parser:
     parser = Parser(description="Check correctness, speed and memory on the GPU at hand.")
     parser.add_argument("--only", nargs="+", metavar="TITLE", help="parts whose titles contain one of these")
     parser.add_argument("--without", nargs="+", default=[], metavar="TITLE", help="leave out such parts")
-    parser.add_argument("--list", action="store_true", help="list the parts and what they take on an H200")
+    parser.add_argument(
+        "--list", action="store_true", help="list the parts and the seconds that they should take"
+    )
     positive = within(0, kind=float, exclusive=True)
     parser.add_argument("--minutes", type=positive, default=8, help="time for all of it (default: 8)")
     parser.add_argument(
