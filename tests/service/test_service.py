@@ -188,7 +188,7 @@ def test_a_full_queue_and_a_late_answer_have_their_statuses(slow):
         full = running.post(picture())
         assert full.status == 429 and full.headers["retry-after"] == "1"
         assert [answer.result().status for answer in late] == [504, 504]
-        assert running.service._queued == 0 and not running.service._batcher._waiting
+        until(lambda: running.service._queued == 0 and not running.service._batcher._waiting)
         event.set()
         assert running.post(picture()).status == 200
         assert running.metric('featdistill_requests_total{status="504"}') == 2
