@@ -23,7 +23,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Asking for a GPU must not begin to use it: parts run in processes that are forked.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,6 +31,7 @@ from benchmarks.device_checks.runner import Bench, run_parts
 from featdistill import command_line
 from featdistill.atomic import write_json
 from featdistill.command_line import Parser, UserError, within
+from featdistill.inference.compute import named_device
 from featdistill.models.expert import versions
 from featdistill.training.run_folder import git_commit
 
@@ -65,13 +65,6 @@ def build_parser() -> Parser:
     return parser
 
 
-def _device(name: str | None) -> torch.device:
-    try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"--device {name} is not a device; use cuda, cuda:1 or cpu") from error
-
-
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     parts = [
@@ -86,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         for part in [FIRST, *parts]:
             print(f"{part.seconds:4.0f} s  {part.name}{' (always)' if part is FIRST else ''}")
         return 0
-    device = _device(arguments.device)
+    device = named_device(arguments.device)
     if device.type == "cpu" and not arguments.tiny:
         raise UserError("without a GPU, use --tiny: the paper's experts would take hours")
     out = Path(arguments.out) if arguments.out else None

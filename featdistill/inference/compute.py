@@ -44,12 +44,17 @@ SMALLEST_BATCH, LARGEST_BATCH = 8, 128
 _SHARE_OF_FREE = 0.4
 
 
-def choose_device(name: str | None = None) -> torch.device:
-    """Return the device called `name`; by default a GPU if there is one, another for each local process."""
+def named_device(name: str | None = None) -> torch.device:
+    """Return the device called `name`, by default a GPU if there is one; it is not used yet."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise UserError(f"--device {name} is not a device; use cuda, cuda:1 or cpu") from error
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Return the device called `name`; by default a GPU if there is one, another for each local process."""
+    device = named_device(name)
     if device.type != "cuda":
         try:
             torch.zeros(1, device=device).item()
